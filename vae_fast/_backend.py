@@ -1,0 +1,82 @@
+"""Finds the compiled extension, says once when there is none, and knows which backend a call uses."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_BACKENDS = ("auto", "compiled", "reference")
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension module, or None and the reason."""
+    choice = os.environ.get("VAE_FAST_BACKEND", "auto").lower()
+    if choice not in _BACKENDS:
+        raise ValueError(f"VAE_FAST_BACKEND={choice!r}: expected one of {', '.join(_BACKENDS)}")
+    if choice == "reference":
+        return None, "VAE_FAST_BACKEND=reference"
+    reason = "the extension was not built (no C++ compiler at install time?)"
+    try:
+        from vae_fast import _built_for  # written by setup.py beside the extension
+
+        built, here = _built_for.TORCH, torch.__version__
+        # The C++ ABI of torch holds within a minor release: 2.13.0 and 2.13.1, CPU or CUDA builds apart.
+        if _abi(built) != _abi(here):
+            reason = f"the extension was built for torch {built} and this is torch {here}"
+        else:
+            from vae_fast import _C
+
+            return _C, ""
+    except ModuleNotFoundError as error:
+        if error.name not in ("vae_fast._C", "vae_fast._built_for"):
+            raise
+    except ImportError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError) or "cannot import name" not in str(error):
+            reason = f"the extension does not load: {error}"
+    message = f"vae_fast: {reason}"
+    if choice == "compiled":
+        raise ImportError(f"{message}. Reinstall with: pip install --no-build-isolation --force-reinstall --no-deps .")
+    warnings.warn(f"{message}; every function runs, slower, in plain torch (backend 'reference').", stacklevel=4)
+    return None, reason
+
+
+def _abi(version: str) -> tuple[list[str], str]:
+    number, _, local = version.partition("+")
+    return number.split(".")[:2], "cuda" if local.startswith("cu") else local
+
+
+C, reason_missing = _load()
+
+
+def kernels_apply() -> bool:
+    """Whether this call runs on the kernels: the extension is there and no ``torch.func`` transform is active.
+
+    ``torch.func`` transforms (grad, vmap, jvp, ...) go through the plain-torch formula, which supports all of them.
+    """
+    return C is not None and not torch._C._are_functorch_transforms_active()
+
+
+def build_info() -> dict[str, Any]:
+    """What was built and what is in use.
+
+    Returns:
+        ``backend`` ("compiled" or "reference"), ``reason`` (why not compiled, else ""), ``torch_built`` and ``torch``, ``cuda`` (the
+        toolkit the CUDA kernels were built with, or None), ``arch_list``, ``isa`` (instruction sets built in) and ``isa_in_use``, ``commit``.
+
+    Example:
+        >>> import vae_fast
+        >>> vae_fast.build_info()["backend"] in ("compiled", "reference")
+        True
+    """
+    info: dict[str, Any] = {"backend": "reference" if C is None else "compiled", "reason": reason_missing}
+    info |= {"torch_built": None, "torch": str(torch.__version__), "cuda": None, "arch_list": [], "isa": [], "isa_in_use": None, "commit": None}
+    if C is not None:
+        from vae_fast import _built_for
+
+        info |= {"torch_built": _built_for.TORCH, "cuda": _built_for.CUDA, "arch_list": list(_built_for.ARCH_LIST)}
+        info |= {"isa": list(C.isa_built()), "isa_in_use": C.isa_in_use(), "commit": _built_for.COMMIT}
+    return info

@@ -1,0 +1,19 @@
+"""The public functions; each is documented with its formula, shapes, units and reduction."""
+
+from vae_fast.functional.bernoulli import bernoulli_log_prob
+from vae_fast.functional.elbo import elbo, elbo_loss
+from vae_fast.functional.gaussian import gaussian_kl, gaussian_log_prob
+from vae_fast.functional.logsumexp import iwae_bound, logsumexp
+from vae_fast.functional.reparameterize import reparameterize, reparameterize_with_kl
+
+__all__ = [
+    "bernoulli_log_prob",
+    "elbo",
+    "elbo_loss",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "iwae_bound",
+    "logsumexp",
+    "reparameterize",
+    "reparameterize_with_kl",
+]

@@ -1,0 +1,72 @@
+"""The Bernoulli log-likelihood, in logit space or over probabilities, with four ways to clip."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from vae_fast.functional import _arguments as check
+from vae_fast.functional._dispatch import row_sum
+
+
+def bernoulli_log_prob(
+    x: Tensor,
+    logits: Tensor | None = None,
+    *,
+    probs: Tensor | None = None,
+    clip: str | None = None,
+    eps: float = 1e-9,
+    event_dim: int = 1,
+) -> Tensor:
+    r"""Bernoulli log-likelihood, in nats; targets may be grey values in [0, 1].
+
+    .. math:: \log p(x) = \sum_i x_i \log p_i + (1 - x_i) \log(1 - p_i), \qquad p = \sigma(\text{logits})
+
+    The exact form in logit space is ``x a - softplus(a)``, with derivative ``x - sigmoid(a)``. Clip modes:
+
+    - ``None``: exact; a pixel with ``x = 0, p = 0`` counts 0, and ``-inf`` comes only where the true value is ``-inf``.
+    - ``"clamp"``: ``p`` clipped to ``[eps, 1 - eps]`` with zero gradient where it clips (TensorFlow's ``clip_by_value``). In float32
+      ``1 - 1e-9`` is 1 and the textbook code gives ``log(0)``; here the logs are clipped (or the logit), so it is exact for any eps.
+    - ``"add"``: ``log(p + eps)`` and ``log(1 - p + eps)``.
+    - ``"bce"``: the value of ``F.binary_cross_entropy`` (logs floored at -100) and its gradient ``(x - p) / max(p (1 - p), 1e-12)``.
+
+    Args:
+        x: targets, any floating dtype, bool, or uint8 (read as ``x / 255`` inside the kernel), shape ``(*batch, *event)``.
+        logits: any floating dtype; same event shape, batch dimensions broadcast. Give this or ``probs``.
+        probs: probabilities in [0, 1]; outside, the result is NaN (``"clamp"`` clips them).
+        clip: None, ``"clamp"``, ``"add"`` or ``"bce"``.
+        eps: the constant of ``"clamp"`` and ``"add"``, in (0, 0.5).
+        event_dim: number of trailing dimensions that are summed (3 for images).
+
+    Returns:
+        float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in ``x``, ``logits``, ``probs``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> vae_fast.bernoulli_log_prob(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, -100.0]]))
+        tensor([-0.6931])
+    """
+    if (logits is None) == (probs is None):
+        came = "neither" if logits is None else "both"
+        raise ValueError(f"logits, probs: expected exactly one of them, got {came}")
+    recon, name = (logits, "logits") if logits is not None else (probs, "probs")
+    term, inputs = bernoulli_term(x, recon, name, clip, eps, event_dim)
+    return row_sum(term, inputs, eps, -math.inf, event_dim)
+
+
+def bernoulli_term(
+    x: Tensor, recon: Tensor | None, kind: str, clip: str | None, eps: float, event_dim: int, name: str | None = None
+) -> tuple[str, list[Tensor]]:
+    """Check a Bernoulli likelihood and name its kernel; ``kind`` is "logits" or "probs", ``name`` the caller's word for it."""
+    name = name or kind
+    x, recon = check.tensor("x", x, check.TARGETS), check.tensor(name, recon)
+    check.clip(clip, eps)
+    check.same_device(**{"x": x, name: recon})
+    check.event_dims("event_dim", event_dim, name, recon.shape)
+    check.same_event(event_dim, **{"x": x, name: recon})
+    check.broadcast(**{"x": x, name: recon})
+    return f"bernoulli_{kind}.{clip or 'none'}", [x, recon]

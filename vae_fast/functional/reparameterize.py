@@ -1,0 +1,148 @@
+"""Reparameterized sampling, alone or with the KL divergence in the same pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vae_fast import reference
+from vae_fast.functional import _arguments as check
+from vae_fast.functional._dispatch import kernels, row_sum
+from vae_fast.functional.gaussian import floor_of, kl_term
+
+
+def _check(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None,
+    generator: torch.Generator | None,
+    noise: Tensor | None,
+    shape: torch.Size,
+) -> None:
+    """``shape`` is the common shape of mu and logvar."""
+    if num_samples is not None:
+        check.positive_int("num_samples", num_samples)
+        shape = torch.Size((num_samples, *shape))
+    if noise is not None:
+        check.tensor("noise", noise)
+        check.same_device(noise=noise, mu=mu)
+        if noise.shape != shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}: expected {tuple(shape)}, the shape of the result")
+        if generator is not None:
+            raise ValueError("noise, generator: expected at most one of them, got both")
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+        if generator.device.type != mu.device.type:
+            raise ValueError(f"generator is on {generator.device}, mu is on {mu.device}: expected one device")
+
+
+def _noise(mu: Tensor, shape: torch.Size, num_samples: int | None, generator: torch.Generator | None) -> Tensor:
+    """The reference's own noise. Under ``torch.func`` it is torch's, which knows vmap's rules for randomness; else the kernels' noise."""
+    size = torch.Size(shape if num_samples is None else (num_samples, *shape))
+    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    if torch._C._are_functorch_transforms_active():
+        return torch.randn(size, dtype=dtype, device=mu.device, generator=generator)
+    state = reference.draw_rng_state(mu, generator)
+    return reference.philox_normal(state, size.numel()).to(dtype).view(size)
+
+
+def reparameterize(
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    scale: str = "logvar",
+    num_samples: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    r"""A differentiable sample ``z = mu + std * noise`` with noise from N(0, 1) (Kingma and Welling 2014, section 2.4).
+
+    The noise of element ``i`` of the result is a function of (seed, offset, i) alone, by Philox4x32-10: not of threads, instruction
+    set, device, dtype or memory layout. It is never stored: the backward pass draws it again. (seed, offset) come from torch's
+    generator, so ``torch.manual_seed``, ``fork_rng``, checkpointing and CUDA graphs act as on ``torch.randn``.
+
+    Args:
+        mu: mean, any floating dtype, any shape.
+        logvar: what ``scale`` says, broadcast against ``mu``.
+        scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``.
+        num_samples: None for one sample; S adds a leading dimension of S.
+        generator: where (seed, offset) come from; None is torch's default for the device.
+        noise: the caller's own noise, of the shape of the result; no gradient flows to it.
+
+    Returns:
+        shape of ``mu + logvar``, with a leading ``num_samples`` if given; the promoted dtype of ``mu`` and ``logvar``. Differentiable in both.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> vae_fast.reparameterize(torch.zeros(3, 2), torch.zeros(3, 2), num_samples=5).shape
+        torch.Size([5, 3, 2])
+    """
+    shape = check.gaussian(mu, logvar, None, None, scale)
+    _check(mu, logvar, num_samples, generator, noise, shape)
+    k = kernels()
+    if k is None:
+        noise = _noise(mu, shape, num_samples, generator) if noise is None else noise.detach()
+        return reference.reparameterize(mu, logvar, scale, num_samples, noise)
+    state = _traced_state(mu, generator, noise)
+    out: Tensor = k.reparameterize(mu, logvar, noise, state, generator, scale, num_samples or 0)
+    return out
+
+
+def reparameterize_with_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    scale: str = "logvar",
+    num_samples: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    event_dim: int = 1,
+    free_bits: float | None = None,
+    reduction: str = "none",
+) -> tuple[Tensor, Tensor]:
+    """:func:`reparameterize` and :func:`gaussian_kl` in one pass forward and one pass backward.
+
+    Args:
+        mu, logvar, scale, num_samples, generator, noise: as in :func:`reparameterize`.
+        prior_mu, prior_logvar, event_dim, free_bits, reduction: as in :func:`gaussian_kl`; the KL does not depend on ``num_samples``.
+
+    Returns:
+        ``(z, kl)``: the sample and the KL divergence in nats.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> z, kl = vae_fast.reparameterize_with_kl(torch.zeros(3, 2), torch.zeros(3, 2))
+        >>> z.shape, kl.shape
+        (torch.Size([3, 2]), torch.Size([3]))
+    """
+    shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
+    sample_shape = shape if prior_mu is None and prior_logvar is None else check.broadcast(mu=mu, logvar=logvar)
+    _check(mu, logvar, num_samples, generator, noise, sample_shape)
+    check.event_dims("event_dim", event_dim, "mu", shape)
+    check.one_of("reduction", reduction, check.REDUCTIONS)
+    floor = floor_of(free_bits)
+    name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
+    k = kernels()
+    if k is None or sample_shape != shape:  # a prior with more batch dimensions than the posterior: two passes
+        z = reparameterize(mu, logvar, scale=scale, num_samples=num_samples, generator=generator, noise=noise)
+        kl = row_sum(name, inputs, 0.0, floor, event_dim)
+    else:
+        state = _traced_state(mu, generator, noise)
+        z, kl = k.reparameterize_with_kl(inputs, noise, state, generator, name, num_samples or 0, floor, event_dim)
+    return z, reference.reduce(kl, reduction)
+
+
+def _traced_state(mu: Tensor, generator: torch.Generator | None, noise: Tensor | None) -> Tensor | None:
+    """Under torch.compile the seed is drawn by an op the compiler knows; eager kernels draw it themselves."""
+    if noise is None and torch.compiler.is_compiling():
+        return reference.draw_rng_state(mu, generator)
+    return None

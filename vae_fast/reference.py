@@ -1,0 +1,253 @@
+"""Every public function of :mod:`vae_fast.functional` in plain torch.
+
+This module is three things at once: the oracle the tests compare the kernels with (in float64), the backend that runs when the
+extension was not built, and the formula through which second derivatives and ``torch.func`` transforms go. It favours clarity
+over speed, but never over numerics: every formula is written so that no finite input gives NaN.
+
+Arguments arrive here already checked by :mod:`vae_fast.functional`; shapes broadcast as in torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+#: What the second tensor of a Gaussian may be; ``std = softplus(t)`` for ``"softplus"``.
+SCALES = ("logvar", "log_std", "std", "var", "softplus")
+#: Clip modes of the Bernoulli log-likelihood, by their name inside term names.
+CLIPS = ("none", "clamp", "add", "bce")
+#: The tensor that stands for a standard deviation of one, in each scale form.
+UNIT_SCALE = {"logvar": 0.0, "log_std": 0.0, "std": 1.0, "var": 1.0, "softplus": math.log(math.expm1(1.0))}
+
+
+def to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
+    """The value kernels compute with: float32 for halves and float32, float64 for float64; uint8 is ``t / 255``."""
+    dtype = torch.float64 if torch.float64 in (t.dtype, like) else torch.float32
+    return t.to(dtype) / 255.0 if t.dtype == torch.uint8 else t.to(dtype)
+
+
+def _compute_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    like = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return [to_compute(t, like) for t in tensors]
+
+
+def _sum_event(t: Tensor, event_dim: int) -> Tensor:
+    return t.flatten(-event_dim).sum(-1) if event_dim else t
+
+
+def reduce(t: Tensor, reduction: str) -> Tensor:
+    """``"none"``, ``"mean"`` or ``"sum"`` over every remaining (batch) dimension."""
+    return t if reduction == "none" else t.mean() if reduction == "mean" else t.sum()
+
+
+def softplus(t: Tensor) -> Tensor:
+    """``log(1 + e^t)`` for every t (``F.softplus`` turns linear at 20, an error of 2e-9)."""
+    return torch.logaddexp(t, torch.zeros_like(t))
+
+
+# --- scale forms -----------------------------------------------------------------------------------------------------
+
+
+def std(t: Tensor, scale: str) -> Tensor:
+    """The standard deviation that ``t`` stands for in the given form."""
+    if scale == "logvar":
+        return (0.5 * t).exp()
+    if scale == "log_std":
+        return t.exp()
+    if scale == "std":
+        return t
+    return t.sqrt() if scale == "var" else softplus(t)
+
+
+def log_std(t: Tensor, scale: str) -> Tensor:
+    """log of :func:`std`, without leaving the log domain where the form allows it."""
+    if scale == "logvar":
+        return 0.5 * t
+    if scale == "log_std":
+        return t
+    if scale == "std":
+        return t.log()
+    if scale == "var":
+        return 0.5 * t.log()
+    # log softplus(t) -> t - e^t/2 as t -> -inf, where softplus itself underflows. The unused branch of each `where` is fed a
+    # harmless value, or its gradient would be 0 * inf.
+    low = t < -10.0
+    tail = torch.where(low, t, torch.zeros_like(t))
+    body = torch.where(low, torch.zeros_like(t), t)
+    return torch.where(low, tail - 0.5 * tail.exp(), softplus(body).log())
+
+
+# --- elementwise terms -----------------------------------------------------------------------------------------------
+
+
+def _kl_element(mu: Tensor, s: Tensor, prior_mu: Tensor | None, prior_s: Tensor | None, scale: str) -> Tensor:
+    # KL(N(m, s^2) || N(p, t^2)) = (e^u - 1 - u + ((m - p) / t)^2) / 2 with u = 2 (log s - log t)
+    u = 2.0 * log_std(s, scale)
+    d = mu
+    if prior_s is not None:
+        log_t = log_std(prior_s, scale)
+        u = u - 2.0 * log_t
+    if prior_mu is not None:
+        d = mu - prior_mu
+    if prior_s is not None:
+        d = d * (-log_t).exp()
+    return 0.5 * (torch.expm1(u) - u + d * d)
+
+
+def _xlogy(x: Tensor, log_y: Tensor) -> Tensor:
+    # x * log_y with 0 * -inf = 0, in value and gradient
+    zero = x == 0
+    return torch.where(zero, torch.zeros_like(x), x * torch.where(zero, torch.zeros_like(log_y), log_y))
+
+
+def _bernoulli_logits_element(x: Tensor, a: Tensor, clip: str, eps: float) -> Tensor:
+    if clip == "clamp":
+        bound = math.log1p(-eps) - math.log(eps)
+        a = a.clamp(-bound, bound)
+    if clip in ("none", "clamp"):
+        # x log sigmoid(a) + (1 - x) log sigmoid(-a): no cancellation of x a against a
+        return -(x * softplus(-a) + (1.0 - x) * softplus(a))
+    p, q = torch.sigmoid(a), torch.sigmoid(-a)
+    if clip == "add":
+        return _xlogy(x, (p + eps).log()) + _xlogy(1.0 - x, (q + eps).log())
+    log_p, log_q = (-softplus(-a)).clamp(min=-100.0), (-softplus(a)).clamp(min=-100.0)
+    return _bce_element(x, p, q, log_p, log_q)
+
+
+def _bernoulli_probs_element(x: Tensor, p: Tensor, clip: str, eps: float) -> Tensor:
+    q = 1.0 - p
+    if clip == "bce":
+        return _bce_element(x, p, q, p.log().clamp(min=-100.0), torch.log1p(-p).clamp(min=-100.0))
+    if clip == "add":
+        return _xlogy(x, (p + eps).log()) + _xlogy(1.0 - x, (q + eps).log())
+    if clip == "clamp":
+        # Clip log p and log(1 - p), not p: in float32 1 - 1e-9 is 1, and log(1 - 1) is -inf.
+        low, high = p < eps, q < eps
+        inside = torch.where(low | high, torch.full_like(p, 0.5), p)
+        log_eps, log1m_eps = math.log(eps), math.log1p(-eps)
+        log_p = inside.log().masked_fill(low, log_eps).masked_fill(high, log1m_eps)
+        log_q = torch.log1p(-inside).masked_fill(low, log1m_eps).masked_fill(high, log_eps)
+        return x * log_p + (1.0 - x) * log_q
+    return _xlogy(x, p.masked_fill(x == 0, 0.5).log()) + _xlogy(1.0 - x, torch.log1p(-p.masked_fill(x == 1, 0.5)))
+
+
+def _bce_element(x: Tensor, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    # F.binary_cross_entropy floors both logs at -100 but differentiates as (x - p) / max(p q, 1e-12). Where p q < 1e-12 the
+    # value comes from the floored logs and the gradient from a line with that slope.
+    steep = p * q < 1e-12
+    half = torch.full_like(p, 0.5)
+    smooth = x * torch.where(steep, half, p).log() + (1.0 - x) * torch.where(steep, half, q).log()
+    line = (x.detach() * p - 0.5 * p * p) * 1e12
+    floored = x * log_p.detach() + (1.0 - x) * log_q.detach()
+    return torch.where(steep, floored + (line - line.detach()), smooth)
+
+
+def _gaussian_element(x: Tensor, mu: Tensor, s: Tensor | None, scale: str) -> Tensor:
+    # -log s - log(2 pi) / 2 - ((x - m) / s)^2 / 2
+    if s is None:
+        return -0.5 * (LOG_2PI + (x - mu) ** 2)
+    log_s = log_std(s, scale)
+    return -log_s - 0.5 * LOG_2PI - 0.5 * ((x - mu) * (-log_s).exp()) ** 2
+
+
+def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float, event_dim: int) -> Tensor:
+    """A row-summed term by the name the kernels know it by, e.g. ``"kl.logvar"`` or ``"bernoulli_logits.clamp"``.
+
+    ``inputs`` broadcast against each other; the last ``event_dim`` dimensions are summed. ``eps`` is the clip constant of the
+    Bernoulli terms and ``floor`` the least value of an element of the KL terms (free bits; ``-inf`` for none).
+    """
+    family, _, variant = name.partition(".")
+    args = _compute_all(inputs)
+    if family in ("kl", "kl_prior"):
+        mu, s, prior_mu, prior_s = (*args, None, None)[:4]
+        element = _kl_element(mu, s, prior_mu, prior_s, variant)
+        if floor != -math.inf:
+            element = element.clamp(min=floor)
+    elif family == "bernoulli_logits":
+        element = _bernoulli_logits_element(args[0], args[1], variant, eps)
+    elif family == "bernoulli_probs":
+        element = _bernoulli_probs_element(args[0], args[1], variant, eps)
+    elif family == "gaussian_unit":
+        element = _gaussian_element(args[0], args[1], None, "logvar")
+    else:
+        element = _gaussian_element(args[0], args[1], args[2], variant)
+    return _sum_event(element, event_dim)
+
+
+def elbo(
+    likelihood_inputs: Sequence[Tensor],
+    kl_inputs: Sequence[Tensor],
+    likelihood: str,
+    kl: str,
+    eps: float,
+    floor: float,
+    beta: float,
+    event_dim: int,
+    latent_dim: int,
+) -> Tensor:
+    """Row-summed likelihood minus ``beta`` times row-summed KL, one value per sample."""
+    log_prob = term(likelihood, likelihood_inputs, eps, floor, event_dim)
+    return log_prob - beta * term(kl, kl_inputs, eps, floor, latent_dim)
+
+
+# --- sampling --------------------------------------------------------------------------------------------------------
+
+_PHILOX_M = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_W = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+
+
+def philox_normal(rng_state: Tensor, numel: int) -> Tensor:
+    """The standard normal noise the kernels draw for elements ``0 .. numel - 1``, float64, to rounding.
+
+    Philox4x32-10 (Salmon et al., SC 2011, section 5.3) keyed by the seed ``rng_state[0]``; the counter of element ``i`` is
+    ``(offset / 4, i // 4)``, 64 bits each, which is cuRAND's layout (subsequence ``i // 4`` at ``offset``). Words 0, 1 and 2, 3 of a block make
+    two Box-Muller pairs: ``u = (w >> 1) + 1/2`` times 2^-31, ``r = sqrt(-2 log u_0)``, ``(r cos 2 pi u_1, r sin 2 pi u_1)``.
+    """
+    seed, offset = rng_state[0], torch.div(rng_state[1], 4, rounding_mode="floor")
+    block = torch.arange((numel + 3) // 4, dtype=torch.int64, device=rng_state.device)
+    low, high = (lambda t: t & _MASK), (lambda t: (t >> 32) & _MASK)
+    c = [low(offset).expand_as(block), high(offset).expand_as(block), low(block), high(block)]
+    k0, k1 = low(seed), high(seed)
+    for _ in range(10):
+        p0, p1 = _PHILOX_M[0] * c[0], _PHILOX_M[1] * c[2]
+        c = [high(p1) ^ c[1] ^ k0, low(p1), high(p0) ^ c[3] ^ k1, low(p0)]
+        k0, k1 = low(k0 + _PHILOX_W[0]), low(k1 + _PHILOX_W[1])
+    u = [((w >> 1).double() + 0.5) * 2.0**-31 for w in c]
+    r0, r1 = ((-2.0 * u[i].log()).sqrt() for i in (0, 2))
+    t0, t1 = (2.0 * math.pi * u[i] for i in (1, 3))
+    return torch.stack([r0 * t0.cos(), r0 * t0.sin(), r1 * t1.cos(), r1 * t1.sin()], dim=-1).flatten()[:numel]
+
+
+def draw_rng_state(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """(seed, offset) of one draw, taken from torch's generator: ``manual_seed``, ``fork_rng`` and CUDA graphs act on it."""
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=like.device, generator=generator) & ~3
+
+
+def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, noise: Tensor) -> Tensor:
+    """``mu + std * noise`` in the promoted dtype of ``mu`` and ``s``; ``noise`` has the shape of the result."""
+    dtype = torch.promote_types(mu.dtype, s.dtype)
+    m, t, e = _compute_all([mu, s, noise])
+    return (m + std(t, scale) * e).to(dtype)
+
+
+# --- log-sum-exp -----------------------------------------------------------------------------------------------------
+
+
+def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
+    """``log sum_k w_k e^{a_k}`` over ``dim``; entries of weight zero are left out whatever their ``a`` is."""
+    if weights is None:
+        (a,) = _compute_all([a])
+        return torch.logsumexp(a, dim)
+    a, w = _compute_all([a, weights])
+    a, w = torch.broadcast_tensors(a, w)
+    top = torch.where(w != 0, a.detach(), -math.inf).amax(dim, keepdim=True)
+    top = torch.where(top.isfinite(), top, torch.zeros_like(top))
+    # An entry of weight zero may lie far above `top`; the bound keeps 0 * inf out of the sum.
+    e = (a - top).clamp(max=80.0 if a.dtype == torch.float32 else 700.0).exp()
+    return ((w * e).sum(dim, keepdim=True).log() + top).squeeze(dim)
