@@ -206,10 +206,11 @@ def philox_normal(rng_state: Tensor, numel: int) -> Tensor:
     """The standard normal noise the kernels draw for elements ``0 .. numel - 1``, float64, to rounding.
 
     Philox4x32-10 (Salmon et al., SC 2011, section 5.3) keyed by the seed ``rng_state[0]``; the counter of element ``i`` is
-    ``(offset / 4, i // 4)``, 64 bits each, which is cuRAND's layout (subsequence ``i // 4`` at ``offset``). Words 0, 1 and 2, 3 of a block make
-    two Box-Muller pairs: ``u = (w >> 1) + 1/2`` times 2^-31, ``r = sqrt(-2 log u_0)``, ``(r cos 2 pi u_1, r sin 2 pi u_1)``.
+    ``(offset / 4, i // 4)``, 64 bits each, which is cuRAND's layout (subsequence ``i // 4`` at ``offset``). Words 0, 1 and 2, 3 of a
+    block make two Box-Muller pairs ``(r cos 2 pi u_1, r sin 2 pi u_1)`` with ``r = sqrt(-2 log u_0)``, ``u_0 = ((w >> 1) + 1/2) 2^-31``
+    rounded to float32 on the way, and ``u_1 = (w >> 1) 2^-31``.
     """
-    seed, offset = rng_state[0], torch.div(rng_state[1], 4, rounding_mode="floor")
+    seed, offset = rng_state[0], (rng_state[1] >> 2) & (2**62 - 1)
     block = torch.arange((numel + 3) // 4, dtype=torch.int64, device=rng_state.device)
     low, high = (lambda t: t & _MASK), (lambda t: (t >> 32) & _MASK)
     c = [low(offset).expand_as(block), high(offset).expand_as(block), low(block), high(block)]
@@ -218,9 +219,8 @@ def philox_normal(rng_state: Tensor, numel: int) -> Tensor:
         p0, p1 = _PHILOX_M[0] * c[0], _PHILOX_M[1] * c[2]
         c = [high(p1) ^ c[1] ^ k0, low(p1), high(p0) ^ c[3] ^ k1, low(p0)]
         k0, k1 = low(k0 + _PHILOX_W[0]), low(k1 + _PHILOX_W[1])
-    u = [((w >> 1).double() + 0.5) * 2.0**-31 for w in c]
-    r0, r1 = ((-2.0 * u[i].log()).sqrt() for i in (0, 2))
-    t0, t1 = (2.0 * math.pi * u[i] for i in (1, 3))
+    r0, r1 = ((-2.0 * (((c[i] >> 1).float() + 0.5) * 2.0**-31).double().log()).sqrt() for i in (0, 2))
+    t0, t1 = (2.0 * math.pi * 2.0**-31 * (c[i] >> 1).double() for i in (1, 3))
     return torch.stack([r0 * t0.cos(), r0 * t0.sin(), r1 * t1.cos(), r1 * t1.sin()], dim=-1).flatten()[:numel]
 
 

@@ -1,0 +1,151 @@
+// exp, log, log1p and their kin. In float on the host they are polynomials that the compiler vectorises (the coefficients come from
+// tools/fit_polynomials.py); in double, and where the device has its own accurate function, they are the library's.
+#pragma once
+
+#include "portable.h"
+
+VF_MATH_BEGIN
+
+VF_INLINE double exp(double x) { return ::exp(x); }
+VF_INLINE double log(double x) { return ::log(x); }
+VF_INLINE double log1p(double x) { return ::log1p(x); }
+VF_INLINE double sqrt(double x) { return ::sqrt(x); }
+VF_INLINE float sqrt(float x) { return ::sqrtf(x); }
+VF_INLINE double abs(double x) { return ::fabs(x); }
+VF_INLINE float abs(float x) { return ::fabsf(x); }
+
+/// 2^k for k in [-126, 127].
+VF_INLINE float exp2_int(int32_t k) { return bits_to<float>((k + 127) << 23); }
+
+/// e^x to 2 ulp; 0 below -104, infinity above 89, NaN for NaN.
+VF_INLINE float exp(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(x);
+#else
+  x = x < -104.0f ? -104.0f : x;  // written so that NaN passes through
+  x = x > 89.0f ? 89.0f : x;
+  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the low bits
+  const float n = fma(x, 1.44269504f, shift);
+  const float k = n - shift;
+  float r = fma(k, -0.693359375f, x);  // log 2 in two parts, the first exact in a product with k
+  r = fma(k, 2.12194440e-4f, r);
+  float p = fma(0.00139261817f, r, 0.008363178f);
+  p = fma(p, r, 0.0416665561f);
+  p = fma(p, r, 0.166665763f);
+  p = fma(p, r, 0.5f);
+  p = fma(p * r, r, r) + 1.0f;
+  // 2^k in two factors, since k reaches -150 and 128
+  const int32_t i = bits_to<int32_t>(n) - bits_to<int32_t>(shift);
+  const int32_t half = i >> 1;
+  return p * exp2_int(half) * exp2_int(i - half);
+#endif
+}
+
+/// e^u - 1 - u, given e^u: relative accuracy kept where it is tiny (a posterior near its prior).
+VF_INLINE float exp_minus_1_minus(float u, float exp_u) {
+  float p = fma(2.49224358e-05f, u, 0.000199621762f);
+  p = fma(p, u, 0.00138887379f);
+  p = fma(p, u, 0.00833318196f);
+  p = fma(p, u, 0.0416666679f);
+  p = fma(p, u, 0.166666672f);
+  p = fma(p, u, 0.5f);
+  return abs(u) < 0.5f ? p * u * u : exp_u - 1.0f - u;
+}
+VF_INLINE double exp_minus_1_minus(double u, double exp_u) {
+  const double small = ::expm1(u) - u;
+  return abs(u) < 0.5 ? small : exp_u - 1.0 - u;
+}
+
+/// log(m) for m = 1 + f in [sqrt(1/2), sqrt(2)], by products and sums that round alike everywhere.
+VF_INLINE float log_mantissa(float f) {
+  float p = 0.0696975365f;
+  p = add_rn(mul_rn(p, f), -0.114791878f);
+  p = add_rn(mul_rn(p, f), 0.116857961f);
+  p = add_rn(mul_rn(p, f), -0.124257766f);
+  p = add_rn(mul_rn(p, f), 0.142490327f);
+  p = add_rn(mul_rn(p, f), -0.166677982f);
+  p = add_rn(mul_rn(p, f), 0.20000717f);
+  p = add_rn(mul_rn(p, f), -0.24999997f);
+  p = add_rn(mul_rn(p, f), 0.333333313f);
+  const float ff = mul_rn(f, f);
+  return add_rn(f, add_rn(mul_rn(-0.5f, ff), mul_rn(mul_rn(ff, f), p)));
+}
+
+/// log(x) for positive normal x, the same bits on every host and device.
+VF_INLINE float log_rn(float x) {
+  const int32_t i = bits_to<int32_t>(x) - 0x3f3504f3;  // sqrt(1/2): the mantissa then lies in [sqrt(1/2), sqrt(2))
+  const float e = static_cast<float>(i >> 23);
+  const float m = bits_to<float>((i & 0x007fffff) + 0x3f3504f3);
+  const float l = add_rn(log_mantissa(add_rn(m, -1.0f)), mul_rn(e, -2.12194440e-4f));
+  return add_rn(mul_rn(e, 0.693359375f), l);
+}
+
+/// log(x) to 2 ulp for every float: -inf at 0, NaN below, infinity at infinity.
+VF_INLINE float log(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::logf(x);
+#else
+  const bool tiny = x < 1.17549435e-38f;
+  const float l = log_rn(tiny ? x * 33554432.0f : x) - (tiny ? 17.3286795f : 0.0f);  // 25 log 2
+  const float inf = infinity<float>();
+  const float positive = x < inf ? l : x;  // infinity and NaN are their own logarithm
+  return x > 0.0f ? positive : (x == 0.0f ? -inf : (x < 0.0f ? inf - inf : x));
+#endif
+}
+
+/// log(1 + y) for y > -1, to 2 ulp; -inf at -1.
+VF_INLINE float log1p(float y) {
+#if defined(__CUDA_ARCH__)
+  return ::log1pf(y);
+#else
+  const float u = 1.0f + y;
+  const float lost = y - (u - 1.0f);  // what the sum dropped; log(u + lost) = log(u) + lost / u
+  const float l = log(u);
+  return u > 0.0f ? l + lost / u : l;
+#endif
+}
+
+/// log(1 + e) for e in [0, 1].
+VF_INLINE float log1p_unit(float e) {
+  float p = fma(-0.00317605701f, e, 0.0195425265f);
+  p = fma(p, e, -0.0563736111f);
+  p = fma(p, e, 0.105436236f);
+  p = fma(p, e, -0.152696669f);
+  p = fma(p, e, 0.196632743f);
+  p = fma(p, e, -0.249516159f);
+  p = fma(p, e, 0.333297104f);
+  p = fma(p, e, -0.499998927f);
+  return fma(p * e, e, e);
+}
+VF_INLINE double log1p_unit(double e) { return ::log1p(e); }
+
+/// 1 / x for x in [1, 2]; the device's fast division is within 2 ulp there.
+VF_INLINE float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, x);
+#else
+  return 1.0f / x;
+#endif
+}
+VF_INLINE double reciprocal(double x) { return 1.0 / x; }
+
+/// sigmoid(a), sigmoid(-a) and softplus(-|a|) from one exponential, each with full relative accuracy.
+template <typename T>
+struct Logistic {
+  T p, q, log1p_e;
+  VF_INLINE explicit Logistic(T a) {
+    const T e = exp(-abs(a));
+    const T r = reciprocal(T(1) + e), er = e * r;
+    p = a >= T(0) ? r : er;
+    q = a >= T(0) ? er : r;
+    log1p_e = log1p_unit(e);
+  }
+};
+
+/// log(1 + e^t).
+template <typename T>
+VF_INLINE T softplus(T t) {
+  return (t > T(0) ? t : T(0)) + log1p_unit(exp(-abs(t)));
+}
+
+VF_MATH_END
