@@ -50,7 +50,7 @@ struct RowIndex {
 #if defined(__CUDACC__)
   __host__ __device__ __forceinline__
 #else
-  inline
+  inline __attribute__((always_inline))
 #endif
       int64_t
       operator()(int64_t row) const {

@@ -50,6 +50,8 @@ def _abi(version: str) -> tuple[list[str], str]:
 
 
 C, reason_missing = _load()
+if C is not None:
+    from vae_fast import _library  # noqa: F401  registers fake tensors and second derivatives
 
 
 def kernels_apply() -> bool:
@@ -78,5 +80,5 @@ def build_info() -> dict[str, Any]:
         from vae_fast import _built_for
 
         info |= {"torch_built": _built_for.TORCH, "cuda": _built_for.CUDA, "arch_list": list(_built_for.ARCH_LIST)}
-        info |= {"isa": list(C.isa_built()), "isa_in_use": C.isa_in_use(), "commit": _built_for.COMMIT}
+        info |= {"isa": list(C.isa_available()), "isa_in_use": C.isa_in_use(), "commit": _built_for.COMMIT}
     return info

@@ -99,12 +99,6 @@ def _kl_element(mu: Tensor, s: Tensor, prior_mu: Tensor | None, prior_s: Tensor 
     return 0.5 * (torch.expm1(u) - u + d * d)
 
 
-def _xlogy(x: Tensor, log_y: Tensor) -> Tensor:
-    # x * log_y with 0 * -inf = 0, in value and gradient
-    zero = x == 0
-    return torch.where(zero, torch.zeros_like(x), x * torch.where(zero, torch.zeros_like(log_y), log_y))
-
-
 def _bernoulli_logits_element(x: Tensor, a: Tensor, clip: str, eps: float) -> Tensor:
     if clip == "clamp":
         bound = math.log1p(-eps) - math.log(eps)
@@ -114,7 +108,7 @@ def _bernoulli_logits_element(x: Tensor, a: Tensor, clip: str, eps: float) -> Te
         return -(x * softplus(-a) + (1.0 - x) * softplus(a))
     p, q = torch.sigmoid(a), torch.sigmoid(-a)
     if clip == "add":
-        return _xlogy(x, (p + eps).log()) + _xlogy(1.0 - x, (q + eps).log())
+        return x * (p + eps).log() + (1.0 - x) * (q + eps).log()
     log_p, log_q = (-softplus(-a)).clamp(min=-100.0), (-softplus(a)).clamp(min=-100.0)
     return _bce_element(x, p, q, log_p, log_q)
 
@@ -124,7 +118,7 @@ def _bernoulli_probs_element(x: Tensor, p: Tensor, clip: str, eps: float) -> Ten
     if clip == "bce":
         return _bce_element(x, p, q, p.log().clamp(min=-100.0), torch.log1p(-p).clamp(min=-100.0))
     if clip == "add":
-        return _xlogy(x, (p + eps).log()) + _xlogy(1.0 - x, (q + eps).log())
+        return x * (p + eps).log() + (1.0 - x) * (q + eps).log()
     if clip == "clamp":
         # Clip log p and log(1 - p), not p: in float32 1 - 1e-9 is 1, and log(1 - 1) is -inf.
         low, high = p < eps, q < eps
@@ -133,7 +127,10 @@ def _bernoulli_probs_element(x: Tensor, p: Tensor, clip: str, eps: float) -> Ten
         log_p = inside.log().masked_fill(low, log_eps).masked_fill(high, log1m_eps)
         log_q = torch.log1p(-inside).masked_fill(low, log1m_eps).masked_fill(high, log_eps)
         return x * log_p + (1.0 - x) * log_q
-    return _xlogy(x, p.masked_fill(x == 0, 0.5).log()) + _xlogy(1.0 - x, torch.log1p(-p.masked_fill(x == 1, 0.5)))
+    # 0 log 0 = 0, in the value and in the derivative in p
+    log_p = p.masked_fill((x == 0) & (p == 0), 0.5).log()
+    log_q = torch.log1p(-p.masked_fill((x == 1) & (p == 1), 0.5))
+    return x * log_p + (1.0 - x) * log_q
 
 
 def _bce_element(x: Tensor, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ struct BernoulliLogits {
       const Logistic<T> s(a);
       const T p = s.p + params.eps, q = s.q + params.eps;
       const T log_p = log(p), log_q = log(q);
-      value = xlogy(x, log_p) + xlogy(y, log_q);
+      value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
-      d[1] = (xovery(x, p) - xovery(y, q)) * (s.p * s.q);
+      d[1] = (x / p - y / q) * (s.p * s.q);
     } else {
       const Logistic<T> s(a);
       const T log_p = at_least((a < T(0) ? a : T(0)) - s.log1p_e, T(-100));
@@ -78,19 +78,24 @@ struct BernoulliProbs {
       d[0] = log_p - log_q;
       d[1] = xovery(x, p) - xovery(y, q);
     } else if constexpr (clip == Clip::kClamp) {
-      const bool low = p < params.eps, high = q < params.eps;
-      const T safe = low || high ? T(0.5) : p, safe_q = low || high ? T(0.5) : q;
-      const T log_p = low ? params.log_eps : (high ? params.log1m_eps : log(safe));
-      const T log_q = low ? params.log1m_eps : (high ? params.log_eps : log1p(-safe));
-      value = x * log_p + y * log_q;
-      d[0] = log_p - log_q;
-      d[1] = low || high ? T(0) : (x - safe) / (safe * safe_q);
+      T c = p < params.eps ? params.eps : p;  // written so that NaN passes through
+      c = c > params.one_minus_eps ? params.one_minus_eps : c;
+      const T one_minus_c = T(1) - c;
+      const T c_bar = one_minus_c < params.eps ? params.eps : one_minus_c;
+      const T r = T(1) / (c * c_bar);
+      const T log_c = log_normal_fused(c);
+      // log(1 - c) to first order in what the difference lost; beyond c = 1/2 it loses nothing, and c_bar may be eps
+      const T lost = c < T(0.5) ? (T(1) - one_minus_c) - c : T(0);
+      const T log_c_bar = log_normal_fused(c_bar) + lost * (r * c);
+      value = x * log_c + y * log_c_bar;
+      d[0] = log_c - log_c_bar;
+      d[1] = p < params.eps || q < params.eps ? T(0) : (x - c) * r;
     } else if constexpr (clip == Clip::kAdd) {
       const T p_eps = p + params.eps, q_eps = q + params.eps;
       const T log_p = log(p_eps), log_q = log(q_eps);
-      value = xlogy(x, log_p) + xlogy(y, log_q);
+      value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
-      d[1] = xovery(x, p_eps) - xovery(y, q_eps);
+      d[1] = x / p_eps - y / q_eps;
     } else {
       const T log_p = at_least(log(p), T(-100)), log_q = at_least(log1p(-p), T(-100));
       value = x * log_p + y * log_q;

@@ -15,7 +15,22 @@ VF_INLINE double abs(double x) { return ::fabs(x); }
 VF_INLINE float abs(float x) { return ::fabsf(x); }
 
 /// 2^k for k in [-126, 127].
-VF_INLINE float exp2_int(int32_t k) { return bits_to<float>((k + 127) << 23); }
+VF_INLINE float exp2_int(int32_t k) { return bits_to<float>((static_cast<uint32_t>(k) + 127u) << 23); }
+
+/// e^x = 2^k p for |x| < 104: p in [0.7, 1.42] and the integer k.
+VF_INLINE float exp_parts(float x, int32_t& k) {
+  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the low bits
+  const float n = fma(x, 1.44269504f, shift);
+  const float kf = n - shift;
+  float r = fma(kf, -0.693359375f, x);  // log 2 in two parts, the first exact in a product with k
+  r = fma(kf, 2.12194440e-4f, r);
+  float p = fma(0.00139261817f, r, 0.008363178f);
+  p = fma(p, r, 0.0416665561f);
+  p = fma(p, r, 0.166665763f);
+  p = fma(p, r, 0.5f);
+  k = static_cast<int32_t>(bits_to<uint32_t>(n) - bits_to<uint32_t>(shift));
+  return fma(p * r, r, r) + 1.0f;
+}
 
 /// e^x to 2 ulp; 0 below -104, infinity above 89, NaN for NaN.
 VF_INLINE float exp(float x) {
@@ -24,22 +39,24 @@ VF_INLINE float exp(float x) {
 #else
   x = x < -104.0f ? -104.0f : x;  // written so that NaN passes through
   x = x > 89.0f ? 89.0f : x;
-  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the low bits
-  const float n = fma(x, 1.44269504f, shift);
-  const float k = n - shift;
-  float r = fma(k, -0.693359375f, x);  // log 2 in two parts, the first exact in a product with k
-  r = fma(k, 2.12194440e-4f, r);
-  float p = fma(0.00139261817f, r, 0.008363178f);
-  p = fma(p, r, 0.0416665561f);
-  p = fma(p, r, 0.166665763f);
-  p = fma(p, r, 0.5f);
-  p = fma(p * r, r, r) + 1.0f;
-  // 2^k in two factors, since k reaches -150 and 128
-  const int32_t i = bits_to<int32_t>(n) - bits_to<int32_t>(shift);
-  const int32_t half = i >> 1;
-  return p * exp2_int(half) * exp2_int(i - half);
+  int32_t k;
+  const float p = exp_parts(x, k);
+  const int32_t half = k >> 1;  // 2^k in two factors, since k reaches -150 and 128
+  return p * exp2_int(half) * exp2_int(k - half);
 #endif
 }
+
+/// e^-|a| to 2 ulp, where it is a normal number, and 0 below.
+VF_INLINE float exp_minus_abs(float a) {
+#if defined(__CUDA_ARCH__)
+  return ::expf(-::fabsf(a));
+#else
+  int32_t k;
+  const float x = -abs(a), p = exp_parts(x, k);
+  return x < -87.0f ? 0.0f : p * exp2_int(k);
+#endif
+}
+VF_INLINE double exp_minus_abs(double a) { return ::exp(-::fabs(a)); }
 
 /// e^u - 1 - u, given e^u: relative accuracy kept where it is tiny (a posterior near its prior).
 VF_INLINE float exp_minus_1_minus(float u, float exp_u) {
@@ -56,28 +73,42 @@ VF_INLINE double exp_minus_1_minus(double u, double exp_u) {
   return abs(u) < 0.5 ? small : exp_u - 1.0 - u;
 }
 
-/// log(m) for m = 1 + f in [sqrt(1/2), sqrt(2)], by products and sums that round alike everywhere.
-VF_INLINE float log_mantissa(float f) {
-  float p = 0.0696975365f;
-  p = add_rn(mul_rn(p, f), -0.114791878f);
-  p = add_rn(mul_rn(p, f), 0.116857961f);
-  p = add_rn(mul_rn(p, f), -0.124257766f);
-  p = add_rn(mul_rn(p, f), 0.142490327f);
-  p = add_rn(mul_rn(p, f), -0.166677982f);
-  p = add_rn(mul_rn(p, f), 0.20000717f);
-  p = add_rn(mul_rn(p, f), -0.24999997f);
-  p = add_rn(mul_rn(p, f), 0.333333313f);
-  const float ff = mul_rn(f, f);
-  return add_rn(f, add_rn(mul_rn(-0.5f, ff), mul_rn(mul_rn(ff, f), p)));
-}
+/// How a polynomial is evaluated: fused where the machine can, or fused everywhere, so that every machine gets the same bits (a call of the C library where the
+/// instruction is missing, which is x86 before 2013).
+struct Fused {
+  VF_INLINE static float madd(float a, float b, float c) { return fma(a, b, c); }
+};
+struct Portable {
+  VF_INLINE static float madd(float a, float b, float c) { return fma_rn(a, b, c); }
+};
 
-/// log(x) for positive normal x, the same bits on every host and device.
-VF_INLINE float log_rn(float x) {
-  const int32_t i = bits_to<int32_t>(x) - 0x3f3504f3;  // sqrt(1/2): the mantissa then lies in [sqrt(1/2), sqrt(2))
-  const float e = static_cast<float>(i >> 23);
-  const float m = bits_to<float>((i & 0x007fffff) + 0x3f3504f3);
-  const float l = add_rn(log_mantissa(add_rn(m, -1.0f)), mul_rn(e, -2.12194440e-4f));
-  return add_rn(mul_rn(e, 0.693359375f), l);
+/// log(x) for positive normal x, to 2 ulp.
+template <class Arithmetic>
+VF_INLINE float log_normal(float x) {
+  const uint32_t i = bits_to<uint32_t>(x) - 0x3f3504f3u;  // sqrt(1/2): the mantissa then lies in [sqrt(1/2), sqrt(2))
+  const float e = static_cast<float>(static_cast<int32_t>(i) >> 23);
+  const float f = add_rn(bits_to<float>((i & 0x007fffffu) + 0x3f3504f3u), -1.0f);
+  float p = 0.0696975365f;
+  p = Arithmetic::madd(p, f, -0.114791878f);
+  p = Arithmetic::madd(p, f, 0.116857961f);
+  p = Arithmetic::madd(p, f, -0.124257766f);
+  p = Arithmetic::madd(p, f, 0.142490327f);
+  p = Arithmetic::madd(p, f, -0.166677982f);
+  p = Arithmetic::madd(p, f, 0.20000717f);
+  p = Arithmetic::madd(p, f, -0.24999997f);
+  p = Arithmetic::madd(p, f, 0.333333313f);
+  const float ff = mul_rn(f, f);
+  // e log 2 + f - f^2 / 2 + f^3 p, smallest first; log 2 in two parts, the first exact in a product with e
+  const float tail = Arithmetic::madd(e, -2.12194440e-4f, Arithmetic::madd(mul_rn(ff, f), p, mul_rn(-0.5f, ff)));
+  return Arithmetic::madd(e, 0.693359375f, add_rn(f, tail));
+}
+VF_INLINE double log_normal_fused(double x) { return ::log(x); }
+VF_INLINE float log_normal_fused(float x) {
+#if defined(__CUDA_ARCH__)
+  return ::logf(x);
+#else
+  return log_normal<Fused>(x);
+#endif
 }
 
 /// log(x) to 2 ulp for every float: -inf at 0, NaN below, infinity at infinity.
@@ -86,7 +117,7 @@ VF_INLINE float log(float x) {
   return ::logf(x);
 #else
   const bool tiny = x < 1.17549435e-38f;
-  const float l = log_rn(tiny ? x * 33554432.0f : x) - (tiny ? 17.3286795f : 0.0f);  // 25 log 2
+  const float l = log_normal<Fused>(tiny ? x * 33554432.0f : x) - (tiny ? 17.3286795f : 0.0f);  // 25 log 2
   const float inf = infinity<float>();
   const float positive = x < inf ? l : x;  // infinity and NaN are their own logarithm
   return x > 0.0f ? positive : (x == 0.0f ? -inf : (x < 0.0f ? inf - inf : x));
@@ -134,7 +165,7 @@ template <typename T>
 struct Logistic {
   T p, q, log1p_e;
   VF_INLINE explicit Logistic(T a) {
-    const T e = exp(-abs(a));
+    const T e = exp_minus_abs(a);
     const T r = reciprocal(T(1) + e), er = e * r;
     p = a >= T(0) ? r : er;
     q = a >= T(0) ? er : r;
@@ -145,7 +176,7 @@ struct Logistic {
 /// log(1 + e^t).
 template <typename T>
 VF_INLINE T softplus(T t) {
-  return (t > T(0) ? t : T(0)) + log1p_unit(exp(-abs(t)));
+  return (t > T(0) ? t : T(0)) + log1p_unit(exp_minus_abs(t));
 }
 
 VF_MATH_END

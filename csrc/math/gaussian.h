@@ -15,6 +15,13 @@ struct Kl {
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxInputs], const TermParams<T>& params, T& value, T (&d)[kMaxInputs]) {
     const Scale<form, T> q(in[1]);
+    eval(in, q, q.std(), params, value, d);
+  }
+
+  /// The same, given the posterior's scale and standard deviation, which sampling needs too.
+  template <typename T>
+  VF_INLINE static void eval(const T (&in)[kMaxInputs], const Scale<form, T>& q, T std, const TermParams<T>& params, T& value,
+                             T (&d)[kMaxInputs]) {
     T u = T(2) * q.log_std, inverse_t = T(1), delta = in[0], d_log_t = T(0);
     if constexpr (prior) {
       const Scale<form, T> p(in[3]);
@@ -23,12 +30,12 @@ struct Kl {
       delta = in[0] - in[2];
       d_log_t = p.d_log_std;
     }
-    T ratio;  // s^2 / t^2, without the logarithm where the form has none
-    if constexpr (form == ScaleForm::kStd || form == ScaleForm::kVar) {
-      const T r = q.std() * inverse_t;
-      ratio = r * r;
-    } else {
+    T ratio;  // s^2 / t^2: of the logs where both may be out of range
+    if constexpr (prior && (form == ScaleForm::kLogVar || form == ScaleForm::kLogStd)) {
       ratio = exp(u);
+    } else {
+      const T r = std * inverse_t;
+      ratio = r * r;
     }
     const T scaled = delta * inverse_t;
     const T phi = exp_minus_1_minus(u, ratio);

@@ -43,15 +43,24 @@ VF_INLINE To bits_to(From from) {
 VF_INLINE float fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return ::fmaf(a, b, c);
-#elif defined(__FMA__)
+#elif defined(VF_FMA)
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
 #endif
 }
 
-/// Products and sums that no compiler contracts: what must be the same bits on every machine is built from these. The host is
+/// Arithmetic that no compiler contracts or splits: what must be the same bits on every machine is built from these four. The host is
 /// compiled with -ffp-contract=off; on the device the _rn intrinsics are never fused.
+VF_INLINE float fma_rn(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#elif defined(VF_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return ::fmaf(a, b, c);
+#endif
+}
 VF_INLINE float mul_rn(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);

@@ -12,15 +12,13 @@ constexpr int kMaxInputs = 4;
 /// Constants of a call, with what is derived from them worked out once in double.
 template <typename T>
 struct TermParams {
-  T eps;          // Bernoulli clip constant
-  T log_eps;      // log eps
-  T log1m_eps;    // log(1 - eps)
-  T logit_bound;  // log((1 - eps) / eps)
-  T floor;        // least value of a KL element
+  T eps;            // Bernoulli clip constant
+  T one_minus_eps;  // 1 - eps
+  T logit_bound;    // log((1 - eps) / eps)
+  T floor;          // least value of a KL element
 
   static TermParams make(double eps, double floor) {
-    const double l = ::log(eps), l1 = ::log1p(-eps);
-    return {T(eps), T(l), T(l1), T(l1 - l), T(floor)};
+    return {T(eps), T(1.0 - eps), T(::log1p(-eps) - ::log(eps)), T(floor)};
   }
 };
 

@@ -87,8 +87,8 @@ def reparameterize(
     if k is None:
         noise = _noise(mu, shape, num_samples, generator) if noise is None else noise.detach()
         return reference.reparameterize(mu, logvar, scale, num_samples, noise)
-    state = _traced_state(mu, generator, noise)
-    out: Tensor = k.reparameterize(mu, logvar, noise, state, generator, scale, num_samples or 0)
+    origin = _origin(mu, generator, noise)
+    out: Tensor = k.reparameterize([mu, logvar], noise, origin, scale, num_samples or 0)
     return out
 
 
@@ -136,13 +136,13 @@ def reparameterize_with_kl(
         z = reparameterize(mu, logvar, scale=scale, num_samples=num_samples, generator=generator, noise=noise)
         kl = row_sum(name, inputs, 0.0, floor, event_dim)
     else:
-        state = _traced_state(mu, generator, noise)
-        z, kl = k.reparameterize_with_kl(inputs, noise, state, generator, name, num_samples or 0, floor, event_dim)
+        origin = _origin(mu, generator, noise)
+        z, kl = k.reparameterize_with_kl(inputs, noise, origin, name, num_samples or 0, floor, event_dim)
     return z, reference.reduce(kl, reduction)
 
 
-def _traced_state(mu: Tensor, generator: torch.Generator | None, noise: Tensor | None) -> Tensor | None:
-    """Under torch.compile the seed is drawn by an op the compiler knows; eager kernels draw it themselves."""
+def _origin(mu: Tensor, generator: torch.Generator | None, noise: Tensor | None) -> Tensor | torch.Generator | None:
+    """Where the noise comes from: eager kernels draw the seed themselves, a traced graph draws it by an op the compiler knows."""
     if noise is None and torch.compiler.is_compiling():
         return reference.draw_rng_state(mu, generator)
-    return None
+    return generator

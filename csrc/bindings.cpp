@@ -1,0 +1,69 @@
+// The Python module and the dispatcher's ops. Schemas are what torch.compile, export and opcheck see.
+#include <torch/extension.h>
+#include <torch/library.h>
+
+#include "cpu/table.h"
+#include "ops/ops.h"
+
+namespace ops = vae_fast::ops;
+
+TORCH_LIBRARY(vae_fast, m) {
+  m.def("term(Tensor[] inputs, str term, float eps, float floor, int event_dim) -> Tensor");
+  m.def("term_backward(Tensor grad, Tensor[] inputs, str term, float eps, float floor, int event_dim, bool[] mask) -> Tensor[]");
+  m.def("elbo(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim) -> Tensor");
+  m.def("elbo_backward(Tensor grad, Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim, bool[] mask) -> Tensor[]");
+  m.def("elbo_loss(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim, bool mean) -> Tensor");
+  m.def("elbo_loss_with_grad(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim, bool mean, bool[] mask) -> (Tensor, Tensor[])");
+  m.def("reparameterize(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str scale, int num_samples) -> Tensor");
+  m.def("reparameterize_with_kl(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str kl, int num_samples, float floor, int event_dim) -> (Tensor, Tensor)");
+  m.def("reparameterize_backward(Tensor? grad_z, Tensor? grad_kl, Tensor[] inputs, Tensor? noise, Tensor? rng_state, str term, int num_samples, float floor, int event_dim, bool[] mask) -> Tensor[]");
+  m.def("logsumexp(Tensor a, Tensor? weights, int dim) -> Tensor");
+  m.def("logsumexp_backward(Tensor grad, Tensor a, Tensor? weights, Tensor out, int dim, bool[] mask) -> Tensor[]");
+}
+
+namespace {
+void register_kernels(torch::Library& m) {
+  m.impl("term", &ops::term_kernel);
+  m.impl("term_backward", &ops::term_backward_kernel);
+  m.impl("elbo", &ops::elbo_kernel);
+  m.impl("elbo_backward", &ops::elbo_backward_kernel);
+  m.impl("elbo_loss", &ops::elbo_loss_kernel);
+  m.impl("elbo_loss_with_grad", &ops::elbo_loss_with_grad_kernel);
+  m.impl("reparameterize", &ops::reparameterize_kernel);
+  m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_kernel);
+  m.impl("reparameterize_backward", &ops::reparameterize_backward_kernel);
+  m.impl("logsumexp", &ops::logsumexp_kernel);
+  m.impl("logsumexp_backward", &ops::logsumexp_backward_kernel);
+}
+}  // namespace
+
+TORCH_LIBRARY_IMPL(vae_fast, CPU, m) { register_kernels(m); }
+#if defined(VF_WITH_CUDA)
+TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) { register_kernels(m); }
+#endif
+
+// The derivatives of the backward ops themselves are registered in vae_fast/_library.py, through the plain-torch formula.
+TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
+  m.impl("term", &ops::term_autograd);
+  m.impl("elbo", &ops::elbo_autograd);
+  m.impl("elbo_loss", &ops::elbo_loss_autograd);
+  m.impl("reparameterize", &ops::reparameterize_autograd);
+  m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_autograd);
+  m.impl("logsumexp", &ops::logsumexp_autograd);
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  m.def("term", &ops::term, release);
+  m.def("elbo", &ops::elbo, release);
+  m.def("elbo_loss", &ops::elbo_loss, release);
+  m.def("reparameterize", &ops::reparameterize, release);
+  m.def("reparameterize_with_kl", &ops::reparameterize_with_kl, release);
+  m.def("logsumexp", &ops::logsumexp, release);
+  m.def("isa_in_use", [] { return std::string(vae_fast::cpu::table().isa); });
+  m.def("isa_available", [] {
+    std::vector<std::string> names;
+    for (const char* const* n = vae_fast::cpu::isa_available(); *n != nullptr; ++n) names.emplace_back(*n);
+    return names;
+  });
+}

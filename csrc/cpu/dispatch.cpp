@@ -1,0 +1,229 @@
+// Picks the instruction set, splits the work among threads. Work is cut by shape alone, and partial sums are added in a fixed order, so no result
+// depends on how many threads there are.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "table.h"
+#if defined(VF_NO_TORCH)  // the native tests, which link no torch
+#include "serial.h"
+#else
+#include <ATen/Parallel.h>
+#endif
+
+namespace vae_fast {
+namespace cpu {
+namespace {
+
+constexpr int64_t kBlockElements = 8192;       // one unit of work: about a microsecond and 64 KB of data
+constexpr int64_t kThreadElements = 16384;     // less than this is not worth waking a thread for
+constexpr int64_t kLongRow = 65536;            // longer rows are split among threads too,
+constexpr int64_t kLongRowPiece = 32768;       // in pieces of this many columns
+constexpr int64_t kStreamBytes = 16 << 20;     // gradients larger than this will not stay in the cache
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Calls f(begin, end) over [0, blocks), each of about `elements` elements.
+template <class F>
+void for_blocks(int64_t blocks, int64_t elements, const F& f) {
+  if (blocks <= 0) return;
+  const int64_t grain = ceil_div(kThreadElements, elements > 0 ? elements : 1);
+  if (blocks <= grain) return f(int64_t{0}, blocks);
+  at::parallel_for(0, blocks, grain, f);
+}
+
+/// Calls f(r0, r1) over blocks of rows of `columns` elements.
+template <class F>
+void for_rows(int64_t rows, int64_t columns, const F& f) {
+  const int64_t step = columns >= kBlockElements ? 1 : kBlockElements / (columns > 0 ? columns : 1);
+  for_blocks(ceil_div(rows, step), step * columns, [&](int64_t begin, int64_t end) {
+    const int64_t r1 = end * step < rows ? end * step : rows;
+    f(begin * step, r1);
+  });
+}
+
+void store_value(void* to, bool is_double, int64_t at, double v) {
+  if (is_double) {
+    static_cast<double*>(to)[at] = v;
+  } else {
+    static_cast<float*>(to)[at] = static_cast<float>(v);
+  }
+}
+
+const KernelTable& choose() {
+  const char* wanted = std::getenv("VAE_FAST_ISA");
+  const std::string name = wanted == nullptr ? "" : wanted;
+  const char* const* available = isa_available();
+  std::string names;
+  for (int i = 0; available[i] != nullptr; ++i) {
+    names += (i > 0 ? ", " : "") + std::string(available[i]);
+    if (!name.empty() && name != available[i]) continue;
+#if defined(__x86_64__)
+    if (std::string(available[i]) == "avx512") return table_avx512();
+    if (std::string(available[i]) == "avx2") return table_avx2();
+#endif
+    return table_baseline();
+  }
+  throw std::runtime_error("VAE_FAST_ISA=" + name + ": expected one of " + names + " on this processor");
+}
+
+}  // namespace
+
+const char* const* isa_available() {
+  static const char* names[4] = {};
+  static const bool filled = [] {
+    int n = 0;
+#if defined(__x86_64__)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq")) {
+      names[n++] = "avx512";
+    }
+    if (avx2) names[n++] = "avx2";
+#endif
+    names[n++] = "baseline";
+    return true;
+  }();
+  (void)filled;
+  return names;
+}
+
+const KernelTable& table() {
+  static const KernelTable& chosen = choose();
+  return chosen;
+}
+
+void row_terms(const RowTermsArgs& a) {
+  const auto term_rows = table().term_rows[a.is_double];
+  int64_t columns = 0, longest = 0, grad_bytes = 0;
+  for (int t = 0; t < a.terms_used; ++t) {
+    columns += a.term[t].columns;
+    longest = a.term[t].columns > longest ? a.term[t].columns : longest;
+    grad_bytes += a.term[t].grad[1].data != nullptr ? 4 * a.rows * a.term[t].columns : 0;
+  }
+  const bool sums = a.value != nullptr || a.loss != nullptr;
+  const bool stream = !a.is_double && grad_bytes > kStreamBytes;
+  double loss = 0.0;
+
+  if (longest >= kLongRow) {
+    std::vector<double> value(static_cast<size_t>(a.rows), 0.0);
+    for (int t = 0; t < a.terms_used; ++t) {
+      const TermArgs& term = a.term[t];
+      const int64_t pieces = ceil_div(term.columns, kLongRowPiece);
+      std::vector<double> partial(static_cast<size_t>(a.rows * pieces), 0.0);
+      for_blocks(a.rows * pieces, kLongRowPiece, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t row = i / pieces, c0 = i % pieces * kLongRowPiece;
+          const int64_t c1 = c0 + kLongRowPiece < term.columns ? c0 + kLongRowPiece : term.columns;
+          term_rows(term, row, row + 1, c0, c1, &partial[static_cast<size_t>(i)], stream);
+        }
+      });
+      for (size_t i = 0; i < partial.size(); ++i) value[i / static_cast<size_t>(pieces)] += partial[i];
+    }
+    for (int64_t r = 0; r < a.rows; ++r) {
+      if (a.value != nullptr) store_value(a.value, a.is_double, r, value[static_cast<size_t>(r)]);
+      loss += value[static_cast<size_t>(r)];
+    }
+  } else {
+    constexpr int64_t kMaxStep = 512;
+    int64_t step = columns > 0 ? kBlockElements / columns : kMaxStep;
+    step = step < 1 ? 1 : step > kMaxStep ? kMaxStep : step;
+    const int64_t blocks = ceil_div(a.rows, step);
+    std::vector<double> partial(a.loss != nullptr ? static_cast<size_t>(blocks) : 0);
+    for_blocks(blocks, step * columns, [&](int64_t begin, int64_t end) {
+      double acc[kMaxStep];
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t r0 = b * step, r1 = r0 + step < a.rows ? r0 + step : a.rows;
+        for (int64_t r = r0; r < r1; ++r) acc[r - r0] = 0.0;
+        for (int t = 0; t < a.terms_used; ++t) term_rows(a.term[t], r0, r1, 0, a.term[t].columns, sums ? acc : nullptr, stream);
+        double total = 0.0;
+        for (int64_t r = r0; r < r1; ++r) {
+          if (a.value != nullptr) store_value(a.value, a.is_double, r, acc[r - r0]);
+          total += acc[r - r0];
+        }
+        if (a.loss != nullptr) partial[static_cast<size_t>(b)] = total;
+      }
+    });
+    for (const double p : partial) loss += p;
+  }
+  if (a.loss != nullptr) store_value(a.loss, a.is_double, 0, loss * a.loss_scale);
+}
+
+namespace {
+/// (seed, offset) as the kernels take them.
+void read_seed(const PhiloxSeed& p, uint64_t& seed, uint64_t& offset) {
+  seed = p.seed_at != nullptr ? static_cast<uint64_t>(*p.seed_at) : p.seed;
+  offset = p.offset + (p.offset_at != nullptr ? static_cast<uint64_t>(*p.offset_at) : 0);
+}
+}  // namespace
+
+void sample(const SampleArgs& a) {
+  uint64_t seed, offset;
+  read_seed(a.philox, seed, offset);
+  if (a.rng_state != nullptr) {
+    a.rng_state[0] = static_cast<int64_t>(seed);
+    a.rng_state[1] = static_cast<int64_t>(offset);
+  }
+  const KernelTable& t = table();
+  for_rows(a.rows, a.columns * a.samples, [&](int64_t r0, int64_t r1) {
+    // In pieces that stay in the cache between the sample and its KL.
+    constexpr int64_t kPiece = 256;
+    double acc[kPiece];
+    for (int64_t r = r0; r < r1; r += kPiece) {
+      const int64_t end = r + kPiece < r1 ? r + kPiece : r1;
+      t.sample_rows[a.is_double](a, seed, offset, r, end);
+      if (!a.with_kl) continue;
+      for (int64_t i = 0; i < end - r; ++i) acc[i] = 0.0;
+      t.term_rows[a.is_double](a.kl, r, end, 0, a.columns, acc, false);
+      for (int64_t i = r; i < end; ++i) store_value(a.kl_value, a.is_double, i, acc[i - r]);
+    }
+  });
+}
+
+void sample_backward(const SampleBackwardArgs& a) {
+  uint64_t seed, offset;
+  read_seed(a.philox, seed, offset);
+  const auto rows = table().sample_backward_rows[a.is_double];
+  for_rows(a.rows, a.columns * a.samples, [&](int64_t r0, int64_t r1) { rows(a, seed, offset, r0, r1); });
+}
+
+namespace {
+/// Outer rows where inner is 1, else columns of every outer row.
+template <class F>
+void for_sums(const LogSumExpArgs& a, const F& f) {
+  if (a.inner == 1) {
+    for_rows(a.outer, a.k, [&](int64_t o0, int64_t o1) { f(o0, o1, int64_t{0}, int64_t{1}); });
+    return;
+  }
+  constexpr int64_t kColumns = 512;
+  const int64_t pieces = ceil_div(a.inner, kColumns);
+  for_blocks(a.outer * pieces, kColumns * a.k, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t o = b / pieces, i0 = b % pieces * kColumns;
+      f(o, o + 1, i0, i0 + kColumns < a.inner ? i0 + kColumns : a.inner);
+    }
+  });
+}
+}  // namespace
+
+void logsumexp(const LogSumExpArgs& a) {
+  const auto kernel = table().logsumexp[a.is_double];
+  for_sums(a, [&](int64_t o0, int64_t o1, int64_t i0, int64_t i1) { kernel(a, o0, o1, i0, i1); });
+}
+
+void logsumexp_backward(const LogSumExpBackwardArgs& b) {
+  const auto kernel = table().logsumexp_backward[b.forward.is_double];
+  for_sums(b.forward, [&](int64_t o0, int64_t o1, int64_t i0, int64_t i1) { kernel(b, o0, o1, i0, i1); });
+}
+
+void scale(void* data, DType dtype, int64_t count, double by) {
+  const auto kernel = table().scale;
+  constexpr int64_t kPiece = 8192;
+  for_blocks(ceil_div(count, kPiece), kPiece, [&](int64_t begin, int64_t end) {
+    kernel(data, dtype, begin * kPiece, end * kPiece < count ? end * kPiece : count, by);
+  });
+}
+
+}  // namespace cpu
+}  // namespace vae_fast

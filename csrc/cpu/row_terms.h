@@ -1,0 +1,132 @@
+// Row sums of a term and its gradients.
+#pragma once
+
+#include "tile.h"
+
+namespace vae_fast {
+namespace VF_ISA {
+
+/// Tiles of a term: inputs, values and gradients, in memory or in buffers.
+template <typename T>
+struct TermTiles {
+  const T* in[kMaxTermInputs] = {};
+  T* grad[kMaxTermInputs] = {};
+  T* value = nullptr;
+};
+
+/// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = g df/din[k] for k >= first. One loop, no branches: the compiler vectorises it.
+template <class F, typename T, int first, bool with_grad>
+void map_tile(const TermTiles<T>& tiles, T g, int n, const math::TermParams<T>& params) {
+  constexpr int inputs = F::kInputs;
+  const T* __restrict a0 = tiles.in[0];
+  const T* __restrict a1 = tiles.in[1];
+  const T* __restrict a2 = tiles.in[2];
+  const T* __restrict a3 = tiles.in[3];
+  T* __restrict g0 = tiles.grad[0];
+  T* __restrict g1 = tiles.grad[1];
+  T* __restrict g2 = tiles.grad[2];
+  T* __restrict g3 = tiles.grad[3];
+  T* __restrict value = tiles.value;
+  const math::TermParams<T> p = params;  // a copy no store can alias
+  VF_SIMD for (int i = 0; i < n; ++i) {
+    T x[kMaxTermInputs], d[kMaxTermInputs], v;
+    x[0] = a0[i];
+    x[1] = a1[i];
+    if constexpr (inputs > 2) x[2] = a2[i];
+    if constexpr (inputs > 3) x[3] = a3[i];
+    F::eval(x, p, v, d);
+    value[i] = v;
+    if constexpr (with_grad) {
+      if constexpr (first == 0) g0[i] = g * d[0];
+      g1[i] = g * d[1];
+      if constexpr (inputs > 2) g2[i] = g * d[2];
+      if constexpr (inputs > 3) g3[i] = g * d[3];
+    }
+  }
+}
+
+/// The loops of one term.
+template <typename T>
+struct TermMap {
+  using Fn = void (*)(const TermTiles<T>&, T g, int n, const math::TermParams<T>&);
+  int inputs;
+  Fn value;     // value only
+  Fn gradient;  // value and the gradients of inputs 1, 2, 3: the data of a likelihood seldom wants one
+  Fn all;       // value and every gradient
+
+  template <class F>
+  static constexpr TermMap of() {
+    return {F::kInputs, &map_tile<F, T, 1, false>, &map_tile<F, T, 1, true>, &map_tile<F, T, 0, true>};
+  }
+};
+
+template <typename T>
+inline const TermMap<T>& term_map(int term) {
+  using namespace math;
+  static constexpr TermMap<T> maps[] = {
+#define VF_ROW(name, ...) TermMap<T>::template of<__VA_ARGS__>(),
+      VF_FOR_EACH_TERM(VF_ROW)
+#undef VF_ROW
+  };
+  return maps[term];
+}
+
+/// Runs `map` over rectangle r; per-row upstream gradients are applied here.
+template <typename T>
+inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermParams<T>& params, bool with_grad, bool first,
+                     const TermTiles<T>& tiles, const Rect& r) {
+  if (!with_grad) return map.value(tiles, T(0), r.count(), params);
+  const T* row_grad = static_cast<const T*>(a.row_grad.data);
+  T g = static_cast<T>(a.row_grad.constant);
+  if (row_grad != nullptr && r.rows == 1) g *= row_grad[r.row * a.row_grad.stride];
+  (first ? map.all : map.gradient)(tiles, g, r.count(), params);
+  if (row_grad == nullptr || r.rows == 1) return;
+  for (int k = first ? 0 : 1; k < map.inputs; ++k) {
+    T* __restrict p = tiles.grad[k];
+    for (int i = 0; i < r.rows; ++i, p += r.columns) {
+      const T gi = row_grad[(r.row + i) * a.row_grad.stride];
+      VF_SIMD for (int j = 0; j < r.columns; ++j) p[j] *= gi;
+    }
+  }
+}
+
+/// Adds coefficient * (sum over columns [c0, c1)) of rows [r0, r1) to acc[r - r0], if acc is not null, and writes the gradients of those
+/// elements; with `stream`, past the cache.
+template <typename T>
+void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc, bool stream) {
+  alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile], value[kTile + kSumLanes] = {};
+  const TermMap<T>& map = term_map<T>(a.term);
+  const math::TermParams<T> params = math::TermParams<T>::make(a.eps, a.floor);
+  bool with_grad = false;
+  for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
+  const bool first = a.grad[0].data != nullptr;
+
+  for_each_rect(r0, r1, c0, c1, a.columns, [&](const Rect& r) {
+    TermTiles<T> tiles;
+    tiles.value = value;
+    bool direct[kMaxTermInputs] = {};
+    for (int k = 0; k < map.inputs; ++k) {
+      tiles.in[k] = load(a.in[k], r, a.columns, in_buffer[k]);
+      T* place = stream ? nullptr : in_place<T>(a.grad[k], r, a.columns);
+      direct[k] = place != nullptr;
+      tiles.grad[k] = direct[k] ? place : grad_buffer[k];
+    }
+    run_term(a, map, params, with_grad, first, tiles, r);
+    for (int k = 0; k < map.inputs; ++k) {
+      if (a.grad[k].data == nullptr || direct[k]) continue;
+      float* place = in_place<float>(a.grad[k], r, a.columns);
+      if (sizeof(T) == 4 && place != nullptr) {
+        stream_copy(place, reinterpret_cast<const float*>(tiles.grad[k]), r.count());
+      } else {
+        store(tiles.grad[k], a.grad[k], r, a.columns);
+      }
+    }
+    if (acc != nullptr) {
+      for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += a.coefficient * sum(value + i * r.columns, r.columns);
+    }
+  });
+  if (stream) stream_fence();
+}
+
+}  // namespace VF_ISA
+}  // namespace vae_fast

@@ -1,0 +1,211 @@
+// Moving rectangles of a tensor between memory and small buffers of the compute type, which stay in the first-level cache. Every kernel works on
+// such tiles, so data types, broadcasting and layout are dealt with here and nowhere else.
+#pragma once
+
+#include "../math/half.h"
+#include "../kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace vae_fast {
+namespace VF_ISA {
+
+constexpr int kTile = 512;  // elements: 2 KB of float; a term touches at most nine tiles
+
+#define VF_SIMD _Pragma("omp simd")
+
+/// Up to kTile elements: `rows` rows of `columns` columns, from (row, column). More than one row only if it covers whole rows.
+struct Rect {
+  int64_t row, column;
+  int rows, columns;
+  int count() const { return rows * columns; }
+};
+
+template <typename T>
+inline void widen(const void* from, DType dtype, int64_t at, int n, T* to) {
+  switch (dtype) {
+    case DType::kFloat: {
+      const float* p = static_cast<const float*>(from) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]);
+      break;
+    }
+    case DType::kDouble: {
+      const double* p = static_cast<const double*>(from) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]);
+      break;
+    }
+    case DType::kHalf: {
+      const uint16_t* p = static_cast<const uint16_t*>(from) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(math::from_half(p[i]));
+      break;
+    }
+    case DType::kBFloat16: {
+      const uint16_t* p = static_cast<const uint16_t*>(from) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(math::from_bfloat16(p[i]));
+      break;
+    }
+    case DType::kUInt8: {
+      const uint8_t* p = static_cast<const uint8_t*>(from) + at;
+      if constexpr (sizeof(T) == 8) {
+        VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]) / T(255);
+      } else {
+        VF_SIMD for (int i = 0; i < n; ++i) to[i] = math::from_uint8(p[i]);
+      }
+      break;
+    }
+    case DType::kBool: {
+      const uint8_t* p = static_cast<const uint8_t*>(from) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i] != 0);
+      break;
+    }
+  }
+}
+
+template <typename T>
+inline void narrow(const T* from, int n, void* to, DType dtype, int64_t at) {
+  switch (dtype) {
+    case DType::kFloat: {
+      float* p = static_cast<float*>(to) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) p[i] = static_cast<float>(from[i]);
+      break;
+    }
+    case DType::kDouble: {
+      double* p = static_cast<double*>(to) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) p[i] = static_cast<double>(from[i]);
+      break;
+    }
+    case DType::kHalf: {
+      uint16_t* p = static_cast<uint16_t*>(to) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) p[i] = math::to_half(static_cast<float>(from[i]));
+      break;
+    }
+    case DType::kBFloat16: {
+      uint16_t* p = static_cast<uint16_t*>(to) + at;
+      VF_SIMD for (int i = 0; i < n; ++i) p[i] = math::to_bfloat16(static_cast<float>(from[i]));
+      break;
+    }
+    default:
+      break;  // gradients are floating
+  }
+}
+
+template <typename T>
+constexpr DType dtype_of() {
+  return sizeof(T) == 8 ? DType::kDouble : DType::kFloat;
+}
+
+/// The whole rectangle is one dense run of memory.
+inline bool is_run(const Stream& s, const Rect& r, int64_t columns) {
+  return s.inner_stride == 1 && (r.rows == 1 || (s.row.dims == 1 && s.row.stride[0] == columns));
+}
+
+/// The rectangle as compute values: in place where the tensor already holds them, else converted into `buffer`.
+template <typename T>
+inline const T* load(const Stream& s, const Rect& r, int64_t columns, T* buffer) {
+  if (is_run(s, r, columns)) {
+    const int64_t at = s.row(r.row) + r.column;
+    if (s.dtype == dtype_of<T>()) return static_cast<const T*>(s.data) + at;
+    widen(s.data, s.dtype, at, r.count(), buffer);
+    return buffer;
+  }
+  for (int i = 0; i < r.rows; ++i) {
+    const int64_t at = s.row(r.row + i);
+    T* out = buffer + i * r.columns;
+    if (s.inner_stride == 1) {
+      widen(s.data, s.dtype, at + r.column, r.columns, out);
+    } else {
+      T one{};
+      widen(s.data, s.dtype, at, 1, &one);
+      VF_SIMD for (int j = 0; j < r.columns; ++j) out[j] = one;
+    }
+  }
+  return buffer;
+}
+
+/// Where results for the rectangle may be written straight to memory, or null.
+template <typename T>
+inline T* in_place(const Stream& s, const Rect& r, int64_t columns) {
+  if (s.data == nullptr || s.dtype != dtype_of<T>() || !is_run(s, r, columns)) return nullptr;
+  return static_cast<T*>(s.data) + s.row(r.row) + r.column;
+}
+
+/// A copy that bypasses the cache: the destination is larger than the cache and is not read here, so loading its lines is waste.
+inline void stream_copy(float* to, const float* from, int n) {
+#if defined(__x86_64__)
+  constexpr int width = VF_VECTOR_BYTES / 4;
+  int i = 0;
+  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & (VF_VECTOR_BYTES - 1)) != 0; ++i) to[i] = from[i];
+  for (; i + width <= n; i += width) {
+#if VF_VECTOR_BYTES == 64
+    _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+#elif VF_VECTOR_BYTES == 32
+    _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+#else
+    _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+#endif
+  }
+  for (; i < n; ++i) to[i] = from[i];
+#else
+  memcpy(to, from, sizeof(float) * static_cast<size_t>(n));
+#endif
+}
+
+inline void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <typename T>
+inline void store(const T* from, const Stream& s, const Rect& r, int64_t columns) {
+  if (is_run(s, r, columns)) {
+    narrow(from, r.count(), s.data, s.dtype, s.row(r.row) + r.column);
+    return;
+  }
+  for (int i = 0; i < r.rows; ++i) {
+    narrow(from + i * r.columns, r.columns, s.data, s.dtype, s.row(r.row + i) + r.column);
+  }
+}
+
+constexpr int kSumLanes = 16;
+
+/// The sum of n values, of which kSumLanes - 1 more may be read. Short rows are too short for the compiler's own reduction, whose remainder loop
+/// costs more than the rest.
+template <typename T>
+inline double sum(const T* v, int n) {
+  T lane[kSumLanes] = {};
+  int i = 0;
+  for (; i + kSumLanes <= n; i += kSumLanes) {
+    VF_SIMD for (int k = 0; k < kSumLanes; ++k) lane[k] += v[i + k];
+  }
+  const int rest = n - i;
+  VF_SIMD for (int k = 0; k < kSumLanes; ++k) {
+    const T x = v[i + k];
+    lane[k] += k < rest ? x : T(0);
+  }
+  for (int half = kSumLanes / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
+  }
+  return static_cast<double>(lane[0]);
+}
+
+/// Calls f with the rectangles that tile rows [r0, r1) and columns [c0, c1) of `columns`: runs of whole short rows, or pieces of one long row.
+template <typename F>
+inline void for_each_rect(int64_t r0, int64_t r1, int64_t c0, int64_t c1, int64_t columns, F&& f) {
+  if (c0 == 0 && c1 == columns && columns <= kTile / 2) {
+    if (columns == 0) return;
+    const int64_t step = kTile / columns;
+    for (int64_t r = r0; r < r1; r += step) {
+      f(Rect{r, 0, static_cast<int>(r1 - r < step ? r1 - r : step), static_cast<int>(columns)});
+    }
+    return;
+  }
+  for (int64_t r = r0; r < r1; ++r) {
+    for (int64_t c = c0; c < c1; c += kTile) f(Rect{r, c, 1, static_cast<int>(c1 - c < kTile ? c1 - c : kTile)});
+  }
+}
+
+}  // namespace VF_ISA
+}  // namespace vae_fast

@@ -1,0 +1,118 @@
+// Host side of the row sums: which kernel takes a call, and how its threads share the rows.
+#include <atomic>
+
+#include "row_plan.cuh"
+
+namespace vae_fast {
+namespace cuda {
+
+int processors() {
+  constexpr int kMaxDevices = 64;
+  static std::atomic<int> known[kMaxDevices] = {};
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device < 0 || device >= kMaxDevices) return 1;
+  int count = known[device].load(std::memory_order_relaxed);
+  if (count == 0) {
+    if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess || count < 1) return 1;
+    known[device].store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+namespace {
+
+/// Whether the first term can go through the kernel of A and X.
+template <typename A, typename X>
+bool fits_vectors(const TermArgs& term) {
+  constexpr int kVector = 16 / static_cast<int>(sizeof(A));
+  if (term.columns % kVector != 0 || term.columns / kVector > (1 << 30)) return false;
+  const int inputs = AllTerms::inputs(term.term);
+  for (int i = 0; i < inputs; ++i) {
+    const bool data = i == 0 && !is_kl(term.term);
+    if (!(data ? vector_access<X, kVector>(term.in[i]) : vector_access<A, kVector>(term.in[i]))) return false;
+    const Stream& grad = term.grad[i];
+    if (grad.data == nullptr) continue;
+    if (!(data ? vector_access<X, kVector>(grad) : vector_access<A, kVector>(grad)) || grad.inner_stride == 0) return false;
+  }
+  return true;
+}
+
+/// Calls f(A(), X()) with the types of the kernel that takes the call.
+template <typename F>
+auto with_kernel(const RowTermsArgs& args, F&& f) {
+  const TermArgs& term = args.term[0];
+  const DType model = term.in[1].dtype, data = is_kl(term.term) ? model : term.in[0].dtype;
+#define VF_TRY(A, X) \
+  if (holds<A>(model) && holds<X>(data) && fits_vectors<A, X>(term)) return f(A(), X());
+  if (args.is_double) {
+    VF_TRY(double, double)
+    VF_TRY(double, Byte)
+    return f(Any<double>(), Any<double>());
+  }
+  VF_TRY(float, float)
+  VF_TRY(float, Byte)
+  VF_TRY(BFloat16, BFloat16)
+  VF_TRY(BFloat16, float)
+  VF_TRY(BFloat16, Byte)
+  VF_TRY(Half, Half)
+  VF_TRY(Half, float)
+  VF_TRY(Half, Byte)
+#undef VF_TRY
+  return f(Any<float>(), Any<float>());
+}
+
+template <typename A>
+RowPlan<Compute<A>> plan_of(const RowTermsArgs& args) {
+  using C = Compute<A>;
+  RowPlan<C> plan;
+  int64_t units = args.term[0].columns;
+  int per_lane = 4;
+  if constexpr (!kIsAny<A>) {
+    constexpr int kVector = 16 / static_cast<int>(sizeof(A));
+    units /= kVector;
+    plan.units = static_cast<int32_t>(units);
+    per_lane = vectors_at_once<A>(AllTerms::inputs(args.term[0].term));
+  }
+  // Where the KL is the longer term, it decides: its lanes take 4 elements each.
+  const int64_t second = args.terms_used > 1 ? ceil_div(args.term[1].columns, 4) : 0;
+  plan.groups = Groups::choose(args.rows, units > second ? units : second, per_lane);
+  plan.first_lane = static_cast<int32_t>(units % plan.groups.lanes);
+  for (int t = 0; t < args.terms_used; ++t) {
+    plan.term[t].params = math::TermParams<C>::make(args.term[t].eps, args.term[t].floor);
+    plan.term[t].inputs = AllTerms::inputs(args.term[t].term);
+  }
+  plan.sums = args.value != nullptr || args.loss != nullptr;
+  return plan;
+}
+
+unsigned grid_of(const RowTermsArgs& args, const Groups& groups) {
+  const unsigned grid = capped_grid(ceil_div(args.rows, groups.rows_per_block));
+  return grid == 0 && args.loss != nullptr ? 1 : grid;  // the sum over no rows is still to be written
+}
+
+}  // namespace
+
+int64_t row_terms_blocks(const RowTermsArgs& args) {
+  return with_kernel(args, [&](auto a, auto) { return static_cast<int64_t>(grid_of(args, plan_of<decltype(a)>(args).groups)); });
+}
+
+cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream) {
+  if (args.rows < 0 || args.terms_used < 1 || args.terms_used > 2) return cudaErrorInvalidValue;
+  if (args.loss != nullptr && (args.partials == nullptr || args.counter == nullptr)) return cudaErrorInvalidValue;
+  bool grad = false;
+  for (int t = 0; t < args.terms_used; ++t) {
+    if (args.term[t].term < 0 || args.term[t].term >= AllTerms::kCount || (t == 1 && !is_kl(args.term[t].term))) return cudaErrorInvalidValue;
+    for (const Stream& s : args.term[t].grad) grad = grad || s.data != nullptr;
+  }
+  return with_kernel(args, [&](auto a, auto x) {
+    using A = decltype(a);
+    using X = decltype(x);
+    const RowPlan<Compute<A>> plan = plan_of<A>(args);
+    const unsigned grid = grid_of(args, plan.groups);
+    if (grid == 0 || (!grad && !plan.sums)) return cudaSuccess;
+    return launch_row_terms<A, X>(args, plan, grid, grad, stream);
+  });
+}
+
+}  // namespace cuda
+}  // namespace vae_fast

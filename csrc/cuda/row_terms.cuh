@@ -1,0 +1,218 @@
+// Row sums of terms and their gradients, in one pass over every input. A group of threads takes a row: its likelihood, then its KL.
+//
+// A kernel is compiled for one data type A of the model's tensors and one data type X of the data, and moves the rows of its first term 16 bytes at
+// a time; the term is chosen at run time, once a row. Rows that cannot be moved so, or hold other data types, take the kernel of Any, an element at a
+// time, and so does a second term, which is small beside the first (a KL of 20 latents beside 784 pixels).
+#pragma once
+
+#include "row_plan.cuh"
+
+namespace vae_fast {
+namespace cuda {
+
+/// A thread's share of a first term's row: vectors of 16 bytes, one or two at once.
+template <typename A, typename Term>
+struct RowShape {
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(A));
+  static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
+};
+
+/// One run of a thread's elements: in[i][e] becomes g df/din_i, and the sum of f over the valid ones is returned.
+template <typename Term, bool kGrad, int N, typename C, int kRows>
+VF_DEVICE C evaluate(const math::TermParams<C>& params, C g, int valid, C (&in)[kRows][N]) {
+  C sum = C(0);
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    C x[kMaxTermInputs] = {}, d[kMaxTermInputs] = {}, value;
+#pragma unroll
+    for (int i = 0; i < Term::kInputs; ++i) x[i] = in[i][e];
+    Term::eval(x, params, value, d);
+    sum += e < valid ? value : C(0);
+    if (kGrad) {
+#pragma unroll
+      for (int i = 0; i < Term::kInputs; ++i) in[i][e] = g * d[i];
+    }
+  }
+  return sum;
+}
+
+/// Where a thread works: its place in the row's group, where the row begins in every stream, and its upstream gradient.
+template <typename C>
+struct RowShare {
+  int lane, lanes;
+  C g;
+  const char* in[kMaxTermInputs];
+  char* grad[kMaxTermInputs];
+};
+
+/// Vector `at` of a row, or the one value that is broadcast over it.
+template <typename T, int kVector>
+VF_DEVICE void load_or_splat(const T* row, bool broadcast, int at, Packed<T, kVector>& to) {
+  if (broadcast) {
+    splat(row, to);
+  } else {
+    load(row + static_cast<int64_t>(at) * kVector, to);
+  }
+}
+
+/// Sum over this thread's share of a row, and the gradients there, 16 bytes at a time.
+template <typename Term, typename A, typename X, bool kGrad, typename C>
+VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int units, const RowShare<C>& share) {
+  using First = std::conditional_t<KlTerms::kHas<Term>, A, X>;  // the data of a likelihood, or the mean of a KL
+  constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps;
+  const First* const first = reinterpret_cast<const First*>(share.in[0]);
+  const C scale = sizeof(First) == 1 ? byte_scale<C>(term.in[0].dtype) : C(1);
+
+  double sum = 0.0;
+  for (int u = share.lane; u < units; u += share.lanes * kSteps) {
+    // All loads first, so that several are in flight at once.
+    Packed<First, kVector> first_raw[kSteps] = {};
+    Packed<A, kVector> raw[kInputs][kSteps] = {};
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int at = u + s * share.lanes;
+      if (s > 0 && at >= units) continue;
+      load_or_splat(first, term.in[0].inner_stride == 0, at, first_raw[s]);
+#pragma unroll
+      for (int i = 1; i < kInputs; ++i) load_or_splat(reinterpret_cast<const A*>(share.in[i]), term.in[i].inner_stride == 0, at, raw[i][s]);
+    }
+    C run = C(0);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int at = u + s * share.lanes;
+      if (s > 0 && at >= units) continue;
+      C v[kInputs][kVector];
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) {
+        v[0][e] = unpack(first_raw[s], e, scale);
+#pragma unroll
+        for (int i = 1; i < kInputs; ++i) v[i][e] = unpack(raw[i][s], e, scale);
+      }
+      run += evaluate<Term, kGrad>(plan.params, share.g, kVector, v);
+      if (!kGrad) continue;
+      const int64_t column = static_cast<int64_t>(at) * kVector;
+      if constexpr (sizeof(First) > 1) {
+        if (term.grad[0].data != nullptr) store<First, kVector>(reinterpret_cast<First*>(share.grad[0]) + column, v[0]);
+      }
+#pragma unroll
+      for (int i = 1; i < kInputs; ++i) {
+        if (term.grad[i].data != nullptr) store<A, kVector>(reinterpret_cast<A*>(share.grad[i]) + column, v[i]);
+      }
+    }
+    sum += static_cast<double>(run);
+  }
+  return sum;
+}
+
+/// The same for any data types and any layout, an element at a time.
+template <typename Terms, int kElements, bool kGrad, typename C>
+VF_DEVICE double scalar_row(const TermArgs& term, const TermPlan<C>& plan, const RowShare<C>& share) {
+  double sum = 0.0;
+  const int64_t step = share.lanes;
+  for (int64_t c = share.lane; c < term.columns; c += step * kElements) {
+    int valid = 1;
+#pragma unroll
+    for (int e = 1; e < kElements; ++e) valid += c + e * step < term.columns ? 1 : 0;
+    C v[kMaxTermInputs][kElements];
+#pragma unroll
+    for (int i = 0; i < kMaxTermInputs; ++i) {
+      if (i >= plan.inputs) continue;
+      const int64_t stride = term.in[i].inner_stride;
+      load_any<kElements>(share.in[i], term.in[i].dtype, c * stride, step * stride, valid, v[i]);
+    }
+    sum += static_cast<double>(Terms::call(term.term, [&](auto which) {
+      return evaluate<typename decltype(which)::type, kGrad>(plan.params, share.g, valid, v);
+    }));
+    if constexpr (kGrad) {
+#pragma unroll
+      for (int i = 0; i < kMaxTermInputs; ++i) {
+        if (term.grad[i].data != nullptr) store_any<kElements>(share.grad[i], term.grad[i].dtype, c, step, valid, v[i]);
+      }
+    }
+  }
+  return sum;
+}
+
+/// This thread's share of a row of `term`.
+template <bool kGrad, typename C>
+VF_DEVICE RowShare<C> share_of(const TermArgs& term, int inputs, int64_t row, int lane, int lanes) {
+  RowShare<C> share;
+  share.lane = lane;
+  share.lanes = lanes;
+  share.g = static_cast<C>(term.row_grad.constant);
+  if (kGrad && term.row_grad.data != nullptr) share.g *= static_cast<const C*>(term.row_grad.data)[row * term.row_grad.stride];
+#pragma unroll
+  for (int i = 0; i < kMaxTermInputs; ++i) {
+    share.in[i] = i < inputs ? row_start(term.in[i], row) : nullptr;
+    share.grad[i] = kGrad && term.grad[i].data != nullptr ? row_start(term.grad[i], row) : nullptr;
+  }
+  return share;
+}
+
+/// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
+template <typename A, bool kGrad>
+constexpr int kResident = sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2 : (kGrad || kIsAny<A> ? 3 : 4);
+
+template <typename A, typename X, bool kGrad>
+__global__ void __launch_bounds__(kThreads, kResident<A, kGrad>)
+    row_terms_kernel(const __grid_constant__ RowTermsArgs args, const __grid_constant__ RowPlan<Compute<A>> plan) {
+  using C = Compute<A>;
+  __shared__ double shared[2][kWarps];
+  __shared__ bool last;
+  const Place place(plan.groups);
+  const int lanes = plan.groups.lanes;
+  int round = 0;
+  double loss = 0.0;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * plan.groups.rows_per_block;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * plan.groups.rows_per_block; first < args.rows; first += stride) {
+    const int64_t row = first + place.group;
+    const bool active = place.used && row < args.rows;
+    double sum = 0.0;
+    if (active) {
+      {
+        const TermArgs& term = args.term[0];
+        const RowShare<C> share = share_of<kGrad, C>(term, plan.term[0].inputs, row, place.lane, lanes);
+        if constexpr (kIsAny<A>) {
+          sum = scalar_row<AllTerms, sizeof(C) == 8 ? 2 : 4, kGrad>(term, plan.term[0], share);
+        } else {
+          sum = AllTerms::call(term.term, [&](auto which) {
+            return vector_row<typename decltype(which)::type, A, X, kGrad>(term, plan.term[0], plan.units, share);
+          });
+        }
+        sum *= term.coefficient;
+      }
+      if (args.terms_used > 1) {
+        const TermArgs& term = args.term[1];
+        const int lane = place.lane - plan.first_lane + (place.lane < plan.first_lane ? lanes : 0);
+        const RowShare<C> share = share_of<kGrad, C>(term, plan.term[1].inputs, row, lane, lanes);
+        sum += term.coefficient * scalar_row<KlTerms, 2, kGrad>(term, plan.term[1], share);
+      }
+    }
+    if (!plan.sums) continue;
+    sum = combine_group(sum, plan.groups, place, shared, round, Sum());
+    if (active && place.lane == 0) {
+      if (args.value != nullptr) static_cast<C*>(args.value)[row] = static_cast<C>(sum);
+      loss += sum;
+    }
+  }
+  if (args.loss == nullptr) return;
+  __syncthreads();
+  loss = sum_grid(loss, args.partials, args.counter, shared[0], &last);
+  if (last && threadIdx.x == 0) *static_cast<C*>(args.loss) = static_cast<C>(args.loss_scale * loss);
+}
+
+template <typename A, typename X>
+cudaError_t launch_row_terms(const RowTermsArgs& args, const RowPlan<Compute<A>>& plan, unsigned grid, bool grad, cudaStream_t stream) {
+  if (grad) {
+    VF_LAUNCH((row_terms_kernel<A, X, true>), grid, kThreads, stream, args, plan);
+  } else {
+    VF_LAUNCH((row_terms_kernel<A, X, false>), grid, kThreads, stream, args, plan);
+  }
+  return cudaGetLastError();
+}
+
+#define VF_INSTANTIATE_ROW_TERMS(A, X) \
+  template cudaError_t launch_row_terms<A, X>(const RowTermsArgs&, const RowPlan<Compute<A>>&, unsigned, bool, cudaStream_t);
+
+}  // namespace cuda
+}  // namespace vae_fast

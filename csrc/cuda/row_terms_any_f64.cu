@@ -1,0 +1,7 @@
+#include "row_terms.cuh"
+
+namespace vae_fast {
+namespace cuda {
+VF_INSTANTIATE_ROW_TERMS(Any<double>, Any<double>)
+}  // namespace cuda
+}  // namespace vae_fast

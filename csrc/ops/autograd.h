@@ -1,0 +1,88 @@
+// What the autograd layers share: when a call may skip the dispatcher, and how state is carried to the backward pass.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <utility>
+#include <vector>
+
+#include "ops.h"
+
+namespace vae_fast {
+namespace ops {
+
+/// True if the dispatcher would find nothing above the CPU or CUDA kernel but autograd: no subclass, fake tensor, dispatch mode, transform.
+inline bool is_plain(TensorList tensors) {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet special({DispatchKey::Python, DispatchKey::PythonTLSSnapshot, DispatchKey::PreDispatch,
+                                         DispatchKey::PythonDispatcher, DispatchKey::Functionalize, DispatchKey::Batched,
+                                         DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                         DispatchKey::FuncTorchDynamicLayerBackMode, DispatchKey::FuncTorchGradWrapper,
+                                         DispatchKey::Conjugate, DispatchKey::Negative, DispatchKey::ZeroTensor});
+  const auto tls = c10::impl::tls_local_dispatch_key_set();
+  auto keys = tls.included_;
+  for (const Tensor& t : tensors) {
+    if (!t.is_cpu() && !t.is_cuda()) return false;
+    keys = keys | t.key_set();
+  }
+  return !((keys - tls.excluded_).has_any(special));
+}
+
+/// True if a graph is being recorded through any of the tensors.
+inline bool wants_grad(TensorList tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor& t : tensors) {
+    if (t.requires_grad()) return true;
+  }
+  return false;
+}
+
+inline Mask requires_grad_mask(TensorList tensors) {
+  Mask mask;
+  for (const Tensor& t : tensors) mask.push_back(t.requires_grad());
+  return mask;
+}
+
+inline Tensors concatenate(TensorList a, TensorList b) {
+  Tensors all(a.begin(), a.end());
+  all.insert(all.end(), b.begin(), b.end());
+  return all;
+}
+
+/// A plain struct carried by an autograd context.
+template <class State>
+struct Carried : torch::CustomClassHolder {
+  State state;
+  explicit Carried(State s) : state(std::move(s)) {}
+};
+template <class State>
+State& carry(torch::autograd::AutogradContext* ctx, State state) {
+  auto holder = c10::make_intrusive<Carried<State>>(std::move(state));
+  State& kept = holder->state;
+  ctx->saved_data["state"] = c10::IValue::make_capsule(std::move(holder));
+  return kept;
+}
+template <class State>
+State& carried(torch::autograd::AutogradContext* ctx) {
+  return static_cast<Carried<State>*>(ctx->saved_data["state"].toCapsule().get())->state;
+}
+
+/// `some` holds the gradients that `mask` marks; spreads them over `slots` results, the rest undefined.
+inline torch::autograd::variable_list spread(const Tensors& some, const Mask& mask, size_t slots) {
+  torch::autograd::variable_list all(slots);
+  for (size_t i = 0, next = 0; i < mask.size(); ++i) {
+    if (mask[i]) all[i] = some[next++];
+  }
+  return all;
+}
+
+/// name_kernel itself if `plain`, else the op vae_fast::name through the dispatcher, where every subclass, transform and mode takes part.
+#define VF_CALL(plain, name, ...) \
+  ((plain) ? name##_kernel(__VA_ARGS__) : [&] { \
+    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("vae_fast::" #name, "").typed<decltype(name##_kernel)>(); \
+    return op.call(__VA_ARGS__); \
+  }())
+
+}  // namespace ops
+}  // namespace vae_fast

@@ -1,0 +1,102 @@
+#include "device.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Dispatch.h>
+
+#if defined(VF_WITH_CUDA)
+#include <ATen/cuda/CUDAGeneratorImpl.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+
+#include <map>
+#include <mutex>
+#endif
+
+namespace vae_fast {
+namespace ops {
+
+#if defined(VF_WITH_CUDA)
+namespace {
+/// A zeroed counter for the kernels of one stream, which leave it zero. Within a stream launches follow one another; a graph gets its own,
+/// since its replays may run beside the stream it was captured on.
+uint32_t* counter_of(const at::Tensor& like, c10::cuda::CUDAStream stream, at::Tensor& keep) {
+  const auto options = like.options().dtype(at::kInt);
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    keep = at::zeros({1}, options);
+    return reinterpret_cast<uint32_t*>(keep.data_ptr<int>());
+  }
+  static std::mutex mutex;
+  static auto* counters = new std::map<std::pair<c10::DeviceIndex, c10::StreamId>, at::Tensor>();  // outlives CUDA's own teardown
+  const std::lock_guard<std::mutex> lock(mutex);
+  at::Tensor& counter = (*counters)[{stream.device_index(), stream.id()}];
+  if (!counter.defined()) counter = at::zeros({1}, options);
+  return reinterpret_cast<uint32_t*>(counter.data_ptr<int>());
+}
+}  // namespace
+#endif
+
+void launch_row_terms(const at::Tensor& like, RowTermsArgs& args) {
+#if defined(VF_WITH_CUDA)
+  if (like.is_cuda() && args.loss != nullptr) {
+    const c10::cuda::CUDAGuard guard(like.device());
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    at::Tensor keep;
+    at::Tensor partials = at::empty({cuda::row_terms_blocks(args)}, like.options().dtype(at::kDouble));
+    args.partials = partials.data_ptr<double>();
+    args.counter = counter_of(like, stream, keep);
+    C10_CUDA_CHECK(cuda::row_terms(args, stream));
+    return;
+  }
+#endif
+  VF_LAUNCH(like, row_terms, args);
+}
+
+namespace {
+DType dtype_of_grad(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble: return DType::kDouble;
+    case at::kHalf: return DType::kHalf;
+    case at::kBFloat16: return DType::kBFloat16;
+    default: return DType::kFloat;
+  }
+}
+}  // namespace
+
+void scale_unless_one(at::Tensor& grad, const at::Tensor& upstream) {
+#if defined(VF_WITH_CUDA)
+  if (grad.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(grad.device());
+    C10_CUDA_CHECK(cuda::scale_unless_one(grad.data_ptr(), dtype_of_grad(grad), grad.numel(), upstream.const_data_ptr(),
+                                          upstream.scalar_type() == at::kDouble, c10::cuda::getCurrentCUDAStream()));
+    return;
+  }
+#endif
+  const double s = upstream.scalar_type() == at::kDouble ? *upstream.const_data_ptr<double>() : *upstream.const_data_ptr<float>();
+  if (s != 1.0) cpu::scale(grad.data_ptr(), dtype_of_grad(grad), grad.numel(), s);
+}
+
+PhiloxSeed draw_seed(const at::Tensor& like, const std::optional<at::Generator>& generator) {
+  PhiloxSeed seed;
+#if defined(VF_WITH_CUDA)
+  if (like.is_cuda()) {
+    auto* gen = at::get_generator_or_default<at::CUDAGeneratorImpl>(generator, at::cuda::detail::getDefaultCUDAGenerator(like.device().index()));
+    const std::lock_guard<std::mutex> lock(gen->mutex_);
+    const at::PhiloxCudaState state = gen->philox_cuda_state(4);
+    if (state.captured_) {
+      seed.seed_at = state.seed_.ptr;
+      seed.offset_at = state.offset_.ptr;
+      seed.offset = state.offset_intragraph_;
+    } else {
+      seed.seed = state.seed_.val;
+      seed.offset = state.offset_.val;
+    }
+    return seed;
+  }
+#endif
+  auto* gen = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+  const std::lock_guard<std::mutex> lock(gen->mutex_);
+  seed.seed = gen->random64();
+  return seed;
+}
+
+}  // namespace ops
+}  // namespace vae_fast

@@ -1,0 +1,225 @@
+#include "layout.h"
+
+#include <ATen/ExpandUtils.h>
+
+#include <algorithm>
+#include <numeric>
+#include <unordered_map>
+
+namespace vae_fast {
+namespace ops {
+namespace {
+
+struct TermInfo {
+  const char* name;
+  int inputs;
+};
+
+const std::vector<TermInfo>& terms() {
+  using namespace generic::math;
+  static const std::vector<TermInfo> all = {
+#define VF_ROW(name, ...) {name, __VA_ARGS__::kInputs},
+      VF_FOR_EACH_TERM(VF_ROW)
+#undef VF_ROW
+  };
+  return all;
+}
+
+}  // namespace
+
+int32_t term_index(c10::string_view name) {
+  const auto& all = terms();
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (name == all[i].name) return static_cast<int32_t>(i);
+  }
+  std::string names;
+  for (const auto& t : all) names += std::string(names.empty() ? "" : ", ") + t.name;
+  TORCH_CHECK_VALUE(false, "term='", name, "': expected one of ", names);
+}
+
+int term_inputs(int32_t term) { return terms()[static_cast<size_t>(term)].inputs; }
+
+bool is_kl(int32_t term) { return std::string(terms()[static_cast<size_t>(term)].name).rfind("kl", 0) == 0; }
+
+int32_t scale_form(c10::string_view name) {
+  static const char* const forms[] = {"logvar", "log_std", "std", "var", "softplus"};
+  const auto dot = name.find('.');
+  const c10::string_view form = dot == c10::string_view::npos ? name : name.substr(dot + 1);
+  for (int32_t i = 0; i < 5; ++i) {
+    if (form == forms[i]) return i;
+  }
+  TORCH_CHECK_VALUE(false, "scale='", form, "': expected one of logvar, log_std, std, var, softplus");
+}
+
+bool any_double(TensorList tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.scalar_type() == at::kDouble; });
+}
+
+at::ScalarType compute_type(bool is_double) { return is_double ? at::kDouble : at::kFloat; }
+
+DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return DType::kFloat;
+    case at::kDouble: return DType::kDouble;
+    case at::kHalf: return DType::kHalf;
+    case at::kBFloat16: return DType::kBFloat16;
+    case at::kByte: return DType::kUInt8;
+    case at::kBool: return DType::kBool;
+    default: TORCH_CHECK_TYPE(false, "dtype ", t.scalar_type(), ": expected float16, bfloat16, float32, float64, uint8 or bool");
+  }
+}
+
+at::DimVector common_shape(TensorList tensors) {
+  const Tensor& first = tensors[0];
+  TORCH_CHECK_VALUE(first.is_cpu() || first.is_cuda(), "device ", first.device(), ": expected cpu or cuda");
+  at::DimVector shape(first.sizes());
+  for (const Tensor& t : tensors) {
+    TORCH_CHECK_VALUE(t.device() == first.device(), "tensors on ", t.device(), " and ", first.device(), ": expected one device");
+    if (t.sizes() != at::IntArrayRef(shape)) shape = at::infer_size_dimvector(shape, t.sizes());
+  }
+  return shape;
+}
+
+Layout::Layout(at::IntArrayRef full, int64_t events, const Tensor& primary, bool logical) : shape(full), event_dim(events) {
+  const int64_t dims = static_cast<int64_t>(full.size());
+  TORCH_CHECK_VALUE(events >= 0 && events <= dims, "event_dim=", events, ": expected 0 to ", dims);
+  for (int64_t d = 0; d < dims - events; ++d) rows *= full[d];
+  for (int64_t d = dims - events; d < dims; ++d) {
+    columns *= full[d];
+    order.push_back(d);
+  }
+  if (logical || events < 2 || primary.sizes() != full || primary.is_contiguous()) return;
+  const auto strides = primary.strides();
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
+  ordered = std::is_sorted(order.begin(), order.end());
+}
+
+Tensor Layout::empty(const at::TensorOptions& options) const {
+  if (ordered) return at::empty(shape, options);
+  std::vector<int64_t> strides(shape.size(), 0);
+  int64_t run = 1;
+  for (size_t i = order.size(); i-- > 0;) {
+    strides[static_cast<size_t>(order[i])] = run;
+    run *= shape[static_cast<size_t>(order[i])];
+  }
+  for (size_t d = shape.size() - order.size(); d-- > 0;) {
+    strides[d] = run;
+    run *= shape[d];
+  }
+  return at::empty_strided(shape, strides, options);
+}
+
+namespace {
+
+/// Fills in where rows of `t` (of full shape) lie; false if it cannot be said without a copy.
+bool describe(const Tensor& t, const Layout& layout, Stream& s) {
+  const auto sizes = t.sizes(), strides = t.strides();
+  int64_t expected = 1;
+  bool dense = true, constant = true;
+  for (size_t i = layout.order.size(); i-- > 0;) {
+    const int64_t d = layout.order[i];
+    if (sizes[d] == 1) continue;
+    dense = dense && strides[d] == expected;
+    constant = constant && strides[d] == 0;
+    expected *= sizes[d];
+  }
+  if (!dense && !constant) return false;
+  s.inner_stride = dense ? 1 : 0;
+  RowIndex row;
+  row.dims = 0;  // filled innermost first, then reversed
+  for (int64_t d = static_cast<int64_t>(sizes.size()) - layout.event_dim - 1; d >= 0; --d) {
+    if (sizes[d] == 1) continue;
+    if (row.dims > 0 && strides[d] == row.stride[row.dims - 1] * row.size[row.dims - 1]) {
+      row.size[row.dims - 1] *= sizes[d];
+      continue;
+    }
+    if (row.dims == kMaxBatchDims) return false;
+    row.size[row.dims] = sizes[d];
+    row.stride[row.dims++] = strides[d];
+  }
+  if (row.dims == 0) {
+    row.dims = 1;
+    row.stride[0] = layout.columns;
+  }
+  std::reverse(row.size, row.size + row.dims);
+  std::reverse(row.stride, row.stride + row.dims);
+  s.row = row;
+  return true;
+}
+
+}  // namespace
+
+Stream dense_stream(const Tensor& t, int64_t columns) {
+  Stream s;
+  s.data = t.data_ptr();
+  s.dtype = dtype_of(t);
+  s.row.stride[0] = columns;
+  return s;
+}
+
+Stream stream_of(const Tensor& input, const Layout& layout, bool is_double, std::vector<Tensor>& keep) {
+  // In double, other floats are converted: a mixture the kernels need not know.
+  const bool convert = is_double && input.is_floating_point() && input.scalar_type() != at::kDouble;
+  const bool full = input.sizes() == at::IntArrayRef(layout.shape);
+  if (full && layout.ordered && !convert && input.is_contiguous()) return dense_stream(input, layout.columns);
+
+  Tensor t = convert ? input.to(at::kDouble) : input;
+  if (!full) t = t.expand(layout.shape);
+  Stream s;
+  if (!describe(t, layout, s)) {
+    Tensor copy = layout.empty(t.options());
+    copy.copy_(t);
+    t = copy;
+    describe(t, layout, s);
+  }
+  s.data = t.data_ptr();
+  s.dtype = dtype_of(t);
+  if (convert || !t.is_alias_of(input)) keep.push_back(t);
+  return s;
+}
+
+Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, double eps, double floor) {
+  TORCH_CHECK_VALUE(static_cast<int>(inputs.size()) == term_inputs(term), "term '", terms()[static_cast<size_t>(term)].name, "' takes ",
+                    term_inputs(term), " inputs, got ", inputs.size());
+  Term t;
+  t.args.term = term;
+  t.args.is_double = is_double;
+  t.args.columns = layout.columns;
+  t.args.eps = eps;
+  t.args.floor = floor;
+  for (size_t k = 0; k < inputs.size(); ++k) t.args.in[k] = stream_of(inputs[k], layout, is_double, t.keep);
+  return t;
+}
+
+Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout) {
+  // A broadcast input's gradient is summed afterwards, so it is kept in the compute type until then.
+  const bool full = input.sizes() == at::IntArrayRef(layout.shape);
+  const bool same = full && (input.scalar_type() == at::kDouble) == args.is_double;
+  Tensor grad = layout.empty(same ? input.options() : input.options().dtype(compute_type(args.is_double)));
+  args.grad[k] = dense_stream(grad, layout.columns);
+  return grad;
+}
+
+RowGrad row_grad(const Tensor& grad, at::IntArrayRef batch, bool is_double, std::vector<Tensor>& keep) {
+  RowGrad g;
+  Tensor t = grad.to(compute_type(is_double)).expand(batch);
+  const auto strides = t.strides();
+  if (t.is_contiguous()) {
+    g.stride = 1;
+  } else if (std::all_of(strides.begin(), strides.end(), [](int64_t s) { return s == 0; })) {
+    g.stride = 0;
+  } else {
+    t = t.contiguous();
+  }
+  g.data = t.const_data_ptr();
+  keep.push_back(t);
+  return g;
+}
+
+Tensor to_input(Tensor grad, const Tensor& input) {
+  if (grad.sizes() != input.sizes()) grad = at::sum_to(grad, input.sizes());
+  return grad.scalar_type() == input.scalar_type() ? grad : grad.to(input.scalar_type());
+}
+
+}  // namespace ops
+}  // namespace vae_fast

@@ -1,0 +1,76 @@
+// From tensors to the plain rows and columns that kernels see: broadcasting, permuted events, data types, and the gradients' buffers.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <string>
+#include <vector>
+
+#include "../kernels.h"
+
+namespace vae_fast {
+namespace ops {
+
+using at::Tensor;
+using at::TensorList;
+
+/// The index of a term in the table, or an error that lists the names.
+int32_t term_index(c10::string_view name);
+/// Inputs the term takes.
+int term_inputs(int32_t term);
+/// Whether the term is a KL divergence, not a likelihood.
+bool is_kl(int32_t term);
+/// The ScaleForm behind the dot of a term's name.
+int32_t scale_form(c10::string_view name);
+
+/// True if any of the tensors is float64: then everything is computed in double.
+bool any_double(TensorList tensors);
+at::ScalarType compute_type(bool is_double);
+/// The kernels' name of a dtype, or an error.
+DType dtype_of(const Tensor& t);
+
+/// The tensors share a device that has kernels, and broadcast; their common shape.
+at::DimVector common_shape(TensorList tensors);
+
+/// The leading dimensions of a shape whose last `event_dim` are an event.
+inline at::IntArrayRef batch_of(at::IntArrayRef shape, int64_t event_dim) { return shape.slice(0, shape.size() - static_cast<size_t>(event_dim)); }
+
+/// A batch of events: shape (*batch, *event), and the order in which the event dimensions lie in memory.
+struct Layout {
+  at::DimVector shape;
+  int64_t event_dim = 0;
+  at::DimVector order;  // event dimensions of `shape`, outermost in memory first
+  bool ordered = true;  // order is the logical one
+  int64_t rows = 1, columns = 1;
+
+  /// The layout that `primary`, broadcast to `shape`, has in memory; with `logical`, the plain row-major one.
+  Layout(at::IntArrayRef shape, int64_t event_dim, const Tensor& primary, bool logical);
+  at::IntArrayRef batch() const { return batch_of(shape, event_dim); }
+  /// A fresh dense tensor of `shape` whose rows lie in this layout.
+  Tensor empty(const at::TensorOptions& options) const;
+};
+
+/// Prepared inputs of one term, with the tensors that keep copies alive.
+struct Term {
+  TermArgs args;
+  std::vector<Tensor> keep;
+
+  /// Points gradient k at a fresh buffer in the layout.
+  Tensor add_gradient(int k, const Tensor& input, const Layout& layout);
+};
+
+/// A stream over `t` broadcast to the layout; copies, and keeps the copy, only if its event is neither dense in that order nor one value.
+Stream stream_of(const Tensor& t, const Layout& layout, bool is_double, std::vector<Tensor>& keep);
+/// A stream over a dense tensor of `columns` per row.
+Stream dense_stream(const Tensor& t, int64_t columns);
+
+Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, double eps, double floor);
+
+/// Upstream gradients of `rows` rows, as the kernels read them.
+RowGrad row_grad(const Tensor& grad, at::IntArrayRef batch, bool is_double, std::vector<Tensor>& keep);
+
+/// The gradient of a broadcast or converted input from that of its expansion.
+Tensor to_input(Tensor grad, const Tensor& input);
+
+}  // namespace ops
+}  // namespace vae_fast

@@ -1,0 +1,136 @@
+// log sum_k w_k e^{a_k} over one dimension; only the result is saved.
+#include <ATen/record_function.h>
+
+#include "autograd.h"
+#include "device.h"
+#include "layout.h"
+
+namespace vae_fast {
+namespace ops {
+namespace {
+
+/// `a` as a dense (outer, k, inner) array, weights as strides over it.
+struct Problem {
+  Tensor a, w;
+  at::DimVector shape;
+  int64_t dim;
+  LogSumExpArgs args;
+
+  Problem(const Tensor& input, const OptionalTensor& weights, int64_t given_dim) {
+    shape = weights ? common_shape({input, *weights}) : common_shape({input});
+    dim = at::maybe_wrap_dim(given_dim, static_cast<int64_t>(shape.size()));
+    args.is_double = input.scalar_type() == at::kDouble || (weights && weights->scalar_type() == at::kDouble);
+    a = args.is_double ? input.to(at::kDouble) : input;
+    a = a.expand(shape).contiguous();
+    args.outer = args.inner = 1;
+    for (int64_t d = 0; d < static_cast<int64_t>(shape.size()); ++d) (d < dim ? args.outer : d > dim ? args.inner : args.k) *= d == dim ? 1 : shape[d];
+    args.k = shape[dim];
+    args.a = a.const_data_ptr();
+    args.dtype = dtype_of(a);
+    if (!weights) return;
+    // Dimensions around `dim` must each advance by one stride; broadcasting to fewer needs no copy, anything else does.
+    w = weights->to(compute_type(args.is_double)).expand(shape);
+    const bool by_k_only = weights->numel() == args.k && w.size(dim) == args.k && weights->dim() > 0 && only_dim_varies();
+    if (!by_k_only) w = w.contiguous();
+    args.w = w.const_data_ptr();
+    args.w_stride[0] = by_k_only ? 0 : args.k * args.inner;
+    args.w_stride[1] = by_k_only ? w.stride(dim) : args.inner;
+    args.w_stride[2] = by_k_only ? 0 : 1;
+  }
+
+  bool only_dim_varies() const {
+    for (int64_t d = 0; d < w.dim(); ++d) {
+      if (d != dim && w.size(d) != 1 && w.stride(d) != 0) return false;
+    }
+    return true;
+  }
+
+  at::DimVector out_shape() const {
+    at::DimVector s(shape);
+    s.erase(s.begin() + dim);
+    return s;
+  }
+};
+
+struct LogSumExpState {
+  int64_t dim;
+  Mask mask;
+  bool weighted;
+};
+
+struct LogSumExpFunction : torch::autograd::Function<LogSumExpFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LogSumExpState& s) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const OptionalTensor weights = s.weighted ? OptionalTensor(inputs[1]) : std::nullopt;
+    Tensor out = VF_CALL(is_plain(inputs), logsumexp, inputs[0], weights, s.dim);
+    auto saved = inputs.vec();
+    saved.push_back(out);
+    ctx->save_for_backward(saved);
+    carry(ctx, s);
+    return out;
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
+    const LogSumExpState& s = carried<LogSumExpState>(ctx);
+    const auto saved = ctx->get_saved_variables();
+    const OptionalTensor weights = s.weighted ? OptionalTensor(saved[1]) : std::nullopt;
+    const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && is_plain(grads[0]);
+    const Tensors some = VF_CALL(plain, logsumexp_backward, grads[0], saved[0], weights, saved.back(), s.dim, s.mask);
+    return spread(some, s.mask, saved.size());
+  }
+};
+
+Tensors inputs_of(const Tensor& a, const OptionalTensor& weights) { return weights ? Tensors{a, *weights} : Tensors{a}; }
+
+}  // namespace
+
+Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t dim) {
+  Problem p(a, weights, dim);
+  Tensor out = at::empty(p.out_shape(), a.options().dtype(compute_type(p.args.is_double)));
+  p.args.out = out.data_ptr();
+  VF_LAUNCH(a, logsumexp, p.args);
+  return out;
+}
+
+Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim, const Mask& mask) {
+  Problem p(a, weights, dim);
+  const auto type = compute_type(p.args.is_double);
+  const Tensor dense_out = out.to(type).contiguous(), g = grad.to(type).expand(out.sizes()).contiguous();
+  LogSumExpBackwardArgs b;
+  b.forward = p.args;
+  b.forward.out = dense_out.data_ptr();
+  b.grad_out = g.const_data_ptr();
+  b.grad_out_stride[0] = p.args.inner;
+  b.grad_out_stride[1] = 1;
+  Tensors grads;
+  if (mask[0]) {
+    grads.push_back(at::empty(p.shape, p.a.options()));
+    b.grad_a = grads.back().data_ptr();
+  }
+  if (mask.size() > 1 && mask[1]) {
+    grads.push_back(at::empty(p.shape, p.a.options().dtype(type)));
+    b.grad_w = grads.back().data_ptr();
+  }
+  VF_LAUNCH(a, logsumexp_backward, b);
+  for (size_t k = 0, next = 0; k < mask.size(); ++k) {
+    if (mask[k]) grads[next] = to_input(grads[next], k == 0 ? a : *weights), ++next;
+  }
+  return grads;
+}
+
+Tensor logsumexp_autograd(const Tensor& a, const OptionalTensor& weights, int64_t dim) {
+  const Tensors inputs = inputs_of(a, weights);
+  return LogSumExpFunction::apply(TensorList(inputs), LogSumExpState{dim, requires_grad_mask(inputs), weights.has_value()});
+}
+
+Tensor logsumexp(const Tensor& a, const OptionalTensor& weights, int64_t dim) {
+  const Tensors inputs = inputs_of(a, weights);
+  const bool plain = is_plain(inputs);
+  if (plain && wants_grad(inputs)) {
+    RECORD_FUNCTION("vae_fast::logsumexp", std::vector<c10::IValue>());
+    return logsumexp_autograd(a, weights, dim);
+  }
+  return VF_CALL(plain, logsumexp, a, weights, dim);
+}
+
+}  // namespace ops
+}  // namespace vae_fast

@@ -1,0 +1,73 @@
+// Every op in three layers: `name_kernel` allocates and runs the kernels (CPU and CUDA dispatch keys), `name_autograd` adds the backward
+// pass (Autograd key), `name` is what Python calls in eager mode (pybind11): it goes straight to the others when nothing else has a say.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace vae_fast {
+namespace ops {
+
+using at::Tensor;
+using at::TensorList;
+using c10::string_view;
+using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+using Mask = c10::List<bool>;
+
+// A row-summed term.
+Tensor term_kernel(TensorList inputs, string_view term, double eps, double floor, int64_t event_dim);
+/// Gradients of the inputs that `mask` marks, in order.
+Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, double eps, double floor, int64_t event_dim, const Mask& mask);
+Tensor term_autograd(TensorList inputs, string_view term, double eps, double floor, int64_t event_dim);
+Tensor term(const Tensors& inputs, const std::string& term, double eps, double floor, int64_t event_dim);
+
+// Likelihood - beta KL.
+Tensor elbo_kernel(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps, double floor,
+                   double beta, int64_t event_dim, int64_t latent_dim);
+Tensors elbo_backward_kernel(const Tensor& grad, TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl,
+                             double eps, double floor, double beta, int64_t event_dim, int64_t latent_dim, const Mask& mask);
+/// The loss and, in the same pass, its gradients in the inputs that `mask` marks.
+std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood,
+                                                       string_view kl, double eps, double floor, double beta, int64_t event_dim,
+                                                       int64_t latent_dim, bool mean, const Mask& mask);
+Tensor elbo_autograd(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps, double floor,
+                     double beta, int64_t event_dim, int64_t latent_dim);
+Tensor elbo_loss_autograd(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps,
+                          double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean);
+Tensor elbo_loss_kernel(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps,
+                        double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean);
+Tensor elbo(const Tensors& likelihood_inputs, const Tensors& kl_inputs, const std::string& likelihood, const std::string& kl, double eps,
+            double floor, double beta, int64_t event_dim, int64_t latent_dim);
+Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, const std::string& likelihood, const std::string& kl,
+                 double eps, double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean);
+
+// Sampling. `inputs` are mu, scale and, with a KL against a prior, its mean and scale; `term` names the KL, or just the scale form.
+// rng_state is int64 (seed, offset); it or noise is given.
+Tensor reparameterize_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale, int64_t num_samples);
+std::tuple<Tensor, Tensor> reparameterize_with_kl_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state,
+                                                         string_view kl, int64_t num_samples, double floor, int64_t event_dim);
+Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, TensorList inputs,
+                                       const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term,
+                                       int64_t num_samples, double floor, int64_t event_dim, const Mask& mask);
+Tensor reparameterize_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale, int64_t num_samples);
+std::tuple<Tensor, Tensor> reparameterize_with_kl_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state,
+                                                           string_view kl, int64_t num_samples, double floor, int64_t event_dim);
+Tensor reparameterize(const Tensors& inputs, const OptionalTensor& noise, const std::optional<at::Generator>& generator,
+                      const std::string& scale, int64_t num_samples);
+std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensors& inputs, const OptionalTensor& noise,
+                                                  const std::optional<at::Generator>& generator, const std::string& kl,
+                                                  int64_t num_samples, double floor, int64_t event_dim);
+
+// log sum_k w_k e^{a_k}.
+Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t dim);
+Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim, const Mask& mask);
+Tensor logsumexp_autograd(const Tensor& a, const OptionalTensor& weights, int64_t dim);
+Tensor logsumexp(const Tensor& a, const OptionalTensor& weights, int64_t dim);
+
+}  // namespace ops
+}  // namespace vae_fast

@@ -1,0 +1,92 @@
+// One row-summed term: gaussian_kl, bernoulli_log_prob, gaussian_log_prob.
+#include <ATen/record_function.h>
+
+#include "autograd.h"
+#include "device.h"
+#include "layout.h"
+
+namespace vae_fast {
+namespace ops {
+namespace {
+
+/// The input whose memory layout the others follow: the reconstruction of a likelihood, the mean of a KL.
+const Tensor& primary(TensorList inputs, int32_t term) { return inputs[is_kl(term) ? 0 : 1]; }
+
+struct TermState {
+  std::string term;
+  double eps, floor;
+  int64_t event_dim;
+  Mask mask;
+};
+
+struct TermFunction : torch::autograd::Function<TermFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const TermState& state) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward(inputs.vec());
+    carry(ctx, state);
+    return VF_CALL(is_plain(inputs), term, inputs, state.term, state.eps, state.floor, state.event_dim);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
+    const TermState& s = carried<TermState>(ctx);
+    const auto inputs = ctx->get_saved_variables();
+    const bool plain = !at::GradMode::is_enabled() && is_plain(inputs) && is_plain(grads);
+    const Tensors some = VF_CALL(plain, term_backward, grads[0], inputs, s.term, s.eps, s.floor, s.event_dim, s.mask);
+    return spread(some, s.mask, inputs.size() + 1);
+  }
+};
+
+}  // namespace
+
+Tensor term_kernel(TensorList inputs, string_view name, double eps, double floor, int64_t event_dim) {
+  const int32_t index = term_index(name);
+  const bool is_double = any_double(inputs);
+  const auto shape = common_shape(inputs);
+  const Layout layout(shape, event_dim, primary(inputs, index), false);
+  const Term prepared = prepare_term(inputs, index, layout, is_double, eps, floor);
+  Tensor out = at::empty(layout.batch(), inputs[0].options().dtype(compute_type(is_double)));
+  RowTermsArgs args;
+  args.term[0] = prepared.args;
+  args.rows = layout.rows;
+  args.is_double = is_double;
+  args.value = out.data_ptr();
+  launch_row_terms(inputs[0], args);
+  return out;
+}
+
+Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view name, double eps, double floor, int64_t event_dim, const Mask& mask) {
+  const int32_t index = term_index(name);
+  const bool is_double = any_double(inputs);
+  const auto shape = common_shape(inputs);
+  const Layout layout(shape, event_dim, primary(inputs, index), false);
+  Term prepared = prepare_term(inputs, index, layout, is_double, eps, floor);
+  prepared.args.row_grad = row_grad(grad, layout.batch(), is_double, prepared.keep);
+  Tensors grads;
+  for (size_t k = 0; k < inputs.size(); ++k) {
+    if (mask[k]) grads.push_back(prepared.add_gradient(static_cast<int>(k), inputs[k], layout));
+  }
+  RowTermsArgs args;
+  args.term[0] = prepared.args;
+  args.rows = layout.rows;
+  args.is_double = is_double;
+  launch_row_terms(inputs[0], args);
+  for (size_t k = 0, next = 0; k < inputs.size(); ++k) {
+    if (mask[k]) grads[next] = to_input(grads[next], inputs[k]), ++next;
+  }
+  return grads;
+}
+
+Tensor term_autograd(TensorList inputs, string_view name, double eps, double floor, int64_t event_dim) {
+  return TermFunction::apply(inputs, TermState{std::string(name), eps, floor, event_dim, requires_grad_mask(inputs)});
+}
+
+Tensor term(const Tensors& inputs, const std::string& name, double eps, double floor, int64_t event_dim) {
+  const bool plain = is_plain(inputs);
+  if (plain && wants_grad(inputs)) {
+    RECORD_FUNCTION("vae_fast::term", std::vector<c10::IValue>());
+    return term_autograd(inputs, name, eps, floor, event_dim);
+  }
+  return VF_CALL(plain, term, inputs, name, eps, floor, event_dim);
+}
+
+}  // namespace ops
+}  // namespace vae_fast

@@ -1,0 +1,177 @@
+#include "cuda_shim.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define VF_ASAN 1
+#endif
+
+namespace vf_shim {
+
+int processors = 2;
+unsigned order = 0;
+Thread current;
+
+void fail(const char* what) {
+  std::fprintf(stderr, "CUDA shim: %s (block %u, thread %u)\n", what, current.block.x, current.thread.x);
+  std::abort();
+}
+
+void check_aligned(const void* p, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0) fail("misaligned vector access");
+}
+
+namespace {
+
+constexpr size_t kStack = 256 << 10;
+constexpr unsigned kWarp = 32;
+constexpr size_t kSlot = 32;
+
+enum class State { kReady, kBarrier, kShuffle, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  State state = State::kDone;
+  void* fake_stack = nullptr;
+  char slot[kSlot];    // what this lane offers
+  char taken[kSlot];   // what the lanes of its warp offered, as of the exchange
+  size_t size = 0;
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+ucontext_t scheduler;
+const std::function<void()>* running = nullptr;
+unsigned running_fiber = 0;
+void* scheduler_fake_stack = nullptr;
+const void* scheduler_stack = nullptr;
+size_t scheduler_stack_size = 0;
+
+void leave(Fiber& f, bool for_good) {
+#if VF_ASAN
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &f.fake_stack, scheduler_stack, scheduler_stack_size);
+#else
+  (void)for_good;
+#endif
+  swapcontext(&f.context, &scheduler);
+#if VF_ASAN
+  __sanitizer_finish_switch_fiber(f.fake_stack, &scheduler_stack, &scheduler_stack_size);
+#endif
+}
+
+void enter(Fiber& f, unsigned index) {
+  running_fiber = index;
+  current.thread.x = index;
+#if VF_ASAN
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, f.stack.get(), kStack);
+#endif
+  swapcontext(&scheduler, &f.context);
+#if VF_ASAN
+  __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void fiber_main() {
+  Fiber& f = *fibers[running_fiber];
+#if VF_ASAN
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+#endif
+  (*running)();
+  f.state = State::kDone;
+  leave(f, true);
+}
+
+void wait_as(State state) {
+  Fiber& f = *fibers[running_fiber];
+  f.state = state;
+  leave(f, false);
+}
+
+std::vector<unsigned> turns(unsigned n) {
+  std::vector<unsigned> v(n);
+  std::iota(v.begin(), v.end(), 0u);
+  if (order == 1) std::reverse(v.begin(), v.end());
+  if (order > 1) std::shuffle(v.begin(), v.end(), std::mt19937(order));
+  return v;
+}
+
+/// Lets waiting fibers go on whose barrier or shuffle is complete. A thread that has ended never completes one: that is an error in the kernel.
+bool release(unsigned threads) {
+  bool all_at_barrier = true, any = false;
+  for (unsigned t = 0; t < threads; ++t) all_at_barrier = all_at_barrier && fibers[t]->state == State::kBarrier;
+  if (all_at_barrier) {
+    for (unsigned t = 0; t < threads; ++t) fibers[t]->state = State::kReady;
+    return true;
+  }
+  for (unsigned w = 0; w < threads; w += kWarp) {
+    bool complete = true;
+    for (unsigned t = w; t < w + kWarp; ++t) complete = complete && fibers[t]->state == State::kShuffle && fibers[t]->size == fibers[w]->size;
+    if (!complete) continue;
+    for (unsigned t = w; t < w + kWarp; ++t) {
+      std::memcpy(fibers[t]->taken, fibers[t]->slot, fibers[t]->size);
+      fibers[t]->state = State::kReady;
+    }
+    any = true;
+  }
+  return any;
+}
+
+void run_block(unsigned threads, const std::vector<unsigned>& thread_order) {
+  for (unsigned t = 0; t < threads; ++t) {
+    Fiber& f = *fibers[t];
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, fiber_main, 0);
+    f.state = State::kReady;
+  }
+  for (;;) {
+    unsigned done = 0;
+    for (const unsigned t : thread_order) {
+      if (fibers[t]->state == State::kReady) enter(*fibers[t], t);
+      done += fibers[t]->state == State::kDone ? 1 : 0;
+    }
+    if (done == threads) return;
+    const bool ready = std::any_of(fibers.begin(), fibers.begin() + threads, [](const auto& f) { return f->state == State::kReady; });
+    if (!ready && !release(threads)) fail("threads wait for each other: a barrier or shuffle that not all of them reach");
+  }
+}
+
+}  // namespace
+
+void launch(unsigned grid, unsigned block, const std::function<void()>& kernel) {
+  if (grid == 0 || block == 0 || block % kWarp != 0 || block > 1024) fail("bad launch");
+  while (fibers.size() < block) fibers.push_back(std::make_unique<Fiber>());
+  running = &kernel;
+  current.block_size.x = block;
+  current.grid_size.x = grid;
+  const std::vector<unsigned> thread_order = turns(block);
+  for (const unsigned b : turns(grid)) {
+    current.block.x = b;
+    run_block(block, thread_order);
+  }
+}
+
+void barrier() { wait_as(State::kBarrier); }
+
+void exchange(void* value, size_t size, unsigned source) {
+  if (size > kSlot) fail("value too large to shuffle");
+  Fiber& f = *fibers[running_fiber];
+  std::memcpy(f.slot, value, size);
+  f.size = size;
+  wait_as(State::kShuffle);
+  const unsigned warp = current.thread.x / kWarp * kWarp;
+  if (source < kWarp) std::memcpy(value, fibers[warp + source]->taken, size);
+}
+
+}  // namespace vf_shim

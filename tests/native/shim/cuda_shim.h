@@ -1,0 +1,62 @@
+// CUDA's execution model on the CPU, for tests only: every thread of a block is a fiber, barriers and shuffles make fibers wait for each other as the
+// hardware would, and blocks run one after another. Fibers and blocks run in an order that tests can change, so that code which needs a
+// barrier it does not have gives different results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#include "cuda_runtime_api.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __shared__ static  // blocks run one at a time
+
+namespace vf_shim {
+
+struct Index {
+  unsigned x = 0;
+};
+struct Thread {
+  Index thread, block, block_size, grid_size;
+};
+extern Thread current;
+
+/// How blocks and threads take turns: 0 forwards, 1 backwards, otherwise shuffled from this seed.
+extern unsigned order;
+
+void launch(unsigned grid, unsigned block, const std::function<void()>& kernel);
+void barrier();
+/// Exchanges `size` bytes among the lanes of a warp: *value becomes that of lane `source`, or stays if there is none.
+void exchange(void* value, size_t size, unsigned source);
+void check_aligned(const void* p, size_t bytes);
+[[noreturn]] void fail(const char* what);
+
+template <typename T>
+T shuffle_down(unsigned mask, T value, unsigned offset) {
+  if (mask != 0xffffffffu) fail("only full-warp shuffles are modelled");
+  exchange(&value, sizeof(T), current.thread.x % 32 + offset);
+  return value;
+}
+
+}  // namespace vf_shim
+
+#define threadIdx (vf_shim::current.thread)
+#define blockIdx (vf_shim::current.block)
+#define blockDim (vf_shim::current.block_size)
+#define gridDim (vf_shim::current.grid_size)
+#define __syncthreads vf_shim::barrier
+#define __shfl_down_sync vf_shim::shuffle_down
+
+inline void __threadfence() {}
+inline unsigned atomicAdd(uint32_t* at, unsigned by) {
+  const unsigned before = *at;
+  *at += by;
+  return before;
+}

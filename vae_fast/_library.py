@@ -1,0 +1,203 @@
+"""What the dispatcher's ops need beside their kernels: shapes for fake tensors, and derivatives of their backward passes.
+
+The first derivative of every op is in C++. A second one differentiates the plain-torch formula in :mod:`vae_fast.reference`, and so
+do all higher ones. Importing this module registers everything; it needs the extension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_fast import reference
+
+OptTensor = Tensor | None
+
+
+def _compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _shape(tensors: Sequence[Tensor]) -> list[int]:
+    return list(torch.broadcast_shapes(*(t.shape for t in tensors)))
+
+
+def _batch(tensors: Sequence[Tensor], event_dim: int) -> list[int]:
+    shape = _shape(tensors)
+    return shape[: len(shape) - event_dim]
+
+
+def _marked(tensors: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor]:
+    return [t for t, m in zip(tensors, mask, strict=True) if m]
+
+
+def _empty_gradients(tensors: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor]:
+    return [torch.empty_like(t) for t in _marked(tensors, mask)]
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _term_fake(inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int) -> Tensor:
+    return inputs[0].new_empty(_batch(inputs, event_dim), dtype=_compute_dtype(inputs))
+
+
+def _term_backward_fake(
+    grad: Tensor, inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int, mask: list[bool]
+) -> list[Tensor]:
+    return _empty_gradients(inputs, mask)
+
+
+def _elbo_fake(
+    x: list[Tensor], z: list[Tensor], likelihood: str, kl: str, eps: float, floor: float, beta: float, event_dim: int, latent_dim: int
+) -> Tensor:
+    batch = torch.broadcast_shapes(tuple(_batch(x, event_dim)), tuple(_batch(z, latent_dim)))
+    return x[0].new_empty(batch, dtype=_compute_dtype([*x, *z]))
+
+
+def _elbo_backward_fake(grad: Tensor, x: list[Tensor], z: list[Tensor], *rest: Any) -> list[Tensor]:
+    return _empty_gradients([*x, *z], rest[-1])
+
+
+def _elbo_loss_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> Tensor:
+    return x[0].new_empty((), dtype=_compute_dtype([*x, *z]))
+
+
+def _elbo_loss_with_grad_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
+    return _elbo_loss_fake(x, z), _empty_gradients([*x, *z], rest[-1])
+
+
+def _reparameterize_fake(inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, scale: str, num_samples: int) -> Tensor:
+    shape = _shape(inputs[:2])
+    size = [num_samples, *shape] if num_samples else shape
+    return inputs[0].new_empty(size, dtype=torch.promote_types(inputs[0].dtype, inputs[1].dtype))
+
+
+def _reparameterize_with_kl_fake(
+    inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, kl: str, num_samples: int, floor: float, event_dim: int
+) -> tuple[Tensor, Tensor]:
+    z = _reparameterize_fake(inputs, noise, rng_state, kl, num_samples)
+    return z, _term_fake(inputs, kl, 0.0, floor, event_dim)
+
+
+def _reparameterize_backward_fake(grad_z: OptTensor, grad_kl: OptTensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
+    return _empty_gradients(inputs, rest[-1])
+
+
+def _logsumexp_fake(a: Tensor, weights: OptTensor, dim: int) -> Tensor:
+    inputs = [a] if weights is None else [a, weights]
+    shape = _shape(inputs)
+    del shape[dim]
+    return a.new_empty(shape, dtype=_compute_dtype(inputs))
+
+
+def _logsumexp_backward_fake(
+    grad: Tensor, a: Tensor, weights: OptTensor, out: Tensor, dim: int, mask: list[bool]
+) -> list[Tensor]:
+    return _empty_gradients([a] if weights is None else [a, weights], mask)
+
+
+# --- second derivatives ----------------------------------------------------------------------------------------------
+
+
+def _differentiate_backward(op: str, formula: Callable[..., tuple[Tensor, ...]], upstreams: int) -> None:
+    """Registers the derivative of ``op``, the backward pass of an op.
+
+    ``op`` takes ``upstreams`` upstream gradients first and a mask of wanted gradients last; ``formula(*rest)`` gives, in plain torch, the forward
+    outputs those gradients belong to and the inputs that the mask speaks of.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        flat, layout = [], []
+        for arg in inputs:
+            many = isinstance(arg, list | tuple) and all(isinstance(t, Tensor) for t in arg) and len(arg) > 0
+            if many:
+                layout.append(("list", len(flat), len(arg)))
+                flat += list(arg)
+            elif isinstance(arg, Tensor):
+                layout.append(("tensor", len(flat), 1))
+                flat.append(arg)
+            else:
+                layout.append(("value", arg, 0))
+        ctx.save_for_backward(*flat)
+        ctx.layout = layout
+
+    def backward(ctx: Any, grads: Sequence[OptTensor]) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Views are new leaves of this small graph when no graph is to be made, and lead back to the inputs when one is.
+            leaves = [t.view_as(t) if create_graph else t.detach() for t in saved]
+            for t in leaves:
+                if t.is_floating_point() and not t.requires_grad:
+                    t.requires_grad_()
+            args = [leaves[i] if kind == "tensor" else leaves[i : i + n] if kind == "list" else i for kind, i, n in ctx.layout]
+            outputs, inputs = formula(*args[upstreams:-1])
+            pairs = [(o, g) for o, g in zip(outputs, args[:upstreams], strict=True) if g is not None]
+            wanted = _marked(inputs, args[-1])
+            first = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
+            some = [(f, g) for f, g in zip(first, grads, strict=True) if f is not None and g is not None and f.requires_grad]
+            floating = [t for t in leaves if t.is_floating_point()]
+            found = iter(
+                torch.autograd.grad([f for f, _ in some], floating, [g for _, g in some], create_graph=create_graph, allow_unused=True)
+                if some
+                else [None] * len(floating)
+            )
+        second = [next(found) if t.is_floating_point() else None for t in leaves]
+        return tuple(second[i] if kind == "tensor" else second[i : i + n] if kind == "list" else None for kind, i, n in ctx.layout)
+
+    torch.library.register_autograd(f"vae_fast::{op}", backward, setup_context=setup_context)
+
+
+def _term_formula(inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int) -> tuple[Any, ...]:
+    return (reference.term(term, inputs, eps, floor, event_dim),), inputs
+
+
+def _elbo_formula(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Any, ...]:
+    return (reference.elbo(x, z, *rest),), [*x, *z]
+
+
+def _reparameterize_formula(
+    inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, term: str, num_samples: int, floor: float, event_dim: int
+) -> tuple[Any, ...]:
+    scale = term.rpartition(".")[2]
+    shape = _shape(inputs[:2])
+    if noise is None:  # the kernel's own noise: a sample of N(0, 1)
+        dtype = _compute_dtype(inputs)
+        zero, one = (torch.full(shape, v, dtype=dtype, device=inputs[0].device) for v in (0.0, 1.0))
+        with torch.no_grad():
+            noise = torch.ops.vae_fast.reparameterize([zero, one], None, rng_state, "std", num_samples)
+    z = reference.reparameterize(inputs[0], inputs[1], scale, num_samples or None, noise)
+    kl = reference.term(term, inputs, 0.0, floor, event_dim) if "." in term else z.new_zeros(())
+    return (z, kl), inputs
+
+
+def _logsumexp_formula(a: Tensor, weights: OptTensor, out: Tensor, dim: int) -> tuple[Any, ...]:
+    return (reference.logsumexp(a, dim, weights),), [a] if weights is None else [a, weights]
+
+
+def _register() -> None:
+    for name, fake in {
+        "term": _term_fake,
+        "term_backward": _term_backward_fake,
+        "elbo": _elbo_fake,
+        "elbo_backward": _elbo_backward_fake,
+        "elbo_loss": _elbo_loss_fake,
+        "elbo_loss_with_grad": _elbo_loss_with_grad_fake,
+        "reparameterize": _reparameterize_fake,
+        "reparameterize_with_kl": _reparameterize_with_kl_fake,
+        "reparameterize_backward": _reparameterize_backward_fake,
+        "logsumexp": _logsumexp_fake,
+        "logsumexp_backward": _logsumexp_backward_fake,
+    }.items():
+        torch.library.register_fake(f"vae_fast::{name}")(fake)
+    _differentiate_backward("term_backward", _term_formula, 1)
+    _differentiate_backward("elbo_backward", _elbo_formula, 1)
+    _differentiate_backward("reparameterize_backward", _reparameterize_formula, 2)
+    _differentiate_backward("logsumexp_backward", _logsumexp_formula, 1)
+
+
+_register()

@@ -1,0 +1,340 @@
+"""Data sets for training: scikit-learn's digits, MNIST and Frey Faces, read from files that are not trusted."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import struct
+import sys
+import urllib.request
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_fast._errors import FileError, optional_import
+from vae_fast._files import atomic_write
+
+#: md5 of the four unpacked MNIST files.
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://raw.githubusercontent.com/fgnt/mnist/master/",
+)
+_MOST_BYTES = 64 * 2**20  # of one download, packed or unpacked; the largest MNIST file has 47 MB
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Flattened grey images, split once and for all.
+
+    Attributes:
+        name: of the data set.
+        train, valid, test: ``(n, height * width)``; uint8 (the models and kernels read ``x / 255``) or float32 in [0,
+            1].
+        test_labels: ``(n,)`` int64, one per test image: the class, or the position in the film for Frey Faces.
+        label_name: what the labels are, for a legend.
+        image_shape: ``(height, width)``.
+    """
+
+    name: str
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    test_labels: Tensor
+    label_name: str
+    image_shape: tuple[int, int]
+
+
+def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """A data set by name.
+
+    Args:
+        name: ``"digits"``, ``"mnist"`` or ``"frey"``.
+        data_dir: where its files are looked for, see :func:`load_mnist` and :func:`load_frey`; None:
+            :func:`default_data_dir`.
+
+    Raises:
+        ValueError: for an unknown name.
+        FileError: naming the file and why it cannot be used.
+        MissingExtraError: if scikit-learn (digits) or SciPy (a ``.mat`` file) is needed and not installed.
+
+    Example:
+        >>> load("digits").train.shape
+        torch.Size([1439, 64])
+    """
+    if name == "digits":
+        return load_digits()
+    if name == "mnist":
+        return load_mnist(data_dir)
+    if name == "frey":
+        return load_frey(data_dir)
+    raise ValueError(f"name={name!r}: expected one of 'digits', 'mnist', 'frey'")
+
+
+def default_data_dir() -> Path:
+    """``$VAE_FAST_DATA`` if set, else a directory in the user's cache.
+
+    Example:
+        >>> default_data_dir().name != ""
+        True
+    """
+    given = os.environ.get("VAE_FAST_DATA")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae_fast"
+
+
+def entropy_floor(x: Tensor) -> float:
+    r"""The least Bernoulli loss any model can reach on grey targets, in nats per image.
+
+    .. math:: -\frac1N \sum_n \sum_i x_{ni} \log x_{ni} + (1 - x_{ni}) \log(1 - x_{ni})
+
+    It is 0 for black-and-white images and 45.75 for the 55,000 MNIST training images.
+
+    Args:
+        x: ``(n, *event)``, uint8 (read as ``x / 255``), bool or floating in [0, 1].
+
+    Example:
+        >>> round(entropy_floor(torch.full((3, 2), 0.5)), 4)
+        1.3863
+    """
+    if x.dtype in (torch.uint8, torch.bool):
+        counts = torch.bincount(x.flatten().to(torch.uint8).cpu(), minlength=256).double()
+        levels = torch.arange(256, dtype=torch.float64) / (255.0 if x.dtype == torch.uint8 else 1.0)
+        total = float((counts * _entropy(levels.clamp(max=1.0))).sum())
+    else:
+        total = sum(float(_entropy(part.double()).sum()) for part in x.split(4096))
+    return total / max(1, x.shape[0])
+
+
+def _entropy(p: Tensor) -> Tensor:
+    both: Tensor = torch.special.entr(p) + torch.special.entr(1.0 - p)
+    return both
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+
+def load_digits() -> Dataset:
+    """The 1,797 digits of 8 x 8 that come inside scikit-learn; no file, no network. Values 0..16 are divided by 16.
+
+    The split (80 / 10 / 10 per cent) is fixed and spreads every part evenly over the whole set.
+    """
+    sklearn = optional_import("sklearn.datasets", "scikit-learn", "the data set 'digits'")
+    images, labels = sklearn.load_digits(return_X_y=True)
+    x = torch.from_numpy(np.asarray(images, dtype=np.float32) / np.float32(16.0))
+    return _spread_split("digits", x, torch.from_numpy(np.asarray(labels, dtype=np.int64)), "digit", (8, 8))
+
+
+def _spread_split(name: str, x: Tensor, labels: Tensor, label_name: str, shape: tuple[int, int]) -> Dataset:
+    """80 / 10 / 10 per cent by a golden-ratio walk through the indices: fixed without any random generator."""
+    n = len(x)
+    stride = max(1, round(n * 0.6180339887))
+    while math.gcd(stride, n) != 1:
+        stride += 1
+    order = torch.arange(n) * stride % n
+    held = n // 10
+    valid, test, train = order[:held], order[held : 2 * held], order[2 * held :].sort().values
+    return Dataset(name, x[train], x[valid], x[test], labels[test], label_name, shape)
+
+
+# --- MNIST ------------------------------------------------------------------------------------------------------------
+
+
+def load_mnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool = True, validation: int = 5000) -> Dataset:
+    """MNIST with the source's split: the first 5,000 training images are validation, the other 55,000 train.
+
+    The four IDX files (``train-images-idx3-ubyte`` and so on, gzip or plain) are looked for in ``data_dir`` and in
+    ``data_dir/mnist``. What is missing is downloaded there over https, checked against a checksum, and only then given
+    its name.
+
+    Args:
+        data_dir: None: :func:`default_data_dir`.
+        download: False: a missing file is an error.
+        validation: number of training images held out.
+
+    Raises:
+        FileError: naming the file and why it cannot be used.
+
+    Example:
+        >>> load_mnist("nowhere", download=False)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        FileError: nowhere: train-images-idx3-ubyte[.gz] is neither here nor in nowhere/mnist
+    """
+    folder = default_data_dir() if data_dir is None else Path(data_dir)
+    arrays = {name: read_idx(_mnist_file(folder, name, download)) for name in MNIST_MD5}
+    images, labels, test_images, test_labels = arrays.values()
+    for split, data, classes in (("train", images, labels), ("t10k", test_images, test_labels)):
+        where = f"{folder}: {split}-images and {split}-labels"
+        if data.ndim != 3 or classes.ndim != 1 or len(data) != len(classes):
+            raise FileError(f"{where} have shapes {data.shape} and {classes.shape}: expected (n, rows, columns) and (n,)")
+    if images.shape[1:] != test_images.shape[1:]:
+        raise FileError(f"{folder}: training images are {images.shape[1:]}, test images {test_images.shape[1:]}")
+    if len(images) <= validation:
+        raise FileError(f"{folder}: {len(images)} training images: expected more than the {validation} held out for validation")
+    x, test = _flat(images), _flat(test_images)
+    rows, columns = images.shape[1:]
+    digits = torch.from_numpy(test_labels.astype(np.int64))
+    return Dataset("mnist", x[validation:], x[:validation], test, digits, "digit", (rows, columns))
+
+
+def _flat(images: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(images.reshape(len(images), -1))
+
+
+def _mnist_file(folder: Path, name: str, download: bool) -> Path:
+    for where in (folder / "mnist", folder):
+        for candidate in (where / name, where / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    if not download:
+        raise FileError(f"{folder}: {name}[.gz] is neither here nor in {folder / 'mnist'}")
+    return _download(name, folder / "mnist" / f"{name}.gz")
+
+
+def _download(name: str, target: Path) -> Path:
+    reasons = []
+    for mirror in MNIST_MIRRORS:
+        url = f"{mirror}{name}.gz"
+        print(f"downloading {url}", file=sys.stderr)
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                packed = response.read(_MOST_BYTES + 1)
+            with gzip.open(io.BytesIO(packed)) as file:
+                plain = file.read(_MOST_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:  # URLError and BadGzipFile are OSErrors
+            reasons.append(f"{url}: {getattr(error, 'reason', None) or error}")
+            continue
+        md5 = hashlib.md5(plain, usedforsecurity=False).hexdigest()
+        if md5 != MNIST_MD5[name]:
+            reasons.append(f"{url}: md5 of the unpacked file is {md5}, expected {MNIST_MD5[name]}")
+            continue
+        with atomic_write(target) as out:
+            out.write(packed)
+        return target
+    raise FileError(
+        f"{target}: not there, and no mirror delivered it ({'; '.join(reasons)}). "
+        f"Without a network, put the four MNIST files in a directory and name it with --data-dir or VAE_FAST_DATA"
+    )
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An IDX file of unsigned bytes, gzip or plain, as an array.
+
+    Raises:
+        FileError: naming the file and why: not IDX, another element type, truncated, more bytes than its header says,
+        broken gzip.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "a-idx1-ubyte"
+        ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+        ...     read_idx(path)
+        array([7, 8, 9], dtype=uint8)
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as probe:
+            packed = probe.read(2) == b"\x1f\x8b"
+        opener: Callable[[Path, str], Any] = gzip.open if packed else open
+        with opener(path, "rb") as file:
+            magic = file.read(4)
+            if len(magic) < 4 or magic[:2] != b"\0\0":
+                raise FileError(f"{path}: not an IDX file: it begins with {magic.hex(' ') or 'nothing'}, expected 00 00 08")
+            if magic[2] != 0x08:
+                raise FileError(f"{path}: element type 0x{magic[2]:02x}: expected 0x08, unsigned bytes")
+            if not 1 <= magic[3] <= 4:
+                raise FileError(f"{path}: {magic[3]} dimensions: expected 1 to 4")
+            header = file.read(4 * magic[3])
+            if len(header) < 4 * magic[3]:
+                raise FileError(f"{path}: truncated inside its header")
+            shape = struct.unpack(f">{magic[3]}I", header)
+            size = math.prod(shape)
+            body = bytearray()
+            while len(body) <= size and (chunk := file.read(min(2**20, size + 1 - len(body)))):
+                body += chunk
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise FileError(f"{path}: broken or truncated gzip file: {error}") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(body) != size:
+        came = "more" if len(body) > size else f"only {len(body):,}"
+        raise FileError(f"{path}: the header says {' x '.join(map(str, shape))} = {size:,} bytes, the file holds {came}")
+    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
+
+
+# --- Frey Faces -------------------------------------------------------------------------------------------------------
+
+_FREY_NAMES = ("frey/frey_faces.npy", "frey_faces.npy", "frey/frey_rawface.mat", "frey_rawface.mat")
+
+
+def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    """Frey Faces: 1,965 frames of 28 x 20 from one film; the label of a frame is its position in the film.
+
+    Reads ``frey_faces.npy`` (uint8, (n, 28, 20) or (n, 560)) or ``frey_rawface.mat`` (key ``ff``, (560, n)) in
+    ``data_dir`` or ``data_dir/frey``, or the file ``data_dir`` names. The split (80 / 10 / 10 per cent) spreads every
+    part over the film.
+
+    Raises:
+        FileError: naming the file and why it cannot be used.
+        MissingExtraError: for a ``.mat`` file without SciPy.
+
+    Example:
+        >>> load_frey("nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        FileError: nowhere: holds none of frey/frey_faces.npy, frey_faces.npy, ...
+    """
+    folder = default_data_dir() if data_dir is None else Path(data_dir)
+    path = folder if folder.is_file() else next((folder / n for n in _FREY_NAMES if (folder / n).is_file()), None)
+    if path is None:
+        raise FileError(
+            f"{folder}: holds none of {', '.join(_FREY_NAMES)}. Get frey_rawface.mat from "
+            "https://cs.nyu.edu/~roweis/data.html and name its directory with --data-dir or VAE_FAST_DATA"
+        )
+    frames = _read_mat(path) if path.suffix == ".mat" else _read_npy(path)
+    if frames.dtype != np.uint8:
+        raise FileError(f"{path}: dtype {frames.dtype}: expected uint8")
+    if frames.shape[1:] not in ((28, 20), (560,)) or len(frames) < 10:
+        raise FileError(f"{path}: shape {frames.shape}: expected (n, 28, 20) or (n, 560) with n at least 10")
+    flat = np.array(frames, order="C").reshape(len(frames), 560)
+    return _spread_split("frey", torch.from_numpy(flat), torch.arange(len(flat)), "frame", (28, 20))
+
+
+def _read_npy(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        with path.open("rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise FileError(f"{path}: not a .npy file")
+        # Mapped, so that a header that lies about its size is refused before memory is asked for.
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except FileError:
+        raise
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise FileError(f"{path}: broken or truncated .npy file: {error}") from None
+
+
+def _read_mat(path: Path) -> np.ndarray[Any, Any]:
+    scipy_io = optional_import("scipy.io", "scipy", f"reading {path.name}")
+    try:
+        ff = scipy_io.loadmat(path, variable_names=["ff"]).get("ff")
+    except Exception as error:  # SciPy's reader fails in many ways on a broken file
+        raise FileError(f"{path}: broken or not a MATLAB file: {error}") from None
+    if not isinstance(ff, np.ndarray) or ff.ndim != 2:
+        raise FileError(f"{path}: holds no matrix named 'ff'")
+    return ff.T

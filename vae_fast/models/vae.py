@@ -1,0 +1,391 @@
+"""A variational autoencoder around any encoder and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast import functional as F
+from vae_fast.functional import _arguments as check
+
+Recon = Tensor | tuple[Tensor, Tensor]
+
+
+class VAEOutput(NamedTuple):
+    """One pass through the network: the decoder's raw output, the posterior, and the sample that was decoded."""
+
+    recon: Recon
+    mu: Tensor
+    logvar: Tensor
+    z: Tensor
+
+
+class Losses(NamedTuple):
+    """The training loss (negative ELBO, with beta and free bits) and the plain KL divergence, both in nats."""
+
+    loss: Tensor
+    kl: Tensor
+
+
+class VAE(nn.Module):
+    r"""Encoder, decoder, likelihood and prior, trained on the evidence lower bound (Kingma and Welling 2014).
+
+    The loss is one call of :func:`vae_fast.elbo_loss`, the latent sample one call of :func:`vae_fast.reparameterize`.
+    Everything runs under autocast and ``torch.compile(fullgraph=True)`` as far as the encoder and the decoder do.
+
+    Args:
+        encoder: ``encoder(x)`` gives the posterior ``q(z|x)``: a pair ``(mu, logvar)``, each ``(batch, *latent)``, or
+            one tensor that holds both one after the other along its first latent dimension, e.g. ``(batch, 2 L)`` from
+            ``nn.Linear(H, 2 * L)``.
+        decoder: ``decoder(z)`` gives the parameters of ``p(x|z)``, see ``likelihood``; shape ``(batch, *event)``.
+        latent_dim: size of z, or its shape for a latent with several dimensions. None: one dimension of any size; only
+            :meth:`sample` needs to know it.
+        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"bernoulli_probs"`` (probabilities) or ``"gaussian"``
+            (the mean, or a pair ``(mean, logvar)``).
+        clip: clip mode of the Bernoulli likelihoods, see :func:`vae_fast.bernoulli_log_prob`.
+        eps: the constant of the clip mode.
+        beta: weight of the KL divergence in the loss. It is an attribute and may be changed during training.
+        prior_mu: mean of the prior, broadcast against z; None is 0. A tensor becomes a buffer, an ``nn.Parameter`` is
+            trained.
+        prior_logvar: log-variance of the prior; None is 0.
+        free_bits: least value of each KL element in the loss, in nats.
+        event_dim: number of trailing dimensions of one ``x``: 1 for vectors, 3 for images ``(C, H, W)``.
+
+    ``x`` may be floating (in the dtype of the encoder), bool or uint8: the encoder is given ``x / 255``, the likelihood
+    reads the bytes themselves.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from vae_fast.models import VAE
+        >>> vae = VAE(nn.Linear(784, 2 * 20), nn.Linear(20, 784), latent_dim=20)
+        >>> vae.loss(torch.rand(8, 784)).backward()
+        >>> vae.sample(3).shape
+        torch.Size([3, 784])
+    """
+
+    prior_mu: Tensor | None
+    prior_logvar: Tensor | None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        latent_dim: int | Sequence[int] | None = None,
+        likelihood: str = "bernoulli",
+        clip: str | None = None,
+        eps: float = 1e-9,
+        beta: float = 1.0,
+        prior_mu: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+        free_bits: float | None = None,
+        event_dim: int = 1,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        check.one_of("likelihood", likelihood, check.LIKELIHOODS)
+        if likelihood == "gaussian" and clip is not None:
+            raise ValueError(f"clip={clip!r}: expected None for likelihood='gaussian'")
+        check.clip(clip, eps)
+        check.real("beta", beta)
+        check.positive_int("event_dim", event_dim)
+        if free_bits is not None:
+            check.real("free_bits", free_bits, 0.0)
+        self.latent_shape: tuple[int, ...] | None = None
+        if latent_dim is not None:
+            self.latent_shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
+            for size in self.latent_shape:
+                check.positive_int("latent_dim", size)
+        self.encoder, self.decoder = encoder, decoder
+        self.likelihood, self.clip, self.eps = likelihood, clip, eps
+        self.beta, self.free_bits, self.event_dim = beta, free_bits, event_dim
+        self._set_prior("prior_mu", prior_mu)
+        self._set_prior("prior_logvar", prior_logvar)
+
+    def _set_prior(self, name: str, value: Tensor | None) -> None:
+        if value is not None:
+            check.tensor(name, value)
+            shape = self.latent_shape
+            if shape is not None and not _broadcasts_to(value.shape, shape):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}: expected one that broadcasts to latent_dim={shape}")
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        else:
+            self.register_buffer(name, value)
+
+    @property
+    def latent_ndim(self) -> int:
+        """Number of trailing dimensions of z."""
+        return 1 if self.latent_shape is None else len(self.latent_shape)
+
+    def _anchor(self) -> Tensor:
+        """A tensor with the dtype and device of the model."""
+        for p in self.parameters():
+            if p.is_floating_point():
+                return p
+        return torch.empty(())
+
+    # --- the network --------------------------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior ``(mu, logvar)`` of ``x``, each ``(batch, *latent)``.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> mu, logvar = MLPVAE(latent_dim=2).encode(torch.rand(5, 784))
+            >>> mu.shape, logvar.shape
+            (torch.Size([5, 2]), torch.Size([5, 2]))
+        """
+        if x.dtype == torch.uint8:
+            x = x.to(self._anchor().dtype) / 255.0
+        elif x.dtype == torch.bool:
+            x = x.to(self._anchor().dtype)
+        out = self.encoder(x)
+        if isinstance(out, Tensor):
+            dim = out.ndim - self.latent_ndim
+            if dim < 0 or out.shape[dim] % 2:
+                raise ValueError(
+                    f"encoder returned a tensor of shape {tuple(out.shape)}: expected mu and logvar one after the "
+                    f"other along dimension {-self.latent_ndim} (an even size), or a (mu, logvar) pair"
+                )
+            mu, logvar = out.chunk(2, dim)
+            return mu, logvar
+        if not isinstance(out, tuple | list) or len(out) != 2:
+            came = f"{len(out)} items" if isinstance(out, tuple | list) else type(out).__name__
+            raise TypeError(f"encoder returned {came}: expected a (mu, logvar) pair or one tensor holding both")
+        return out[0], out[1]
+
+    def decode(self, z: Tensor) -> Recon:
+        """The decoder's raw output: logits, probabilities, a mean or a ``(mean, logvar)`` pair, by ``likelihood``."""
+        recon: Recon = self.decoder(z)
+        return recon
+
+    def mean_of(self, recon: Recon) -> Tensor:
+        """The mean of ``p(x|z)`` for the decoder's output: pixel values in [0, 1] for the Bernoulli likelihoods."""
+        mean = recon if isinstance(recon, Tensor) else recon[0]
+        return torch.sigmoid(mean) if self.likelihood == "bernoulli" else mean
+
+    def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> VAEOutput:
+        """Encode, draw one z, decode.
+
+        Args:
+            x: data, ``(batch, *event)``.
+            noise: the caller's own N(0, 1) noise, ``(batch, *latent)``; None draws it.
+            generator: where the noise is drawn from; None is torch's default for the device.
+
+        Returns:
+            :class:`VAEOutput` ``(recon, mu, logvar, z)``; give it to :meth:`losses_of` (this is the way with
+            ``DistributedDataParallel``, whose hooks sit on ``forward``).
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> MLPVAE(latent_dim=2)(torch.rand(5, 784)).recon.shape
+            torch.Size([5, 784])
+        """
+        mu, logvar = self.encode(x)
+        z = F.reparameterize(mu, logvar, noise=noise, generator=generator)
+        return VAEOutput(self.decode(z), mu, logvar, z)
+
+    # --- objectives ---------------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        x: Tensor,
+        noise: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """The negative evidence lower bound, in nats, with one sample of z per row of ``x``.
+
+        Args:
+            x: data, ``(batch, *event)``.
+            noise, generator: as in :meth:`forward`.
+            reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``. Pixels and latents are always
+                summed.
+
+        Returns:
+            float32 (float64 for a float64 model), shape ``()``, or ``(batch,)`` for ``"none"``.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what was expected.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> MLPVAE(latent_dim=2).loss(torch.rand(5, 784), reduction="none").shape
+            torch.Size([5])
+        """
+        return self._elbo_loss(x, self(x, noise, generator), reduction)
+
+    def losses(
+        self,
+        x: Tensor,
+        noise: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        reduction: str = "mean",
+    ) -> Losses:
+        """:meth:`loss` and, for the log, the KL divergence of the same pass; arguments as in :meth:`loss`.
+
+        The KL is without beta and free bits and carries no gradient. It reads only mu and logvar: the network and the
+        likelihood run once. The reconstruction term is ``loss - beta * kl`` (without free bits).
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> loss, kl = MLPVAE(latent_dim=2).losses(torch.rand(5, 784))
+            >>> loss.requires_grad, kl.requires_grad
+            (True, False)
+        """
+        return self.losses_of(x, self(x, noise, generator), reduction=reduction)
+
+    def losses_of(self, x: Tensor, output: VAEOutput, *, reduction: str = "mean") -> Losses:
+        """:meth:`losses` from what :meth:`forward` gave for ``x``."""
+        mu, logvar = output.mu.detach(), output.logvar.detach()
+        prior_mu, prior_logvar = (None if p is None else p.detach() for p in (self.prior_mu, self.prior_logvar))
+        kl = F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, event_dim=self.latent_ndim, reduction=reduction)
+        return Losses(self._elbo_loss(x, output, reduction), kl)
+
+    def _elbo_loss(self, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
+        return F.elbo_loss(
+            x,
+            output.recon,
+            output.mu,
+            output.logvar,
+            likelihood=self.likelihood,
+            beta=self.beta,
+            clip=self.clip,
+            eps=self.eps,
+            prior_mu=self.prior_mu,
+            prior_logvar=self.prior_logvar,
+            free_bits=self.free_bits,
+            event_dim=self.event_dim,
+            latent_dim=self.latent_ndim,
+            reduction=reduction,
+        )
+
+    def log_likelihood(self, x: Tensor, recon: Recon) -> Tensor:
+        """``log p(x|z)`` in nats for the decoder's output; batch dimensions of ``x`` and ``recon`` broadcast."""
+        if self.likelihood == "gaussian":
+            mean, logvar = (recon, None) if isinstance(recon, Tensor) else recon
+            return F.gaussian_log_prob(x, mean, logvar, event_dim=self.event_dim)
+        logits, probs = (recon, None) if self.likelihood == "bernoulli" else (None, recon)
+        return F.bernoulli_log_prob(
+            x,
+            cast("Tensor | None", logits),
+            probs=cast("Tensor | None", probs),
+            clip=self.clip,
+            eps=self.eps,
+            event_dim=self.event_dim,
+        )
+
+    def log_prob(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None, max_rows: int = 8192) -> Tensor:
+        r"""Importance-weighted estimate of ``log p(x)``, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
+
+        .. math:: \log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
+
+        Its mean is a lower bound that grows with K, and the ELBO (with ``beta=1``) for K = 1. ``x`` is broadcast
+        against the samples, never repeated, and at most ``max_rows`` pairs of image and sample are decoded at once:
+        under ``torch.no_grad()`` memory does not grow with K beyond one number per pair. Gradients flow (the IWAE
+        objective) when they are wanted.
+
+        Args:
+            x: data, ``(*batch, *event)``.
+            num_samples: K, at least 1.
+            generator: where the noise is drawn from; None is torch's default for the device.
+            max_rows: most rows the decoder is given in one call. The noise drawn depends on it.
+
+        Returns:
+            float32 (float64 for a float64 model), shape ``batch``.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what was expected.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> with torch.no_grad():
+            ...     MLPVAE(latent_dim=2).log_prob(torch.rand(5, 784), num_samples=10).shape
+            torch.Size([5])
+        """
+        check.positive_int("num_samples", num_samples)
+        check.positive_int("max_rows", max_rows)
+        check.event_dims("event_dim", self.event_dim, "x", x.shape)
+        batch, event = x.shape[: x.ndim - self.event_dim], x.shape[x.ndim - self.event_dim :]
+        rows = x.reshape(batch.numel(), *event)
+        step = max(1, min(max_rows, rows.shape[0]))
+        bounds = [F.iwae_bound(self._log_weights(block, num_samples, max(1, max_rows // step), generator)) for block in rows.split(step)]
+        return torch.cat(bounds).reshape(batch)
+
+    def _log_weights(self, x: Tensor, num_samples: int, at_once: int, generator: torch.Generator | None) -> Tensor:
+        """``log p(x, z_k) - log q(z_k|x)``, shape (num_samples, batch)."""
+        mu, logvar = self.encode(x)
+        n = self.latent_ndim
+        zero = mu.new_zeros(mu.shape[mu.ndim - n :])
+        prior_mu = zero if self.prior_mu is None else self.prior_mu.expand(zero.shape)
+        weights = []
+        for start in range(0, num_samples, at_once):
+            count = min(at_once, num_samples - start)
+            z = F.reparameterize(mu, logvar, num_samples=count, generator=generator)
+            recon = self.decode(z.flatten(0, 1))
+            if isinstance(recon, Tensor):
+                recon = recon.unflatten(0, (count, -1))
+            else:
+                recon = (recon[0].unflatten(0, (count, -1)), recon[1].unflatten(0, (count, -1)))
+            log_p = self.log_likelihood(x, recon) + F.gaussian_log_prob(z, prior_mu, self.prior_logvar, event_dim=n)
+            weights.append(log_p - F.gaussian_log_prob(z, mu, logvar, event_dim=n))
+        return torch.cat(weights)
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """The mean of ``p(x|z)`` for ``n`` draws of z from the prior, ``(n, *event)``.
+
+        Raises:
+            ValueError: if the model was built without ``latent_dim``.
+
+        Example:
+            >>> from vae_fast.models import MLPVAE
+            >>> MLPVAE(latent_dim=2).sample(3).shape
+            torch.Size([3, 784])
+        """
+        check.positive_int("n", n)
+        if self.latent_shape is None:
+            raise ValueError("latent_dim is not known: build the model with VAE(..., latent_dim=L) to sample from it")
+        like = self._anchor()
+        zero = torch.zeros((n, *self.latent_shape), dtype=like.dtype, device=like.device)
+        mu = zero if self.prior_mu is None else self.prior_mu.expand_as(zero)
+        logvar = zero if self.prior_logvar is None else self.prior_logvar.expand_as(zero)
+        return self.mean_of(self.decode(F.reparameterize(mu, logvar, generator=generator)))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of ``p(x|z)`` at the posterior mean of ``x``; the shape of ``x``. Nothing is drawn.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> MLPVAE(latent_dim=2).reconstruct(torch.rand(5, 784)).shape
+            torch.Size([5, 784])
+        """
+        return self.mean_of(self.decode(self.encode(x)[0]))
+
+    def extra_repr(self) -> str:
+        """The settings that the printed submodules do not show."""
+        shown = {"likelihood": self.likelihood, "clip": self.clip, "beta": self.beta, "event_dim": self.event_dim}
+        return ", ".join(f"{k}={v!r}" for k, v in shown.items())
+
+
+def _broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
