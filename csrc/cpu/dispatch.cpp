@@ -165,18 +165,15 @@ void sample(const SampleArgs& a) {
     a.rng_state[0] = static_cast<int64_t>(seed);
     a.rng_state[1] = static_cast<int64_t>(offset);
   }
-  const KernelTable& t = table();
+  const auto sample_rows = table().sample_rows[a.is_double];
   for_rows(a.rows, a.columns * a.samples, [&](int64_t r0, int64_t r1) {
-    // In pieces that stay in the cache between the sample and its KL.
-    constexpr int64_t kPiece = 256;
+    constexpr int64_t kPiece = 512;
     double acc[kPiece];
     for (int64_t r = r0; r < r1; r += kPiece) {
       const int64_t end = r + kPiece < r1 ? r + kPiece : r1;
-      t.sample_rows[a.is_double](a, seed, offset, r, end);
-      if (!a.with_kl) continue;
       for (int64_t i = 0; i < end - r; ++i) acc[i] = 0.0;
-      t.term_rows[a.is_double](a.kl, r, end, 0, a.columns, acc, false);
-      for (int64_t i = r; i < end; ++i) store_value(a.kl_value, a.is_double, i, acc[i - r]);
+      sample_rows(a, seed, offset, r, end, acc);
+      for (int64_t i = r; a.with_kl && i < end; ++i) store_value(a.kl_value, a.is_double, i, acc[i - r]);
     }
   });
 }

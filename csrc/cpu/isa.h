@@ -1,6 +1,7 @@
 // Included last by the one file of each instruction set: every kernel, and the table that points at them.
 #pragma once
 
+#include "lanes.h"
 #include "logsumexp.h"
 #include "row_terms.h"
 #include "sample.h"

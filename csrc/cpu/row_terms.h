@@ -71,22 +71,23 @@ inline const TermMap<T>& term_map(int term) {
   return maps[term];
 }
 
-/// Runs `map` over rectangle r; per-row upstream gradients are applied here.
+/// Runs `map` over rectangle r; the upstream gradients of several rows are applied afterwards.
 template <typename T>
 inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermParams<T>& params, bool with_grad, bool first,
                      const TermTiles<T>& tiles, const Rect& r) {
-  if (!with_grad) return map.value(tiles, T(0), r.count(), params);
-  const T* row_grad = static_cast<const T*>(a.row_grad.data);
+  const int n = r.count();
+  if (!with_grad) return map.value(tiles, T(0), n, params);
+  const T* per_row = static_cast<const T*>(a.row_grad.data);
   T g = static_cast<T>(a.row_grad.constant);
-  if (row_grad != nullptr && r.rows == 1) g *= row_grad[r.row * a.row_grad.stride];
-  (first ? map.all : map.gradient)(tiles, g, r.count(), params);
-  if (row_grad == nullptr || r.rows == 1) return;
+  const bool one = per_row == nullptr || r.rows == 1 || a.row_grad.stride == 0;
+  if (one && per_row != nullptr) g *= per_row[r.row * a.row_grad.stride];
+  (first ? map.all : map.gradient)(tiles, one ? g : T(1), n, params);
+  if (one) return;
+  alignas(64) T upstream[kTile + kSpill];
+  expand_rows(a.row_grad, r, upstream);
   for (int k = first ? 0 : 1; k < map.inputs; ++k) {
     T* __restrict p = tiles.grad[k];
-    for (int i = 0; i < r.rows; ++i, p += r.columns) {
-      const T gi = row_grad[(r.row + i) * a.row_grad.stride];
-      VF_SIMD for (int j = 0; j < r.columns; ++j) p[j] *= gi;
-    }
+    VF_SIMD for (int i = 0; i < n; ++i) p[i] *= upstream[i];
   }
 }
 
@@ -94,7 +95,7 @@ inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermP
 /// elements; with `stream`, past the cache.
 template <typename T>
 void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc, bool stream) {
-  alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile], value[kTile + kSumLanes] = {};
+  alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile], value[kTile];
   const TermMap<T>& map = term_map<T>(a.term);
   const math::TermParams<T> params = math::TermParams<T>::make(a.eps, a.floor);
   bool with_grad = false;

@@ -1,9 +1,9 @@
-// Reparameterized sampling: noise by Philox, drawn again in the backward pass.
+// Reparameterized sampling, with the KL divergence of the same rows in the same loop. The noise is drawn again in the backward pass.
 #pragma once
 
-#include "../math/philox.h"
 #include <type_traits>
 
+#include "lanes.h"
 #include "row_terms.h"
 
 namespace vae_fast {
@@ -11,18 +11,12 @@ namespace VF_ISA {
 
 /// noise[i] = normal of element begin + i, i < n <= kTile. In three loops, each of which vectorises: words, normals, and their interleaving.
 inline void fill_normal(uint64_t seed, uint64_t offset, int64_t begin, int n, float* noise) {
-  constexpr int kBlocks = kTile / 4 + 2;
+  constexpr int kBlocks = (kTile / 4 + 1 + kLanes - 1) / kLanes * kLanes;
   alignas(64) uint32_t w[4][kBlocks];
   alignas(64) float z[4][kBlocks], interleaved[4 * kBlocks];
   const uint64_t block = static_cast<uint64_t>(begin) / 4;
   const int skip = static_cast<int>(begin % 4), blocks = (skip + n + 3) / 4;
-  VF_SIMD for (int b = 0; b < blocks; ++b) {
-    const math::PhiloxBlock p = math::philox<uint64_t>(seed, offset, block + static_cast<uint64_t>(b));
-    w[0][b] = p.w[0];
-    w[1][b] = p.w[1];
-    w[2][b] = p.w[2];
-    w[3][b] = p.w[3];
-  }
+  philox_words(seed, offset, block, (blocks + kLanes - 1) / kLanes * kLanes, w);
   for (int k = 0; k < 4; k += 2) {
     VF_SIMD for (int b = 0; b < blocks; ++b) math::box_muller(w[k][b], w[k + 1][b], z[k][b], z[k + 1][b]);
   }
@@ -47,97 +41,160 @@ inline const T* noise_of(const Args& a, int64_t s, Rect r, uint64_t seed, uint64
   }
 }
 
-template <math::ScaleForm form, typename T>
-inline void std_tile(const T* __restrict scale, T* __restrict std, int n) {
-  VF_SIMD for (int i = 0; i < n; ++i) std[i] = math::Scale<form, T>(scale[i]).std();
-}
-
-template <math::ScaleForm form, typename T>
-inline void scale_grad_tile(const T* __restrict scale, T* __restrict grad, int n) {
+/// std and, of a KL, value: one exponential serves both.
+template <math::ScaleForm form, int prior, typename T>
+void scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const math::TermParams<T>& params) {
+  const T* __restrict a0 = tiles.in[0];
+  const T* __restrict a1 = tiles.in[1];
+  const T* __restrict a2 = tiles.in[2];
+  const T* __restrict a3 = tiles.in[3];
+  T* __restrict value = tiles.value;
+  const math::TermParams<T> p = params;
   VF_SIMD for (int i = 0; i < n; ++i) {
-    const math::Scale<form, T> s(scale[i]);
-    grad[i] *= s.d_std(s.std());
+    const math::Scale<form, T> scale(a1[i]);
+    const T std = scale.std();
+    std_out[i] = std;
+    if constexpr (prior >= 0) {
+      T in[kMaxTermInputs], d[kMaxTermInputs], v;
+      in[0] = a0[i];
+      in[1] = a1[i];
+      if constexpr (prior == 1) in[2] = a2[i], in[3] = a3[i];
+      math::Kl<form, prior == 1>::eval(in, scale, std, p, v, d);
+      value[i] = v;
+    }
   }
 }
 
-/// Calls f with the form as a compile-time constant.
+/// grad[0] = gz + gkl dKL/dmu, grad[1] = gze dstd/dscale + gkl dKL/dscale, where gz and gze are the sums over samples of grad_z and grad_z * noise;
+/// grad[2], grad[3] those of the prior.
+template <math::ScaleForm form, int prior, typename T>
+void scale_backward_tile(const TermTiles<T>& tiles, const T* __restrict gz, const T* __restrict gze, const T* __restrict gkl, int n,
+                         const math::TermParams<T>& params) {
+  const T* __restrict a0 = tiles.in[0];
+  const T* __restrict a1 = tiles.in[1];
+  const T* __restrict a2 = tiles.in[2];
+  const T* __restrict a3 = tiles.in[3];
+  T* __restrict g0 = tiles.grad[0];
+  T* __restrict g1 = tiles.grad[1];
+  T* __restrict g2 = tiles.grad[2];
+  T* __restrict g3 = tiles.grad[3];
+  const math::TermParams<T> p = params;
+  VF_SIMD for (int i = 0; i < n; ++i) {
+    const math::Scale<form, T> scale(a1[i]);
+    const T std = scale.std();
+    T grad_mu = gz[i], grad_scale = gze[i] * scale.d_std(std);
+    if constexpr (prior >= 0) {
+      T in[kMaxTermInputs], d[kMaxTermInputs], v;
+      in[0] = a0[i];
+      in[1] = a1[i];
+      if constexpr (prior == 1) in[2] = a2[i], in[3] = a3[i];
+      math::Kl<form, prior == 1>::eval(in, scale, std, p, v, d);
+      grad_mu += gkl[i] * d[0];
+      grad_scale += gkl[i] * d[1];
+      if constexpr (prior == 1) g2[i] = gkl[i] * d[2], g3[i] = gkl[i] * d[3];
+    }
+    g0[i] = grad_mu;
+    g1[i] = grad_scale;
+  }
+}
+
+/// Calls f(form, prior) as compile-time constants; prior is -1 without a KL, 0 against N(0, 1), 1 against another Gaussian.
 template <class F>
-inline void with_form(int32_t form, F&& f) {
+inline void with_form(int32_t form, int prior, F&& f) {
   using math::ScaleForm;
+  const auto with_prior = [&](auto constant) {
+    if (prior < 0) return f(constant, std::integral_constant<int, -1>());
+    if (prior == 0) return f(constant, std::integral_constant<int, 0>());
+    return f(constant, std::integral_constant<int, 1>());
+  };
   switch (static_cast<ScaleForm>(form)) {
-    case ScaleForm::kLogVar: return f(std::integral_constant<ScaleForm, ScaleForm::kLogVar>());
-    case ScaleForm::kLogStd: return f(std::integral_constant<ScaleForm, ScaleForm::kLogStd>());
-    case ScaleForm::kStd: return f(std::integral_constant<ScaleForm, ScaleForm::kStd>());
-    case ScaleForm::kVar: return f(std::integral_constant<ScaleForm, ScaleForm::kVar>());
-    case ScaleForm::kSoftplus: return f(std::integral_constant<ScaleForm, ScaleForm::kSoftplus>());
+    case ScaleForm::kLogVar: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kLogVar>());
+    case ScaleForm::kLogStd: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kLogStd>());
+    case ScaleForm::kStd: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kStd>());
+    case ScaleForm::kVar: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kVar>());
+    case ScaleForm::kSoftplus: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kSoftplus>());
   }
 }
 
-/// SampleFn of the table.
+/// The inputs of a sample and its KL: mu, scale, and a prior's.
+template <typename T, class Args>
+inline int load_inputs(const Args& a, const Rect& r, TermTiles<T>& tiles, T (&buffer)[kMaxTermInputs][kTile]) {
+  tiles.in[0] = load(a.mu, r, a.columns, buffer[0]);
+  tiles.in[1] = load(a.scale, r, a.columns, buffer[1]);
+  const bool prior = a.with_kl && a.kl.in[2].data != nullptr;
+  for (int k = 2; prior && k < kMaxTermInputs; ++k) tiles.in[k] = load(a.kl.in[k], r, a.columns, buffer[k]);
+  return prior ? 1 : a.with_kl ? 0 : -1;
+}
+
+/// Draws rows [r0, r1) of every sample; adds the KL of each to acc[r - r0].
 template <typename T>
-void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1) {
-  alignas(64) T mu_buffer[kTile], scale_buffer[kTile], std[kTile], noise_buffer[kTile], z_buffer[kTile];
+void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1, double* acc) {
+  alignas(64) T in_buffer[kMaxTermInputs][kTile], std[kTile], noise_buffer[kTile], z_buffer[kTile], value[kTile];
   alignas(64) float raw[kTile];
+  const math::TermParams<T> params = math::TermParams<T>::make(a.kl.eps, a.kl.floor);
   for_each_rect(r0, r1, 0, a.columns, a.columns, [&](const Rect& r) {
     const int n = r.count();
-    const T* mu = load(a.mu, r, a.columns, mu_buffer);
-    const T* scale = load(a.scale, r, a.columns, scale_buffer);
-    with_form(a.form, [&](auto form) { std_tile<decltype(form)::value, T>(scale, std, n); });
+    TermTiles<T> tiles;
+    tiles.value = value;
+    const int prior = load_inputs(a, r, tiles, in_buffer);
+    with_form(a.form, prior, [&](auto form, auto p) { scale_tile<decltype(form)::value, decltype(p)::value, T>(tiles, std, n, params); });
+    for (int i = 0; a.with_kl && i < r.rows; ++i) acc[r.row - r0 + i] += sum(value + i * r.columns, r.columns);
     for (int64_t s = 0; s < a.samples; ++s) {
       const T* noise = noise_of<T>(a, s, r, seed, offset, raw, noise_buffer);
       Rect to = r;
       to.row += s * a.rows;
       T* place = in_place<T>(a.z, to, a.columns);
       T* z = place != nullptr ? place : z_buffer;
+      const T* __restrict mu = tiles.in[0];
       VF_SIMD for (int i = 0; i < n; ++i) z[i] = mu[i] + std[i] * noise[i];
       if (place == nullptr) store(z, a.z, to, a.columns);
     }
   });
 }
 
-/// SampleBackwardFn of the table. The KL's gradients in mu and scale are computed into tiles and added before the one store.
 template <typename T>
 void sample_backward_rows(const SampleBackwardArgs& a, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1) {
-  alignas(64) T in_buffer[kMaxTermInputs][kTile], kl_grad[kMaxTermInputs][kTile], value[kTile];
-  alignas(64) T noise_buffer[kTile], grad_buffer[kTile], grad_mu[kTile], grad_scale[kTile];
+  alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile];
+  alignas(64) T noise_buffer[kTile], z_buffer[kTile], gz[kTile], gze[kTile], gkl[kTile + kSpill];
   alignas(64) float raw[kTile];
-  const TermMap<T>& kl = term_map<T>(a.kl.term);
   const math::TermParams<T> params = math::TermParams<T>::make(a.kl.eps, a.kl.floor);
-  const int inputs = a.with_kl ? kl.inputs : 2;
+  const Stream* grads[kMaxTermInputs] = {&a.grad_mu, &a.grad_scale, &a.kl.grad[2], &a.kl.grad[3]};
   for_each_rect(r0, r1, 0, a.columns, a.columns, [&](const Rect& r) {
     const int n = r.count();
     TermTiles<T> tiles;
-    tiles.value = value;
-    for (int k = 0; k < inputs; ++k) {
-      tiles.in[k] = load(k == 0 ? a.mu : k == 1 ? a.scale : a.kl.in[k], r, a.columns, in_buffer[k]);
-      tiles.grad[k] = kl_grad[k];
+    const int prior = load_inputs(a, r, tiles, in_buffer);
+    T* place[kMaxTermInputs];
+    for (int k = 0; k < kMaxTermInputs; ++k) {
+      place[k] = in_place<T>(*grads[k], r, a.columns);
+      tiles.grad[k] = place[k] != nullptr ? place[k] : grad_buffer[k];
     }
-    VF_SIMD for (int i = 0; i < n; ++i) grad_mu[i] = grad_scale[i] = T(0);
-    if (a.grad_z.data != nullptr) {
-      for (int64_t s = 0; s < a.samples; ++s) {
-        const T* noise = noise_of<T>(a, s, r, seed, offset, raw, noise_buffer);
-        Rect from = r;
-        from.row += s * a.rows;
-        const T* g = load(a.grad_z, from, a.columns, grad_buffer);
+    if (a.grad_z.data == nullptr) {
+      VF_SIMD for (int i = 0; i < n; ++i) gz[i] = gze[i] = T(0);
+    }
+    for (int64_t s = 0; a.grad_z.data != nullptr && s < a.samples; ++s) {
+      const T* __restrict noise = noise_of<T>(a, s, r, seed, offset, raw, noise_buffer);
+      Rect from = r;
+      from.row += s * a.rows;
+      const T* __restrict g = load(a.grad_z, from, a.columns, z_buffer);
+      if (s == 0) {
         VF_SIMD for (int i = 0; i < n; ++i) {
-          grad_mu[i] += g[i];
-          grad_scale[i] += g[i] * noise[i];
+          gz[i] = g[i];
+          gze[i] = g[i] * noise[i];
+        }
+      } else {
+        VF_SIMD for (int i = 0; i < n; ++i) {
+          gz[i] += g[i];
+          gze[i] += g[i] * noise[i];
         }
       }
-      with_form(a.form, [&](auto form) { scale_grad_tile<decltype(form)::value, T>(tiles.in[1], grad_scale, n); });
     }
-    if (a.with_kl) {
-      run_term(a.kl, kl, params, true, true, tiles, r);
-      VF_SIMD for (int i = 0; i < n; ++i) {
-        grad_mu[i] += kl_grad[0][i];
-        grad_scale[i] += kl_grad[1][i];
-      }
-      for (int k = 2; k < inputs; ++k) {
-        if (a.kl.grad[k].data != nullptr) store(kl_grad[k], a.kl.grad[k], r, a.columns);
-      }
+    if (a.with_kl) expand_rows(a.kl.row_grad, r, gkl);
+    with_form(a.form, prior, [&](auto form, auto p) {
+      scale_backward_tile<decltype(form)::value, decltype(p)::value, T>(tiles, gz, gze, gkl, n, params);
+    });
+    for (int k = 0; k < kMaxTermInputs; ++k) {
+      if (grads[k]->data != nullptr && place[k] == nullptr) store(tiles.grad[k], *grads[k], r, a.columns);
     }
-    if (a.grad_mu.data != nullptr) store(grad_mu, a.grad_mu, r, a.columns);
-    if (a.grad_scale.data != nullptr) store(grad_scale, a.grad_scale, r, a.columns);
   });
 }
 

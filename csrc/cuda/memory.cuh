@@ -36,6 +36,18 @@ struct ComputeOf<double> {
 template <typename T>
 using Compute = typename ComputeOf<T>::type;
 
+/// Stands for a data type in kernels that take it at run time, for every stream apart: whatever the streams hold, computed in C.
+template <typename C>
+struct Any {};
+template <typename C>
+struct ComputeOf<Any<C>> {
+  using type = C;
+};
+template <typename A>
+constexpr bool kIsAny = false;
+template <typename C>
+constexpr bool kIsAny<Any<C>> = true;
+
 template <typename T>
 constexpr DType kDType = DType::kUInt8;
 template <>
@@ -246,9 +258,9 @@ VF_DEVICE char* row_start(const Stream& s, int64_t row) {
   return static_cast<char*>(s.data) + offset * size_of(s.dtype);
 }
 
-/// v[e] = element at + e * step of `data`, for e < valid; the rest of v is 0.
+/// v[e] = element at + e * step of `data`, for from <= e < to; the rest of v is 0.
 template <int N, typename C>
-VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step, int valid, C* v) {
+VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step, int from, int to, C* v) {
 #pragma unroll
   for (int e = 0; e < N; ++e) v[e] = C(0);
   switch (dtype) {
@@ -256,7 +268,7 @@ VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step,
       const float* p = static_cast<const float*>(data) + at;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e < valid) v[e] = static_cast<C>(p[e * step]);
+        if (e >= from && e < to) v[e] = static_cast<C>(p[e * step]);
       }
       break;
     }
@@ -265,7 +277,7 @@ VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step,
         const double* p = static_cast<const double*>(data) + at;
 #pragma unroll
         for (int e = 0; e < N; ++e) {
-          if (e < valid) v[e] = p[e * step];
+          if (e >= from && e < to) v[e] = p[e * step];
         }
       }
       break;
@@ -273,7 +285,7 @@ VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step,
       const uint16_t* p = static_cast<const uint16_t*>(data) + at;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e < valid) v[e] = static_cast<C>(half_to_float(p[e * step]));
+        if (e >= from && e < to) v[e] = static_cast<C>(half_to_float(p[e * step]));
       }
       break;
     }
@@ -281,7 +293,7 @@ VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step,
       const uint16_t* p = static_cast<const uint16_t*>(data) + at;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e < valid) v[e] = static_cast<C>(math::from_bfloat16(p[e * step]));
+        if (e >= from && e < to) v[e] = static_cast<C>(math::from_bfloat16(p[e * step]));
       }
       break;
     }
@@ -290,21 +302,21 @@ VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step,
       const C scale = byte_scale<C>(dtype);
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e < valid) v[e] = static_cast<C>(p[e * step]) * scale;
+        if (e >= from && e < to) v[e] = static_cast<C>(p[e * step]) * scale;
       }
     }
   }
 }
 
-/// Element at + e * step of `data` = v[e], for e < valid.
+/// Element at + e * step of `data` = v[e], for from <= e < to.
 template <int N, typename C>
-VF_DEVICE void store_any(void* data, DType dtype, int64_t at, int64_t step, int valid, const C* v) {
+VF_DEVICE void store_any(void* data, DType dtype, int64_t at, int64_t step, int from, int to, const C* v) {
   switch (dtype) {
     case DType::kFloat: {
       float* p = static_cast<float*>(data) + at;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e < valid) p[e * step] = static_cast<float>(v[e]);
+        if (e >= from && e < to) p[e * step] = static_cast<float>(v[e]);
       }
       break;
     }
@@ -313,7 +325,7 @@ VF_DEVICE void store_any(void* data, DType dtype, int64_t at, int64_t step, int 
         double* p = static_cast<double*>(data) + at;
 #pragma unroll
         for (int e = 0; e < N; ++e) {
-          if (e < valid) p[e * step] = v[e];
+          if (e >= from && e < to) p[e * step] = v[e];
         }
       }
       break;
@@ -321,7 +333,7 @@ VF_DEVICE void store_any(void* data, DType dtype, int64_t at, int64_t step, int 
       uint16_t* p = static_cast<uint16_t*>(data) + at;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e < valid) p[e * step] = float_to_half(static_cast<float>(v[e]));
+        if (e >= from && e < to) p[e * step] = float_to_half(static_cast<float>(v[e]));
       }
       break;
     }
@@ -329,7 +341,7 @@ VF_DEVICE void store_any(void* data, DType dtype, int64_t at, int64_t step, int 
       uint16_t* p = static_cast<uint16_t*>(data) + at;
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e < valid) p[e * step] = float_to_bfloat16(static_cast<float>(v[e]));
+        if (e >= from && e < to) p[e * step] = float_to_bfloat16(static_cast<float>(v[e]));
       }
     }
   }

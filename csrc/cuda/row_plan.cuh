@@ -8,18 +8,6 @@
 namespace vae_fast {
 namespace cuda {
 
-/// Stands for A and X in the kernel of the scalar path: whatever the streams hold, computed in C.
-template <typename C>
-struct Any {};
-template <typename C>
-struct ComputeOf<Any<C>> {
-  using type = C;
-};
-template <typename A>
-constexpr bool kIsAny = false;
-template <typename C>
-constexpr bool kIsAny<Any<C>> = true;
-
 /// What the host works out about a term.
 template <typename C>
 struct TermPlan {

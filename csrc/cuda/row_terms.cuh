@@ -17,25 +17,6 @@ struct RowShape {
   static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
 };
 
-/// One run of a thread's elements: in[i][e] becomes g df/din_i, and the sum of f over the valid ones is returned.
-template <typename Term, bool kGrad, int N, typename C, int kRows>
-VF_DEVICE C evaluate(const math::TermParams<C>& params, C g, int valid, C (&in)[kRows][N]) {
-  C sum = C(0);
-#pragma unroll
-  for (int e = 0; e < N; ++e) {
-    C x[kMaxTermInputs] = {}, d[kMaxTermInputs] = {}, value;
-#pragma unroll
-    for (int i = 0; i < Term::kInputs; ++i) x[i] = in[i][e];
-    Term::eval(x, params, value, d);
-    sum += e < valid ? value : C(0);
-    if (kGrad) {
-#pragma unroll
-      for (int i = 0; i < Term::kInputs; ++i) in[i][e] = g * d[i];
-    }
-  }
-  return sum;
-}
-
 /// Where a thread works: its place in the row's group, where the row begins in every stream, and its upstream gradient.
 template <typename C>
 struct RowShare {
@@ -88,7 +69,7 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int u
 #pragma unroll
         for (int i = 1; i < kInputs; ++i) v[i][e] = unpack(raw[i][s], e, scale);
       }
-      run += evaluate<Term, kGrad>(plan.params, share.g, kVector, v);
+      run += evaluate<Term, kGrad>(plan.params, share.g, 0, kVector, v);
       if (!kGrad) continue;
       const int64_t column = static_cast<int64_t>(at) * kVector;
       if constexpr (sizeof(First) > 1) {
@@ -118,15 +99,15 @@ VF_DEVICE double scalar_row(const TermArgs& term, const TermPlan<C>& plan, const
     for (int i = 0; i < kMaxTermInputs; ++i) {
       if (i >= plan.inputs) continue;
       const int64_t stride = term.in[i].inner_stride;
-      load_any<kElements>(share.in[i], term.in[i].dtype, c * stride, step * stride, valid, v[i]);
+      load_any<kElements>(share.in[i], term.in[i].dtype, c * stride, step * stride, 0, valid, v[i]);
     }
     sum += static_cast<double>(Terms::call(term.term, [&](auto which) {
-      return evaluate<typename decltype(which)::type, kGrad>(plan.params, share.g, valid, v);
+      return evaluate<typename decltype(which)::type, kGrad>(plan.params, share.g, 0, valid, v);
     }));
     if constexpr (kGrad) {
 #pragma unroll
       for (int i = 0; i < kMaxTermInputs; ++i) {
-        if (term.grad[i].data != nullptr) store_any<kElements>(share.grad[i], term.grad[i].dtype, c, step, valid, v[i]);
+        if (term.grad[i].data != nullptr) store_any<kElements>(share.grad[i], term.grad[i].dtype, c, step, 0, valid, v[i]);
       }
     }
   }

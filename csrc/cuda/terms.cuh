@@ -67,13 +67,23 @@ using table::KlTerms;
 
 inline bool is_kl(int term) { return term < KlTerms::kCount; }
 
-template <typename F>
-VF_DEVICE auto with_term(int term, F&& f) {
-  return AllTerms::call(term, static_cast<F&&>(f));
-}
-template <typename F>
-VF_DEVICE auto with_kl_term(int term, F&& f) {
-  return KlTerms::call(term, static_cast<F&&>(f));
+/// One run of a thread's elements: in[i][e] becomes g df/din_i, and the sum of f over from <= e < to is returned.
+template <typename Term, bool kGrad, typename C, int kRows, int N>
+VF_DEVICE C evaluate(const math::TermParams<C>& params, C g, int from, int to, C (&in)[kRows][N]) {
+  C sum = C(0);
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    C x[kMaxTermInputs] = {}, d[kMaxTermInputs] = {}, value;
+#pragma unroll
+    for (int i = 0; i < Term::kInputs; ++i) x[i] = in[i][e];
+    Term::eval(x, params, value, d);
+    sum += e >= from && e < to ? value : C(0);
+    if (kGrad) {
+#pragma unroll
+      for (int i = 0; i < Term::kInputs; ++i) in[i][e] = g * d[i];
+    }
+  }
+  return sum;
 }
 
 /// f(integral constant of the scale form).

@@ -17,7 +17,7 @@ VF_INLINE float abs(float x) { return ::fabsf(x); }
 /// 2^k for k in [-126, 127].
 VF_INLINE float exp2_int(int32_t k) { return bits_to<float>((static_cast<uint32_t>(k) + 127u) << 23); }
 
-/// e^x = 2^k p for |x| < 104: p in [0.7, 1.42] and the integer k.
+/// e^x = 2^k p with p in [0.7, 1.42]; k is meaningless where |x| > 104.
 VF_INLINE float exp_parts(float x, int32_t& k) {
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the low bits
   const float n = fma(x, 1.44269504f, shift);
@@ -32,17 +32,15 @@ VF_INLINE float exp_parts(float x, int32_t& k) {
   return fma(p * r, r, r) + 1.0f;
 }
 
-/// e^x to 2 ulp; 0 below -104, infinity above 89, NaN for NaN.
+/// e^x to 2 ulp; 0 where it is no longer a normal number (x < -87.3), infinity above 88.7, NaN for NaN.
 VF_INLINE float exp(float x) {
 #if defined(__CUDA_ARCH__)
   return ::expf(x);
 #else
-  x = x < -104.0f ? -104.0f : x;  // written so that NaN passes through
-  x = x > 89.0f ? 89.0f : x;
   int32_t k;
-  const float p = exp_parts(x, k);
-  const int32_t half = k >> 1;  // 2^k in two factors, since k reaches -150 and 128
-  return p * exp2_int(half) * exp2_int(k - half);
+  const float p = exp_parts(x > 89.0f ? 89.0f : x, k);
+  const float e = (p + p) * exp2_int(k - 1);  // k reaches 128, and 2^128 is no float
+  return x < -87.0f ? 0.0f : e;
 #endif
 }
 

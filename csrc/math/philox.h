@@ -14,6 +14,13 @@ struct PhiloxBlock {
   uint32_t w[4];
 };
 
+// What a round asks of a word: its product with a constant in full, the halves of that, and exclusive or. Vector units that hold a word in
+// each 64-bit lane give the same names to their own instructions (csrc/cpu/lanes.h).
+VF_INLINE uint64_t wide_product(uint32_t a, uint32_t m) { return static_cast<uint64_t>(a) * m; }
+VF_INLINE uint32_t high_word(uint64_t p) { return static_cast<uint32_t>(p >> 32); }
+VF_INLINE uint32_t low_word(uint64_t p) { return static_cast<uint32_t>(p); }
+VF_INLINE uint32_t xor3(uint32_t a, uint32_t b, uint32_t key) { return a ^ b ^ key; }
+
 /// The state between rounds: counter words c, key words k.
 template <typename Word>
 struct PhiloxState {
@@ -21,26 +28,25 @@ struct PhiloxState {
   uint32_t k0, k1;
 
   VF_INLINE void round() {
-    const uint64_t p0 = (static_cast<uint64_t>(c0) & 0xffffffffu) * 0xD2511F53u;
-    const uint64_t p1 = (static_cast<uint64_t>(c2) & 0xffffffffu) * 0xCD9E8D57u;
-    c0 = static_cast<Word>(p1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<Word>(p1);
-    c2 = static_cast<Word>(p0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<Word>(p0);
+    const auto p0 = wide_product(c0, 0xD2511F53u), p1 = wide_product(c2, 0xCD9E8D57u);
+    c0 = xor3(high_word(p1), c1, k0);
+    c1 = low_word(p1);
+    c2 = xor3(high_word(p0), c3, k1);
+    c3 = low_word(p0);
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
+  VF_INLINE void rounds() {
+    round(), round(), round(), round(), round();
+    round(), round(), round(), round(), round();
+  }
 };
 
-/// Word is what a 32-bit word is held in. Vector units multiply 32 by 32 bits into the 64-bit lane that holds them, so loops that are to be
-/// vectorised take 64-bit words and ignore the upper halves until the end.
-template <typename Word = uint32_t>
 VF_INLINE PhiloxBlock philox(uint64_t seed, uint64_t offset, uint64_t block) {
-  PhiloxState<Word> s{static_cast<Word>(offset >> 2), static_cast<Word>(offset >> 34), static_cast<Word>(block),
-                      static_cast<Word>(block >> 32), static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  s.round(), s.round(), s.round(), s.round(), s.round();  // written out: a loop here would keep the caller's from being vectorised
-  s.round(), s.round(), s.round(), s.round(), s.round();
-  return {{static_cast<uint32_t>(s.c0), static_cast<uint32_t>(s.c1), static_cast<uint32_t>(s.c2), static_cast<uint32_t>(s.c3)}};
+  PhiloxState<uint32_t> s{static_cast<uint32_t>(offset >> 2), static_cast<uint32_t>(offset >> 34), static_cast<uint32_t>(block),
+                          static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  s.rounds();
+  return {{s.c0, s.c1, s.c2, s.c3}};
 }
 
 /// Box and Muller (1958): two words to two independent N(0, 1) values. The radius takes the upper 31 bits of w0, so |z| < 6.7; the angle takes

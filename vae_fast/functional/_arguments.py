@@ -29,6 +29,8 @@ def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 
 def real(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
     """Refuse anything but a finite number in [low, high]."""
+    if type(value) is float and low <= value <= high and abs(value) != math.inf:
+        return
     if isinstance(value, Tensor) or not isinstance(value, int | float | torch.SymFloat | torch.SymInt):
         raise TypeError(f"{name}={value!r}: expected a Python number, got {type(value).__name__}")
     if not low <= value <= high or value in (math.inf, -math.inf):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast._backend import C
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import kernels
 from vae_fast.functional.bernoulli import bernoulli_term
@@ -30,7 +34,16 @@ def _likelihood(
     return bernoulli_term(x, recon, kind, clip, eps, event_dim, "recon")  # type: ignore[arg-type]
 
 
+#: The kernels' names of the likelihoods over one tensor, by (likelihood, clip).
+_TERMS = {("bernoulli", c): f"bernoulli_logits.{c or 'none'}" for c in check.CLIPS}
+_TERMS |= {("bernoulli_probs", c): f"bernoulli_probs.{c or 'none'}" for c in check.CLIPS}
+_TERMS[("gaussian", None)] = "gaussian_unit"
+
+_Arguments = tuple[list[Tensor], list[Tensor], str, str, float, float, float, int, int]
+
+
 def _arguments(
+    k: Any,
     x: Tensor,
     recon: Recon,
     mu: Tensor,
@@ -44,12 +57,25 @@ def _arguments(
     free_bits: float | None,
     event_dim: int,
     latent_dim: int,
-) -> tuple[list[Tensor], list[Tensor], str, str, float, float, float, int, int]:
-    """Check everything; the arguments of the kernels in their order."""
+) -> _Arguments:
+    """Check everything; the arguments of the kernels ``k`` in their order."""
+    check.real("beta", beta)
+    floor = -math.inf if free_bits is None else floor_of(free_bits)
+    if (
+        k is C
+        and k is not None
+        and prior_mu is None
+        and prior_logvar is None
+        and (likelihood, clip) in _TERMS
+        and type(event_dim) is int
+        and type(latent_dim) is int
+        and k.ordinary_head(x, recon, mu, logvar, event_dim, latent_dim)
+    ):
+        check.clip(clip, eps)
+        return [x, recon], [mu, logvar], _TERMS[(likelihood, clip)], "kl.logvar", eps, floor, beta, event_dim, latent_dim  # type: ignore[list-item]
     lik, lik_inputs = _likelihood(x, recon, likelihood, clip, eps, event_dim)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar")
     check.event_dims("latent_dim", latent_dim, "mu", shape)
-    check.real("beta", beta)
     if mu.device != lik_inputs[1].device:
         raise ValueError(f"mu is on {mu.device}, recon is on {lik_inputs[1].device}: expected one device")
     data = lik_inputs[1].shape if lik_inputs[0].shape == lik_inputs[1].shape else torch.broadcast_shapes(*(t.shape for t in lik_inputs))
@@ -63,7 +89,7 @@ def _arguments(
                 f"(latent_dim={latent_dim}): expected shapes that broadcast to one another"
             ) from None
     kl, kl_inputs = kl_term(mu, logvar, prior_mu, prior_logvar, "logvar")
-    return lik_inputs, kl_inputs, lik, kl, eps, floor_of(free_bits), beta, event_dim, latent_dim
+    return lik_inputs, kl_inputs, lik, kl, eps, floor, beta, event_dim, latent_dim
 
 
 def elbo(
@@ -115,10 +141,10 @@ def elbo(
         >>> vae_fast.elbo(x, logits, mu, logvar).shape
         torch.Size([4])
     """
-    args = _arguments(
-        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim
-    )
     k = kernels()
+    args = _arguments(
+        k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim
+    )
     out: Tensor = reference.elbo(*args) if k is None else k.elbo(*args)
     return out
 
@@ -161,11 +187,11 @@ def elbo_loss(
         >>> logits = torch.randn(4, 784, requires_grad=True)
         >>> vae_fast.elbo_loss(x, logits, mu, logvar).backward()
     """
-    args = _arguments(
-        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim
-    )
     check.one_of("reduction", reduction, check.REDUCTIONS)
     k = kernels()
+    args = _arguments(
+        k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim
+    )
     if k is None or reduction == "none":
         per_sample = reference.elbo(*args) if k is None else k.elbo(*args)
         return reference.reduce(-per_sample, reduction)

@@ -52,9 +52,9 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 ucontext_t scheduler;
 const std::function<void()>* running = nullptr;
 unsigned running_fiber = 0;
-void* scheduler_fake_stack = nullptr;
-const void* scheduler_stack = nullptr;
-size_t scheduler_stack_size = 0;
+[[maybe_unused]] void* scheduler_fake_stack = nullptr;
+[[maybe_unused]] const void* scheduler_stack = nullptr;
+[[maybe_unused]] size_t scheduler_stack_size = 0;
 
 void leave(Fiber& f, bool for_good) {
 #if VF_ASAN

@@ -1,0 +1,69 @@
+# `make demo` and `make test` do everything on a fresh machine: they make .venv, install the pinned requirements, build, and run.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUILD ?= build
+OUT ?= runs/demo
+DATASET ?= digits
+JOBS ?= $(shell nproc)
+export MAX_JOBS ?= $(JOBS)
+
+NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
+CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
+
+.PHONY: help env build demo test native sanitize cuda-gate gpu-check bench lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(BIN)/.built: $(BIN)/.installed $(NATIVE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+env: $(BIN)/.installed  ## the environment: .venv with the pinned requirements
+build: $(BIN)/.built    ## the extension, in place
+
+demo: build  ## train a VAE on real data (DATASET=digits|mnist|frey), print the result, write pictures to runs/demo
+	$(BIN)/vae-fast train --dataset $(DATASET) --latent 10 --epochs 300 --out $(OUT) --overwrite
+
+test: build  ## every Python test, and every example in the README and the docstrings
+	$(BIN)/python -m pytest
+
+native:  ## the kernels' own tests: the CPU's, and CUDA's device code on a host shim
+	cmake -S . -B $(BUILD)/native -G Ninja -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD)/native
+	$(BUILD)/native/native_tests
+
+sanitize:  ## the same under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DVAE_FAST_SANITIZE=ON
+	cmake --build $(BUILD)/sanitize
+	$(BUILD)/sanitize/native_tests
+
+cuda-gate: $(BIN)/.installed  ## compile all CUDA code for sm_80 and sm_90 and refuse register spills (no GPU needed)
+	$(BIN)/python tools/cuda_gate.py -j $(JOBS)
+
+gpu-check:  ## on a machine with a GPU and its own torch: build, test, sanitize, measure; writes benchmarks/results/<gpu>/
+	$(PYTHON) tools/gpu_check.py
+
+bench: build  ## the performance table, against eager PyTorch and torch.compile, in one run
+	$(BIN)/python benchmarks/elbo.py
+
+lint: $(BIN)/.installed  ## formatters, linters and type checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(BIN)/.installed  ## format everything
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:  ## remove what was built, but not the environment
+	rm -rf $(BUILD) dist *.egg-info vae_fast/*.so vae_fast/_built_for.py $(BIN)/.built

@@ -1,0 +1,116 @@
+#include "implementations.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#elif defined(VF_WITH_CUDA)
+#include "cuda_shim.h"
+#endif
+
+namespace native {
+
+namespace {
+
+/// Ordinary memory: the CPU kernels' and the shim's.
+struct HostMemory : Memory {
+  void* allocate(size_t bytes) override { return std::malloc(bytes); }
+  void release(void* p) override { std::free(p); }
+  void write(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void read(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+};
+HostMemory host_memory;
+
+#if defined(VF_WITH_CUDA)
+
+void require(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+#if defined(__CUDACC__)
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+#else
+  std::fprintf(stderr, "%s: error %d\n", what, static_cast<int>(error));
+#endif
+  std::exit(3);
+}
+
+#if defined(__CUDACC__)
+struct DeviceMemory : Memory {
+  void* allocate(size_t bytes) override {
+    void* p = nullptr;
+    require(cudaMalloc(&p, bytes), "cudaMalloc");
+    return p;
+  }
+  void release(void* p) override { require(cudaFree(p), "cudaFree"); }
+  void write(void* to, const void* from, size_t bytes) override { require(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "upload"); }
+  void read(void* to, const void* from, size_t bytes) override { require(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost), "download"); }
+};
+DeviceMemory cuda_memory;
+void finish(const char* what) { require(cudaDeviceSynchronize(), what); }
+#else
+HostMemory& cuda_memory = host_memory;
+void finish(const char*) {}
+#endif
+
+/// The CUDA kernels: on a device, or the same source on the shim.
+Implementation cuda_implementation() {
+  namespace cuda = vae_fast::cuda;
+  Implementation i;
+  i.memory = &cuda_memory;
+  i.row_terms = [](const vae_fast::RowTermsArgs& given) {
+    vae_fast::RowTermsArgs args = given;
+    const size_t blocks = static_cast<size_t>(cuda::row_terms_blocks(args));
+    Block partials(cuda_memory, blocks * sizeof(double)), counter(cuda_memory, sizeof(uint32_t));
+    uint32_t count = 0;
+    counter.write(&count);
+    if (args.loss != nullptr) {
+      args.partials = static_cast<double*>(partials.data());
+      args.counter = static_cast<uint32_t*>(counter.data());
+    }
+    require(cuda::row_terms(args, nullptr), "row_terms");
+    finish("row_terms");
+    counter.read(&count);
+    if (count != 0) require(static_cast<cudaError_t>(1), "row_terms left its counter at another value than 0");
+  };
+  i.sample = [](const vae_fast::SampleArgs& args) { require(cuda::sample(args, nullptr), "sample"), finish("sample"); };
+  i.sample_backward = [](const vae_fast::SampleBackwardArgs& args) {
+    require(cuda::sample_backward(args, nullptr), "sample_backward"), finish("sample_backward");
+  };
+  i.logsumexp = [](const vae_fast::LogSumExpArgs& args) { require(cuda::logsumexp(args, nullptr), "logsumexp"), finish("logsumexp"); };
+  i.logsumexp_backward = [](const vae_fast::LogSumExpBackwardArgs& args) {
+    require(cuda::logsumexp_backward(args, nullptr), "logsumexp_backward"), finish("logsumexp_backward");
+  };
+  i.scale = [](void* data, DType dtype, int64_t count, double by) {
+    const bool is_double = dtype == DType::kDouble;
+    Block scale(cuda_memory, is_double ? 8 : 4);
+    const float single = static_cast<float>(by);
+    scale.write(is_double ? static_cast<const void*>(&by) : &single);
+    require(cuda::scale_unless_one(data, dtype, count, scale.data(), is_double, nullptr), "scale_unless_one"), finish("scale_unless_one");
+  };
+#if defined(__CUDACC__)
+  i.name = "cuda";
+  i.device = true;
+#else
+  i.name = "cuda-shim";
+  i.disturb = [](unsigned by) { vf_shim::order = by % 3 == 2 ? by + 2 : by % 3; };
+#endif
+  return i;
+}
+
+#endif  // VF_WITH_CUDA
+
+}  // namespace
+
+std::vector<Implementation> implementations() {
+  std::vector<Implementation> all;
+#if defined(VF_WITH_CUDA)
+  all.push_back(cuda_implementation());
+#endif
+#if defined(VF_NATIVE_CPU)
+  namespace cpu = vae_fast::cpu;
+  all.push_back({"cpu", &host_memory, cpu::row_terms, cpu::sample, cpu::sample_backward, cpu::logsumexp, cpu::logsumexp_backward, cpu::scale, {}, false});
+#endif
+  return all;
+}
+
+}  // namespace native

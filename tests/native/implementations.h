@@ -1,0 +1,38 @@
+// What the checks are run over: implementations of the functions of csrc/kernels.h.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+
+namespace native {
+
+struct Implementation {
+  std::string name;
+  Memory* memory = nullptr;
+  std::function<void(const vae_fast::RowTermsArgs&)> row_terms;
+  std::function<void(const vae_fast::SampleArgs&)> sample;
+  std::function<void(const vae_fast::SampleBackwardArgs&)> sample_backward;
+  std::function<void(const vae_fast::LogSumExpArgs&)> logsumexp;
+  std::function<void(const vae_fast::LogSumExpBackwardArgs&)> logsumexp_backward;
+  std::function<void(void* data, DType dtype, int64_t count, double by)> scale;
+  /// Changes what must not change a result: the order of threads, say. May be empty.
+  std::function<void(unsigned)> disturb;
+  bool device = false;  // a real device: large inputs are affordable
+};
+
+/// Every implementation that this binary was built with.
+std::vector<Implementation> implementations();
+
+void check_philox();
+void check_row_terms(Implementation& implementation, int rounds);
+void check_row_terms_edges(Implementation& implementation);
+void check_sample(Implementation& implementation, int rounds);
+void check_logsumexp(Implementation& implementation, int rounds);
+void check_scale(Implementation& implementation);
+/// More than 2^31 elements and rows.
+void check_huge(Implementation& implementation);
+
+}  // namespace native

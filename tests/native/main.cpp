@@ -1,0 +1,34 @@
+// Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31 elements).
+#include <cstdlib>
+#include <cstring>
+
+#include "check.h"
+#include "implementations.h"
+
+int main(int argc, char** argv) {
+  int rounds = 40;
+  bool huge = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--huge") == 0) {
+      huge = true;
+    } else if (std::strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) {
+      rounds = std::atoi(argv[++i]);
+    } else {
+      std::fprintf(stderr, "usage: %s [--rounds N] [--huge]\n", argv[0]);
+      return 2;
+    }
+  }
+  native::check_philox();
+  for (native::Implementation& implementation : native::implementations()) {
+    const Tally before = tally;
+    native::check_row_terms(implementation, rounds);
+    native::check_row_terms_edges(implementation);
+    native::check_sample(implementation, rounds);
+    native::check_logsumexp(implementation, rounds);
+    native::check_scale(implementation);
+    if (huge) native::check_huge(implementation);
+    std::printf("%-12s %ld passed, %ld failed\n", implementation.name.c_str(), tally.passed - before.passed, tally.failed - before.failed);
+  }
+  std::printf("%ld passed, %ld failed\n", tally.passed, tally.failed);
+  return tally.failed == 0 ? 0 : 1;
+}

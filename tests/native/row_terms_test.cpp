@@ -1,0 +1,346 @@
+// Row sums, gradients and losses of every term against the formulas in double, over data types, sizes and layouts drawn at random.
+#include <algorithm>
+#include <cmath>
+
+#include "check.h"
+#include "implementations.h"
+#include "reference.h"
+
+namespace native {
+
+namespace {
+
+using vae_fast::RowTermsArgs;
+using vae_fast::TermArgs;
+
+/// A value that input i of a term may well have.
+double draw_input(Random& random, const TermName& name, int i) {
+  const bool scale = name.is_kl() ? i % 2 == 1 : i == 2;
+  if (scale) {
+    if (name.variant < 2) return 0.7 * random.normal();
+    if (name.variant < 4) return std::exp(0.5 * random.normal());
+    return 2.0 * random.normal();
+  }
+  if (name.family == Family::kLogits || name.family == Family::kProbs) {
+    if (i == 0) return random.coin(0.4) ? static_cast<double>(random.coin()) : random.uniform();
+    if (name.family == Family::kLogits) return random.coin(0.1) ? 40.0 * random.normal() : 3.0 * random.normal();
+    return random.coin(0.1) ? random.one_of({1e-6, 1.0 - 1e-4, 0.5}) : random.uniform(0.001, 0.999);
+  }
+  return 1.5 * random.normal();
+}
+
+DType draw_dtype(Random& random, bool is_double, bool mixed, DType common) {
+  if (is_double) return DType::kDouble;
+  return mixed ? random.one_of({DType::kFloat, DType::kHalf, DType::kBFloat16}) : common;
+}
+
+/// One term of a call with its tensors.
+struct Term {
+  TermName name;
+  TermArgs args;
+  std::vector<std::unique_ptr<Tensor>> in, grad;
+  std::unique_ptr<Tensor> row_grad;
+
+  /// Loose enough for the rounding of a derivative in float and of the result in its data type.
+  static double grad_tolerance(double want, double g, double d, DType dtype, bool is_double) {
+    const double compute = (is_double ? 1e-11 : 1e-5) * std::fabs(g) * (std::fabs(d) + 1.0);
+    const double stored = dtype == DType::kHalf ? 1e-3 * std::fabs(want) + 1e-7 : dtype == DType::kBFloat16 ? 8e-3 * std::fabs(want) : 0.0;
+    return compute + stored;
+  }
+};
+
+struct Case {
+  std::string label;
+  int64_t rows;
+  bool is_double, value, loss;
+  double loss_scale;
+  std::vector<Term> terms;
+};
+
+std::unique_ptr<Tensor> make(Memory& memory, DType dtype, int64_t rows, int64_t columns, Layout layout) {
+  return std::make_unique<Tensor>(memory, dtype, rows, columns, layout);
+}
+
+Term draw_term(Random& random, Memory& memory, int term, int64_t rows, int64_t columns, bool is_double, std::string& label) {
+  Term t;
+  t.name = term_name(term);
+  t.args.term = term;
+  t.args.is_double = is_double;
+  t.args.columns = columns;
+  t.args.coefficient = random.one_of({1.0, -1.0, 0.25});
+  t.args.eps = random.one_of({1e-9, 1e-3});
+  t.args.floor = t.name.is_kl() && random.coin(0.3) ? 0.3 : -HUGE_VAL;
+  const bool mixed = random.coin(0.25), dense = random.coin();
+  const DType common = random.one_of({DType::kFloat, DType::kHalf, DType::kBFloat16, DType::kFloat});
+  const bool grads = random.coin(0.7);
+  label += text(" term %d columns %ld%s", term, static_cast<long>(columns), grads ? " grads" : "");
+  for (int i = 0; i < t.name.inputs; ++i) {
+    DType dtype = draw_dtype(random, is_double, mixed, common);
+    if (i == 0 && !t.name.is_kl()) {
+      const int kind = static_cast<int>(random.below(4));
+      if (kind == 0) dtype = DType::kUInt8;
+      if (kind == 1 && t.name.family != Family::kGaussian && t.name.family != Family::kGaussianUnit) dtype = DType::kBool;
+      if (kind == 2 && !is_double) dtype = DType::kFloat;
+    }
+    const Layout layout = dense ? random.one_of({Layout::kDense, Layout::kDense, Layout::kPadded}) : static_cast<Layout>(random.below(kLayouts));
+    label += text(" %d/%d", static_cast<int>(dtype), static_cast<int>(layout));
+    t.in.push_back(make(memory, dtype, rows, columns, layout));
+    t.in.back()->fill([&] { return draw_input(random, t.name, i); });
+    t.args.in[i] = t.in.back()->stream();
+    t.grad.push_back(nullptr);
+    if (!grads || size_of(dtype) == 1 || random.coin(0.2)) continue;
+    const Layout of_grad = dense ? Layout::kDense : random.one_of({Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted, Layout::kTwoBatchDims});
+    t.grad.back() = make(memory, dtype, rows, columns, of_grad);
+    t.args.grad[i] = t.grad.back()->stream();
+  }
+  t.args.row_grad.constant = random.one_of({1.0, -0.5, 2.0});
+  if (random.coin()) {
+    const int64_t stride = random.one_of({0, 1, 2});
+    t.row_grad = make(memory, is_double ? DType::kDouble : DType::kFloat, 1, std::max<int64_t>(1, rows * std::max<int64_t>(stride, 1)), Layout::kDense);
+    t.row_grad->fill([&] { return random.normal(); });
+    t.args.row_grad.data = t.row_grad->data();
+    t.args.row_grad.stride = stride;
+  }
+  return t;
+}
+
+void run(Implementation& implementation, Case& c) {
+  Memory& memory = *implementation.memory;
+  const DType result = c.is_double ? DType::kDouble : DType::kFloat;
+  Tensor value(memory, result, 1, c.rows), loss(memory, result, 1, 1);
+  RowTermsArgs args;
+  args.terms_used = static_cast<int32_t>(c.terms.size());
+  args.rows = c.rows;
+  args.is_double = c.is_double;
+  args.value = c.value ? value.data() : nullptr;
+  args.loss = c.loss ? loss.data() : nullptr;
+  args.loss_scale = c.loss_scale;
+  for (size_t t = 0; t < c.terms.size(); ++t) args.term[t] = c.terms[t].args;
+  implementation.row_terms(args);
+  value.download();
+  loss.download();
+  for (Term& t : c.terms) {
+    for (auto& g : t.grad) {
+      if (g != nullptr) g->download();
+    }
+  }
+
+  const std::string where = implementation.name + " row_terms" + c.label;
+  const double unit = c.is_double ? 2e-14 : 2e-6;
+  double loss_want = 0.0, loss_magnitude = 0.0;
+  int bad_values = 0, bad_grads = 0;
+  std::string first_bad;
+  for (int64_t r = 0; r < c.rows; ++r) {
+    double want = 0.0, magnitude = 0.0;
+    for (Term& t : c.terms) {
+      double g = t.args.row_grad.constant;
+      if (t.row_grad != nullptr) g *= t.row_grad->value(0, r * t.args.row_grad.stride);
+      for (int64_t k = 0; k < t.args.columns; ++k) {
+        double in[4] = {};
+        for (int i = 0; i < t.name.inputs; ++i) in[i] = t.in[static_cast<size_t>(i)]->value(r, k);
+        const Element e = evaluate(t.name, in, t.args.eps, t.args.floor);
+        want += t.args.coefficient * e.value;
+        magnitude += std::fabs(t.args.coefficient) * e.magnitude;
+        for (int i = 0; i < t.name.inputs; ++i) {
+          const auto& grad = t.grad[static_cast<size_t>(i)];
+          if (grad == nullptr) continue;
+          const double got = grad->result(r, k), d = g * e.d[i];
+          if (overflows(d, grad->dtype()) && std::isinf(got) && std::signbit(got) == std::signbit(d)) continue;
+          if (close(got, d, Term::grad_tolerance(d, g, e.d[i], grad->dtype(), c.is_double))) continue;
+          if (++bad_grads == 1) first_bad += text(" grad %d at (%ld, %ld): %.9g, not %.9g", i, static_cast<long>(r), static_cast<long>(k), got, d);
+        }
+      }
+    }
+    if (c.value && !close(value.result(0, r), want, unit * magnitude)) {
+      if (++bad_values == 1) first_bad += text(" value %ld: %.9g, not %.9g", static_cast<long>(r), value.result(0, r), want);
+    }
+    loss_want += want;
+    loss_magnitude += magnitude;
+  }
+  if (c.value) tally.check(bad_values == 0, where + first_bad);
+  tally.check(bad_grads == 0, where + first_bad);
+  if (c.loss) {
+    const double want = c.loss_scale * loss_want;
+    tally.check(close(loss.result(0, 0), want, unit * std::fabs(c.loss_scale) * loss_magnitude),
+                where + text(" loss %.9g, not %.9g", loss.result(0, 0), want));
+  }
+}
+
+Case draw_case(Random& random, Memory& memory, int term) {
+  Case c;
+  c.is_double = random.coin(0.2);
+  c.rows = random.coin(0.15) ? random.one_of({0, 1, 200, 701}) : random.one_of({1, 2, 3, 7, 12, 33});
+  int64_t columns = random.one_of({1, 2, 3, 4, 7, 8, 16, 20, 21, 24, 33, 64, 100, 256, 257, 784, 1030});
+  if (random.coin(0.03)) columns = 0;
+  if (c.rows * columns > 40000) columns = 20;
+  c.value = random.coin(0.7);
+  c.loss = random.coin();
+  c.loss_scale = random.one_of({1.0, -0.01});
+  c.label = text("%s rows %ld%s", c.is_double ? " double" : "", static_cast<long>(c.rows), c.loss ? " loss" : "");
+  c.terms.push_back(draw_term(random, memory, term, c.rows, columns, c.is_double, c.label));
+  if (!c.terms[0].name.is_kl() && random.coin()) {
+    const int64_t latents = random.one_of({1, 2, 5, 20, 32, 130});
+    c.terms.push_back(draw_term(random, memory, static_cast<int>(random.below(10)), c.rows, latents, c.is_double, c.label));
+  }
+  return c;
+}
+
+/// A call of one float term over dense rows.
+Case plain_case(Memory& memory, int term, int64_t rows, int64_t columns, const std::function<double(int)>& draw) {
+  Case c;
+  c.rows = rows;
+  c.is_double = false;
+  c.value = c.loss = true;
+  c.loss_scale = 1.0;
+  c.label = text(" plain term %d rows %ld columns %ld", term, static_cast<long>(rows), static_cast<long>(columns));
+  Term t;
+  t.name = term_name(term);
+  t.args.term = term;
+  t.args.columns = columns;
+  t.args.floor = -HUGE_VAL;
+  for (int i = 0; i < t.name.inputs; ++i) {
+    t.in.push_back(make(memory, DType::kFloat, rows, columns, Layout::kDense));
+    t.in.back()->fill([&] { return draw(i); });
+    t.args.in[i] = t.in.back()->stream();
+    t.grad.push_back(make(memory, DType::kFloat, rows, columns, Layout::kDense));
+    t.args.grad[i] = t.grad.back()->stream();
+  }
+  c.terms.push_back(std::move(t));
+  return c;
+}
+
+}  // namespace
+
+void check_row_terms(Implementation& implementation, int rounds) {
+  for (int round = 0; round < rounds; ++round) {
+    for (int term = 0; term < kTermNames; ++term) {
+      Random random(static_cast<uint64_t>(round * kTermNames + term));
+      if (implementation.disturb) implementation.disturb(static_cast<unsigned>(round));
+      Case c = draw_case(random, *implementation.memory, term);
+      run(implementation, c);
+    }
+  }
+}
+
+void check_row_terms_edges(Implementation& implementation) {
+  Memory& memory = *implementation.memory;
+  Random random(7);
+  // More rows than the grid has places for, and rows long enough that a float sum would drift.
+  for (const int term : {0, 10}) {
+    const TermName name = term_name(term);
+    Case many = plain_case(memory, term, 40001, 4, [&](int i) { return draw_input(random, name, i); });
+    run(implementation, many);
+    Case longer = plain_case(memory, term, 3, 300001, [&](int i) { return draw_input(random, name, i); });
+    run(implementation, longer);
+    Case aligned = plain_case(memory, term, 2, 65536, [&](int i) { return draw_input(random, name, i); });
+    run(implementation, aligned);
+  }
+  // Extremes: finite in, finite out.
+  for (int term = 0; term < kTermNames; ++term) {
+    const TermName name = term_name(term);
+    Case c = plain_case(memory, term, 16, 24, [&](int i) {
+      const bool scale = name.is_kl() ? i % 2 == 1 : i == 2;
+      if (scale) return name.variant < 2 ? random.one_of({-40.0, 0.0, 40.0}) : name.variant < 4 ? random.one_of({1e-12, 1.0, 1e12}) : random.one_of({-80.0, 0.0, 1e4});
+      if (name.family == Family::kLogits) return i == 0 ? random.one_of({0.0, 0.3, 1.0}) : random.one_of({-1e4, -100.0, 0.0, 100.0, 1e4});
+      if (name.family == Family::kProbs) return i == 0 ? random.one_of({0.0, 1.0}) : (name.variant == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
+      return random.one_of({-1e3, 0.0, 1e3});
+    });
+    RowTermsArgs args;
+    Tensor value(memory, DType::kFloat, 1, c.rows);
+    args.rows = c.rows;
+    args.value = value.data();
+    args.term[0] = c.terms[0].args;
+    implementation.row_terms(args);
+    value.download();
+    bool nan = false;
+    for (int64_t r = 0; r < c.rows; ++r) nan = nan || std::isnan(value.result(0, r));
+    for (auto& g : c.terms[0].grad) {
+      g->download();
+      for (int64_t i = 0; i < c.rows * 24; ++i) nan = nan || std::isnan(g->result(i / 24, i % 24));
+    }
+    tally.check(!nan, implementation.name + text(" term %d: NaN at extremes", term));
+  }
+  // NaN stays in its own row, whichever input it comes in.
+  for (int term = 0; term < kTermNames; ++term) {
+    const TermName name = term_name(term);
+    Case c = plain_case(memory, term, 9, 20, [&](int i) { return draw_input(random, name, i); });
+    c.terms[0].in[1]->set(4, 13, std::nan(""));
+    c.terms[0].in[1]->upload();
+    Tensor value(memory, DType::kFloat, 1, c.rows);
+    RowTermsArgs args;
+    args.rows = c.rows;
+    args.value = value.data();
+    args.term[0] = c.terms[0].args;
+    implementation.row_terms(args);
+    value.download();
+    bool ok = true;
+    for (int64_t r = 0; r < c.rows; ++r) ok = ok && std::isnan(value.result(0, r)) == (r == 4);
+    for (auto& g : c.terms[0].grad) {
+      g->download();
+      for (int64_t i = 0; i < c.rows * 20; ++i) ok = ok && (i == 4 * 20 + 13 || !std::isnan(g->result(i / 20, i % 20)));
+    }
+    tally.check(ok, implementation.name + text(" term %d: NaN leaves its row or is lost", term));
+  }
+  // The same bits whatever the order of threads and blocks.
+  std::vector<unsigned char> first;
+  for (unsigned disturbance = 0; disturbance < 4; ++disturbance) {
+    if (implementation.disturb) implementation.disturb(disturbance);
+    Random same(99);
+    Case c = plain_case(memory, 10, 500, 100, [&](int i) { return draw_input(same, term_name(10), i); });
+    Tensor loss(memory, DType::kFloat, 1, 1);
+    RowTermsArgs args;
+    args.rows = c.rows;
+    args.loss = loss.data();
+    args.term[0] = c.terms[0].args;
+    implementation.row_terms(args);
+    loss.download();
+    if (disturbance == 0) first = loss.image();
+    tally.check(loss.image() == first, implementation.name + " loss depends on the order of threads");
+  }
+}
+
+void check_huge(Implementation& implementation) {
+  Memory& memory = *implementation.memory;
+  const int64_t columns = (int64_t{1} << 31) + 64;
+  // One row of bytes, read three times as if there were three rows.
+  {
+    Block x(memory, static_cast<size_t>(columns));
+    std::vector<unsigned char> ones(static_cast<size_t>(columns), 1);
+    x.write(ones.data());
+    Tensor logit(memory, DType::kFloat, 1, 1, Layout::kScalar), value(memory, DType::kFloat, 1, 3);
+    logit.fill([] { return 0.5; });
+    RowTermsArgs args;
+    args.rows = 3;
+    args.value = value.data();
+    args.term[0].term = 10;
+    args.term[0].columns = columns;
+    args.term[0].in[0].data = x.data();
+    args.term[0].in[0].dtype = DType::kBool;
+    args.term[0].in[1] = logit.stream();
+    implementation.row_terms(args);
+    value.download();
+    const double want = -static_cast<double>(columns) * std::log1p(std::exp(-0.5));
+    for (int r = 0; r < 3; ++r) {
+      tally.check(close(value.result(0, r), want, 1e-6 * std::fabs(want)), implementation.name + text(" huge columns: %.9g, not %.9g", value.result(0, r), want));
+    }
+  }
+  {
+    const int64_t rows = (int64_t{1} << 31) + 5;
+    Tensor mu(memory, DType::kFloat, 1, 1, Layout::kScalar), logvar(memory, DType::kFloat, 1, 1, Layout::kScalar), loss(memory, DType::kFloat, 1, 1);
+    mu.fill([] { return 1.0; });
+    logvar.fill([] { return 0.0; });
+    RowTermsArgs args;
+    args.rows = rows;
+    args.loss = loss.data();
+    args.term[0].columns = 1;
+    args.term[0].floor = -HUGE_VAL;
+    args.term[0].in[0] = mu.stream();
+    args.term[0].in[1] = logvar.stream();
+    implementation.row_terms(args);
+    loss.download();
+    const double want = 0.5 * static_cast<double>(rows);
+    tally.check(close(loss.result(0, 0), want, 1e-6 * want), implementation.name + text(" huge rows: %.9g, not %.9g", loss.result(0, 0), want));
+  }
+}
+
+}  // namespace native
