@@ -95,9 +95,13 @@ def extension():
         def run(self):
             super().run()
             package = ROOT if self.inplace else Path(self.build_lib)
-            facts = {"TORCH": torch.__version__, "CUDA": torch.version.cuda if cuda else None, "ARCH_LIST": arch_list, "COMMIT": commit()}
-            lines = [f"{key} = {str(value) if key == 'TORCH' else value!r}" if key != "TORCH" else f"TORCH = {str(value)!r}" for key, value in facts.items()]
-            (package / "vae_fast" / "_built_for.py").write_text('"""Written by setup.py."""\n\n' + "\n".join(lines) + "\n")
+            facts = [
+                f"TORCH = {str(torch.__version__)!r}",
+                f"CUDA: str | None = {torch.version.cuda if cuda else None!r}",
+                f"ARCH_LIST: list[str] = {arch_list!r}",
+                f"COMMIT: str | None = {commit()!r}",
+            ]
+            (package / "vae_fast" / "_built_for.py").write_text('"""Written by setup.py."""\n\n' + "\n".join(facts) + "\n")
 
     return [module], {"build_ext": Build.with_options(use_ninja=shutil.which("ninja") is not None)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from types import ModuleType
@@ -10,6 +11,11 @@ from typing import Any
 import torch
 
 _BACKENDS = ("auto", "compiled", "reference")
+
+
+def _built_for() -> ModuleType:
+    """What setup.py wrote beside the extension."""
+    return importlib.import_module("vae_fast._built_for")
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -21,16 +27,12 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, "VAE_FAST_BACKEND=reference"
     reason = "the extension was not built (no C++ compiler at install time?)"
     try:
-        from vae_fast import _built_for  # written by setup.py beside the extension
-
-        built, here = _built_for.TORCH, torch.__version__
+        built, here = str(_built_for().TORCH), str(torch.__version__)
         # The C++ ABI of torch holds within a minor release: 2.13.0 and 2.13.1, CPU or CUDA builds apart.
         if _abi(built) != _abi(here):
             reason = f"the extension was built for torch {built} and this is torch {here}"
         else:
-            from vae_fast import _C
-
-            return _C, ""
+            return importlib.import_module("vae_fast._C"), ""
     except ModuleNotFoundError as error:
         if error.name not in ("vae_fast._C", "vae_fast._built_for"):
             raise
@@ -67,7 +69,8 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         ``backend`` ("compiled" or "reference"), ``reason`` (why not compiled, else ""), ``torch_built`` and ``torch``, ``cuda`` (the
-        toolkit the CUDA kernels were built with, or None), ``arch_list``, ``isa`` (instruction sets built in) and ``isa_in_use``, ``commit``.
+        toolkit the CUDA kernels were built with, or None), ``arch_list``, ``isa`` (the instruction sets built in that this processor
+        runs), ``isa_in_use`` and ``commit``.
 
     Example:
         >>> import vae_fast
@@ -75,10 +78,10 @@ def build_info() -> dict[str, Any]:
         True
     """
     info: dict[str, Any] = {"backend": "reference" if C is None else "compiled", "reason": reason_missing}
-    info |= {"torch_built": None, "torch": str(torch.__version__), "cuda": None, "arch_list": [], "isa": [], "isa_in_use": None, "commit": None}
+    info |= {"torch_built": None, "torch": str(torch.__version__), "cuda": None, "arch_list": []}
+    info |= {"isa": [], "isa_in_use": None, "commit": None}
     if C is not None:
-        from vae_fast import _built_for
-
-        info |= {"torch_built": _built_for.TORCH, "cuda": _built_for.CUDA, "arch_list": list(_built_for.ARCH_LIST)}
-        info |= {"isa": list(C.isa_available()), "isa_in_use": C.isa_in_use(), "commit": _built_for.COMMIT}
+        built = _built_for()
+        info |= {"torch_built": built.TORCH, "cuda": built.CUDA, "arch_list": list(built.ARCH_LIST)}
+        info |= {"isa": list(C.isa_available()), "isa_in_use": C.isa_in_use(), "commit": built.COMMIT}
     return info

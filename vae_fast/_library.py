@@ -94,24 +94,23 @@ def _logsumexp_fake(a: Tensor, weights: OptTensor, dim: int) -> Tensor:
     return a.new_empty(shape, dtype=_compute_dtype(inputs))
 
 
-def _logsumexp_backward_fake(
-    grad: Tensor, a: Tensor, weights: OptTensor, out: Tensor, dim: int, mask: list[bool]
-) -> list[Tensor]:
+def _logsumexp_backward_fake(grad: Tensor, a: Tensor, weights: OptTensor, out: Tensor, dim: int, mask: list[bool]) -> list[Tensor]:
     return _empty_gradients([a] if weights is None else [a, weights], mask)
 
 
 # --- second derivatives ----------------------------------------------------------------------------------------------
 
 
-def _differentiate_backward(op: str, formula: Callable[..., tuple[Tensor, ...]], upstreams: int) -> None:
+def _differentiate_backward(op: str, formula: Callable[..., tuple[Any, Any]], upstreams: int) -> None:
     """Registers the derivative of ``op``, the backward pass of an op.
 
-    ``op`` takes ``upstreams`` upstream gradients first and a mask of wanted gradients last; ``formula(*rest)`` gives, in plain torch, the forward
-    outputs those gradients belong to and the inputs that the mask speaks of.
+    ``op`` takes ``upstreams`` upstream gradients first and a mask of wanted gradients last; ``formula(*rest)`` gives, in plain torch,
+    the forward outputs those gradients belong to and the inputs that the mask speaks of.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        flat, layout = [], []
+        flat: list[Tensor] = []
+        layout: list[tuple[str, Any, int]] = []
         for arg in inputs:
             many = isinstance(arg, list | tuple) and all(isinstance(t, Tensor) for t in arg) and len(arg) > 0
             if many:
@@ -134,36 +133,38 @@ def _differentiate_backward(op: str, formula: Callable[..., tuple[Tensor, ...]],
             for t in leaves:
                 if t.is_floating_point() and not t.requires_grad:
                     t.requires_grad_()
-            args = [leaves[i] if kind == "tensor" else leaves[i : i + n] if kind == "list" else i for kind, i, n in ctx.layout]
+            args: list[Any] = [leaves[i] if kind == "tensor" else leaves[i : i + n] if kind == "list" else i for kind, i, n in ctx.layout]
             outputs, inputs = formula(*args[upstreams:-1])
-            pairs = [(o, g) for o, g in zip(outputs, args[:upstreams], strict=True) if g is not None]
+            pairs: list[tuple[Any, Any]] = [(o, g) for o, g in zip(outputs, args[:upstreams], strict=True) if g is not None]
             wanted = _marked(inputs, args[-1])
             first = torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
             some = [(f, g) for f, g in zip(first, grads, strict=True) if f is not None and g is not None and f.requires_grad]
             floating = [t for t in leaves if t.is_floating_point()]
-            found = iter(
-                torch.autograd.grad([f for f, _ in some], floating, [g for _, g in some], create_graph=create_graph, allow_unused=True)
-                if some
-                else [None] * len(floating)
-            )
-        second = [next(found) if t.is_floating_point() else None for t in leaves]
+            found: tuple[OptTensor, ...] = (None,) * len(floating)
+            if some:
+                found = torch.autograd.grad(
+                    [f for f, _ in some], floating, [g for _, g in some], create_graph=create_graph, allow_unused=True
+                )
+        following = iter(found)
+        second = [next(following) if t.is_floating_point() else None for t in leaves]
         return tuple(second[i] if kind == "tensor" else second[i : i + n] if kind == "list" else None for kind, i, n in ctx.layout)
 
     torch.library.register_autograd(f"vae_fast::{op}", backward, setup_context=setup_context)
 
 
-def _term_formula(inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int) -> tuple[Any, ...]:
+def _term_formula(inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int) -> tuple[Any, Any]:
     return (reference.term(term, inputs, eps, floor, event_dim),), inputs
 
 
-def _elbo_formula(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Any, ...]:
+def _elbo_formula(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Any, Any]:
     return (reference.elbo(x, z, *rest),), [*x, *z]
 
 
 def _reparameterize_formula(
     inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, term: str, num_samples: int, floor: float, event_dim: int
-) -> tuple[Any, ...]:
+) -> tuple[Any, Any]:
     scale = term.rpartition(".")[2]
+    noise = None if noise is None else noise.detach()
     shape = _shape(inputs[:2])
     if noise is None:  # the kernel's own noise: a sample of N(0, 1)
         dtype = _compute_dtype(inputs)
@@ -175,7 +176,7 @@ def _reparameterize_formula(
     return (z, kl), inputs
 
 
-def _logsumexp_formula(a: Tensor, weights: OptTensor, out: Tensor, dim: int) -> tuple[Any, ...]:
+def _logsumexp_formula(a: Tensor, weights: OptTensor, out: Tensor, dim: int) -> tuple[Any, Any]:
     return (reference.logsumexp(a, dim, weights),), [a] if weights is None else [a, weights]
 
 

@@ -161,8 +161,8 @@ def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float, event_di
     family, _, variant = name.partition(".")
     args = _compute_all(inputs)
     if family in ("kl", "kl_prior"):
-        mu, s, prior_mu, prior_s = (*args, None, None)[:4]
-        element = _kl_element(mu, s, prior_mu, prior_s, variant)
+        prior_mu, prior_s = (args[2], args[3]) if family == "kl_prior" else (None, None)
+        element = _kl_element(args[0], args[1], prior_mu, prior_s, variant)
         if floor != -math.inf:
             element = element.clamp(min=floor)
     elif family == "bernoulli_logits":
@@ -209,7 +209,13 @@ def philox_normal(rng_state: Tensor, numel: int) -> Tensor:
     """
     seed, offset = rng_state[0], (rng_state[1] >> 2) & (2**62 - 1)
     block = torch.arange((numel + 3) // 4, dtype=torch.int64, device=rng_state.device)
-    low, high = (lambda t: t & _MASK), (lambda t: (t >> 32) & _MASK)
+
+    def low(t: Tensor) -> Tensor:
+        return t & _MASK
+
+    def high(t: Tensor) -> Tensor:
+        return (t >> 32) & _MASK
+
     c = [low(offset).expand_as(block), high(offset).expand_as(block), low(block), high(block)]
     k0, k1 = low(seed), high(seed)
     for _ in range(10):
@@ -223,7 +229,8 @@ def philox_normal(rng_state: Tensor, numel: int) -> Tensor:
 
 def draw_rng_state(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """(seed, offset) of one draw, taken from torch's generator: ``manual_seed``, ``fork_rng`` and CUDA graphs act on it."""
-    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=like.device, generator=generator) & ~3
+    drawn = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=like.device, generator=generator)
+    return torch.bitwise_and(drawn, ~3)
 
 
 def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, noise: Tensor) -> Tensor:
@@ -247,4 +254,5 @@ def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
     top = torch.where(top.isfinite(), top, torch.zeros_like(top))
     # An entry of weight zero may lie far above `top`; the bound keeps 0 * inf out of the sum.
     e = (a - top).clamp(max=80.0 if a.dtype == torch.float32 else 700.0).exp()
-    return ((w * e).sum(dim, keepdim=True).log() + top).squeeze(dim)
+    total: Tensor = (w * e).sum(dim, keepdim=True).log() + top
+    return total.squeeze(dim)

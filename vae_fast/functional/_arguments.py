@@ -76,7 +76,7 @@ def broadcast(**tensors: Tensor | None) -> torch.Size:
     if all(s == shapes[0] for s in shapes[1:]):
         return shapes[0]
     try:
-        return torch.broadcast_shapes(*shapes)
+        return torch.Size(torch.broadcast_shapes(*shapes))
     except RuntimeError:
         listed = ", ".join(f"{name} has shape {tuple(t.shape)}" for name, t in given.items())
         raise ValueError(f"{listed}: expected shapes that broadcast to one another") from None
@@ -101,9 +101,7 @@ def same_event(event_dim: int, **tensors: Tensor) -> None:
         )
 
 
-def gaussian(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str
-) -> torch.Size:
+def gaussian(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> torch.Size:
     """Check a diagonal Gaussian and its optional prior; return their common shape."""
     tensor("mu", mu)
     tensor("logvar", logvar)

@@ -1,7 +1,8 @@
 """One place that decides how a checked call reaches its arithmetic.
 
-Eager calls go to the pybind11 functions (least overhead; they themselves fall back on the dispatcher when a tensor subclass, fake tensor or dispatch mode is in play),
-calls under ``torch.compile`` to ``torch.ops.vae_fast`` (no graph break), and everything else to :mod:`vae_fast.reference`.
+Eager calls go to the pybind11 functions (least overhead; they themselves fall back on the dispatcher when a tensor subclass, fake tensor
+or dispatch mode is in play), calls under ``torch.compile`` to ``torch.ops.vae_fast`` (no graph break), and everything else to
+:mod:`vae_fast.reference`.
 """
 
 from __future__ import annotations

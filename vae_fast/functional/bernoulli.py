@@ -40,7 +40,8 @@ def bernoulli_log_prob(
         event_dim: number of trailing dimensions that are summed (3 for images).
 
     Returns:
-        float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in ``x``, ``logits``, ``probs``.
+        float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in ``x``, ``logits``
+        and ``probs``.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.

@@ -18,9 +18,7 @@ from vae_fast.functional.gaussian import floor_of, gaussian_term, kl_term
 Recon = Tensor | tuple[Tensor, Tensor]
 
 
-def _likelihood(
-    x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int
-) -> tuple[str, list[Tensor]]:
+def _likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> tuple[str, list[Tensor]]:
     if likelihood == "gaussian":
         if clip is not None:
             raise ValueError(f"clip={clip!r}: expected None for likelihood='gaussian'")
@@ -72,14 +70,15 @@ def _arguments(
         and k.ordinary_head(x, recon, mu, logvar, event_dim, latent_dim)
     ):
         check.clip(clip, eps)
-        return [x, recon], [mu, logvar], _TERMS[(likelihood, clip)], "kl.logvar", eps, floor, beta, event_dim, latent_dim  # type: ignore[list-item]
+        data: list[Any] = [x, recon]
+        return data, [mu, logvar], _TERMS[(likelihood, clip)], "kl.logvar", eps, floor, beta, event_dim, latent_dim
     lik, lik_inputs = _likelihood(x, recon, likelihood, clip, eps, event_dim)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar")
     check.event_dims("latent_dim", latent_dim, "mu", shape)
     if mu.device != lik_inputs[1].device:
         raise ValueError(f"mu is on {mu.device}, recon is on {lik_inputs[1].device}: expected one device")
-    data = lik_inputs[1].shape if lik_inputs[0].shape == lik_inputs[1].shape else torch.broadcast_shapes(*(t.shape for t in lik_inputs))
-    batch, latent_batch = data[: len(data) - event_dim], shape[: len(shape) - latent_dim]
+    full = check.broadcast(x=lik_inputs[0], recon=lik_inputs[1])
+    batch, latent_batch = full[: len(full) - event_dim], shape[: len(shape) - latent_dim]
     if batch != latent_batch:
         try:
             torch.broadcast_shapes(batch, latent_batch)
@@ -116,7 +115,8 @@ def elbo(
 
     Args:
         x: data, any floating dtype, bool, or uint8 (read as ``x / 255``), shape ``(*batch, *event)``.
-        recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean or a (mean, logvar) pair for ``"gaussian"``.
+        recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean (of unit variance)
+            or a (mean, logvar) pair for ``"gaussian"``.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance.
         likelihood: ``"bernoulli"``, ``"bernoulli_probs"`` or ``"gaussian"``.
@@ -142,9 +142,7 @@ def elbo(
         torch.Size([4])
     """
     k = kernels()
-    args = _arguments(
-        k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim
-    )
+    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     out: Tensor = reference.elbo(*args) if k is None else k.elbo(*args)
     return out
 
@@ -189,9 +187,7 @@ def elbo_loss(
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
     k = kernels()
-    args = _arguments(
-        k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim
-    )
+    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if k is None or reduction == "none":
         per_sample = reference.elbo(*args) if k is None else k.elbo(*args)
         return reference.reduce(-per_sample, reduction)

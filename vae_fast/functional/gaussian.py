@@ -12,9 +12,7 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import row_sum
 
 
-def kl_term(
-    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str
-) -> tuple[str, list[Tensor]]:
+def kl_term(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> tuple[str, list[Tensor]]:
     """The kernels' name for this KL and its inputs; a prior given by half is completed with mean 0 or std 1."""
     if prior_mu is None and prior_logvar is None:
         return f"kl.{scale}", [mu, logvar]
@@ -58,7 +56,8 @@ def gaussian_kl(
         prior_logvar: scale of the prior, in the same form as ``logvar``; None is unit variance.
         scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"`` (std = softplus(t)); holds for both scale arguments.
         event_dim: number of trailing dimensions that are summed.
-        free_bits: least value of each element ``j`` of each sample, in nats; below it the gradient is zero (Kingma et al. 2016, appendix C.8, per sample).
+        free_bits: least value of each element ``j`` of each sample, in nats; below it the gradient is zero (Kingma et al. 2016,
+            appendix C.8, which takes the mean over the minibatch first).
         reduction: over the batch: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
@@ -79,9 +78,7 @@ def gaussian_kl(
     return reference.reduce(row_sum(name, inputs, 0.0, floor_of(free_bits), event_dim), reduction)
 
 
-def gaussian_log_prob(
-    x: Tensor, mu: Tensor, logvar: Tensor | None = None, *, scale: str = "logvar", event_dim: int = 1
-) -> Tensor:
+def gaussian_log_prob(x: Tensor, mu: Tensor, logvar: Tensor | None = None, *, scale: str = "logvar", event_dim: int = 1) -> Tensor:
     r"""Log-density of a diagonal Gaussian, in nats.
 
     .. math:: \log N(x; m, s^2) = -\sum_j \tfrac12 \log 2\pi + \log s_j + \frac{(x_j - m_j)^2}{2 s_j^2}

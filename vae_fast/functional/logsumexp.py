@@ -19,10 +19,12 @@ def logsumexp(a: Tensor, dim: int = -1, weights: Tensor | None = None) -> Tensor
     Args:
         a: any floating dtype, any shape with ``dim``.
         dim: the dimension to sum over.
-        weights: nonnegative, broadcast against ``a``; entries of weight exactly zero are left out whatever their ``a`` is. None is all ones.
+        weights: nonnegative, broadcast against ``a``; entries of weight exactly zero are left out whatever their ``a`` is. None is
+            all ones.
 
     Returns:
-        float32 (float64 for float64), the shape of ``a`` without ``dim``; ``-inf`` where nothing is left to sum. Differentiable in ``a`` and ``weights``.
+        float32 (float64 for float64), the shape of ``a`` without ``dim``; ``-inf`` where nothing is left to sum. Differentiable in
+        ``a`` and ``weights``.
 
     Raises:
         TypeError, ValueError, IndexError: naming the argument, what came and what was expected.

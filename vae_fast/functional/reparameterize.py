@@ -71,7 +71,8 @@ def reparameterize(
         noise: the caller's own noise, of the shape of the result; no gradient flows to it.
 
     Returns:
-        shape of ``mu + logvar``, with a leading ``num_samples`` if given; the promoted dtype of ``mu`` and ``logvar``. Differentiable in both.
+        shape of ``mu + logvar``, with a leading ``num_samples`` if given; the promoted dtype of ``mu`` and ``logvar``.
+        Differentiable in both.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
