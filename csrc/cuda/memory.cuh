@@ -65,11 +65,21 @@ bool holds(DType dtype) {
   return dtype == kDType<T> || (kDType<T> == DType::kUInt8 && dtype == DType::kBool);
 }
 
-/// What a byte is multiplied by: 255 times the float nearest to 1/255 rounds to 1 exactly.
+/// What a byte stands for is byte * (high + low): x / 255 correctly rounded, in two products.
 template <typename C>
-VF_DEVICE C byte_scale(DType dtype) {
-  return dtype == DType::kUInt8 ? static_cast<C>(1.0 / 255.0) : C(1);
-}
+struct ByteScale {
+  C high, low;
+
+  VF_DEVICE explicit ByteScale(DType dtype) : high(dtype == DType::kUInt8 ? C(1.0 / 255.0) : C(1)), low(C(0)) {
+    if (sizeof(C) == 4 && dtype == DType::kUInt8) low = C(1.0 / 255.0 - static_cast<double>(static_cast<float>(1.0 / 255.0)));
+  }
+  VF_DEVICE C operator()(C byte) const {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(C) == 4) return fmaf(byte, high, byte * low);
+#endif
+    return high == C(1) ? byte : byte / C(255);
+  }
+};
 
 VF_DEVICE float half_to_float(uint16_t h) {
 #if defined(__CUDA_ARCH__)
@@ -113,15 +123,14 @@ VF_DEVICE uint32_t pack_pair<BFloat16>(float low, float high) {
 #endif
 }
 
-/// Byte j of a word as a float times `scale`.
-VF_DEVICE float byte_to_float(uint32_t word, int j, float scale) {
+/// Byte j of a word.
+template <typename C>
+VF_DEVICE C byte_of(uint32_t word, int j) {
 #if defined(__CUDA_ARCH__)
-  // 0x4b0000bb is 2^23 + bb, and scale 2^23 is exact: one byte permutation and one fused product, off the slow conversion unit
-  const float f = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + j));
-  return fmaf(f, scale, -8388608.0f * scale);
-#else
-  return static_cast<float>(word >> (8 * j) & 0xffu) * scale;
+  // 0x4b0000bb is the float 2^23 + bb: a byte permutation and a sum, off the slow conversion unit
+  if constexpr (sizeof(C) == 4) return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440 + j)) - 8388608.0f;
 #endif
+  return static_cast<C>(word >> (8 * j) & 0xffu);
 }
 
 /// N elements of T as they lie in memory.
@@ -201,38 +210,52 @@ VF_DEVICE void splat(const T* p, Packed<T, N>& to) {
 
 /// Element i of what was loaded, in the compute type.
 template <typename T, int N, typename C>
-VF_DEVICE C unpack(const Packed<T, N>& from, int i, C byte_scale) {
+VF_DEVICE C unpack(const Packed<T, N>& from, int i, const ByteScale<C>& scale) {
   if constexpr (sizeof(T) == 8) {
     return math::bits_to<T>(from.w[2 * i] | static_cast<uint64_t>(from.w[2 * i + 1]) << 32);
   } else if constexpr (sizeof(T) == 4) {
     return math::bits_to<T>(from.w[i]);
   } else if constexpr (sizeof(T) == 1) {
-    if constexpr (sizeof(C) == 4) return byte_to_float(from.w[i / 4], i % 4, byte_scale);
-    return static_cast<C>(from.w[i / 4] >> (8 * (i % 4)) & 0xffu) * byte_scale;
+    return scale(byte_of<C>(from.w[i / 4], i % 4));
   } else if constexpr (kDType<T> == DType::kBFloat16) {
     return math::bits_to<float>(i % 2 == 0 ? from.w[i / 2] << 16 : from.w[i / 2] & 0xffff0000u);
   } else {
     return half_to_float(static_cast<uint16_t>(from.w[i / 2] >> (16 * (i % 2))));
   }
 }
+/// ... of a floating type.
+template <typename C, typename T, int N>
+VF_DEVICE C unpack(const Packed<T, N>& from, int i) {
+  return unpack(from, i, ByteScale<C>(DType::kBool));
+}
+
+/// Elements i and i + 1, i even, from compute values.
+template <typename T, int N, typename C>
+VF_DEVICE void pack(Packed<T, N>& to, int i, C first, C second) {
+  static_assert(sizeof(T) > 1, "gradients are floating");
+  if constexpr (sizeof(T) == 8) {
+    const uint64_t a = math::bits_to<uint64_t>(first), b = math::bits_to<uint64_t>(second);
+    to.w[2 * i] = static_cast<uint32_t>(a), to.w[2 * i + 1] = static_cast<uint32_t>(a >> 32);
+    to.w[2 * i + 2] = static_cast<uint32_t>(b), to.w[2 * i + 3] = static_cast<uint32_t>(b >> 32);
+  } else if constexpr (sizeof(T) == 4) {
+    to.w[i] = math::bits_to<uint32_t>(first), to.w[i + 1] = math::bits_to<uint32_t>(second);
+  } else {
+    to.w[i / 2] = pack_pair<T>(first, second);
+  }
+}
+
+template <typename T, int N>
+VF_DEVICE void store(T* p, const Packed<T, N>& from) {
+  write_words<Packed<T, N>::kBytes>(p, from.w);
+}
 
 /// Writes N compute values as T.
 template <typename T, int N, typename C>
-VF_DEVICE void store(T* p, const C* v) {
-  static_assert(sizeof(T) > 1, "gradients are floating");
+VF_DEVICE void store(T* p, const C (&v)[N]) {
   Packed<T, N> to;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if constexpr (sizeof(T) == 8) {
-      const uint64_t bits = math::bits_to<uint64_t>(v[i]);
-      to.w[2 * i] = static_cast<uint32_t>(bits), to.w[2 * i + 1] = static_cast<uint32_t>(bits >> 32);
-    } else if constexpr (sizeof(T) == 4) {
-      to.w[i] = math::bits_to<uint32_t>(v[i]);
-    } else if (i % 2 == 0) {
-      to.w[i / 2] = pack_pair<T>(v[i], v[i + 1]);
-    }
-  }
-  write_words<Packed<T, N>::kBytes>(p, to.w);
+  for (int i = 0; i < N; i += 2) pack(to, i, v[i], v[i + 1]);
+  store(p, to);
 }
 
 VF_DEVICE int size_of(DType dtype) {
@@ -299,10 +322,10 @@ VF_DEVICE void load_any(const void* data, DType dtype, int64_t at, int64_t step,
     }
     default: {
       const uint8_t* p = static_cast<const uint8_t*>(data) + at;
-      const C scale = byte_scale<C>(dtype);
+      const ByteScale<C> scale(dtype);
 #pragma unroll
       for (int e = 0; e < N; ++e) {
-        if (e >= from && e < to) v[e] = static_cast<C>(p[e * step]) * scale;
+        if (e >= from && e < to) v[e] = scale(static_cast<C>(p[e * step]));
       }
     }
   }

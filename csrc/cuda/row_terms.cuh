@@ -15,6 +15,7 @@ template <typename A, typename Term>
 struct RowShape {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(A));
   static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
+  static constexpr int kPart = kVector < 4 ? kVector : 4;  // elements worked on at once, so that eight halves do not take the registers of eight floats
 };
 
 /// Where a thread works: its place in the row's group, where the row begins in every stream, and its upstream gradient.
@@ -40,9 +41,9 @@ VF_DEVICE void load_or_splat(const T* row, bool broadcast, int at, Packed<T, kVe
 template <typename Term, typename A, typename X, bool kGrad, typename C>
 VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int units, const RowShare<C>& share) {
   using First = std::conditional_t<KlTerms::kHas<Term>, A, X>;  // the data of a likelihood, or the mean of a KL
-  constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps;
+  constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps, kPart = RowShape<A, Term>::kPart;
   const First* const first = reinterpret_cast<const First*>(share.in[0]);
-  const C scale = sizeof(First) == 1 ? byte_scale<C>(term.in[0].dtype) : C(1);
+  const ByteScale<C> scale(sizeof(First) == 1 ? term.in[0].dtype : DType::kBool);
 
   double sum = 0.0;
   for (int u = share.lane; u < units; u += share.lanes * kSteps) {
@@ -62,22 +63,34 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int u
     for (int s = 0; s < kSteps; ++s) {
       const int at = u + s * share.lanes;
       if (s > 0 && at >= units) continue;
-      C v[kInputs][kVector];
+      Packed<First, kVector> first_grad = {};
+      Packed<A, kVector> grad[kInputs] = {};
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        v[0][e] = unpack(first_raw[s], e, scale);
+      for (int part = 0; part < kVector; part += kPart) {
+        C v[kInputs][kPart];
 #pragma unroll
-        for (int i = 1; i < kInputs; ++i) v[i][e] = unpack(raw[i][s], e, scale);
+        for (int e = 0; e < kPart; ++e) {
+          v[0][e] = unpack(first_raw[s], part + e, scale);
+#pragma unroll
+          for (int i = 1; i < kInputs; ++i) v[i][e] = unpack<C>(raw[i][s], part + e);
+        }
+        run += evaluate<Term, kGrad>(plan.params, share.g, 0, kPart, v);
+        if (!kGrad) continue;
+#pragma unroll
+        for (int e = 0; e < kPart; e += 2) {
+          if constexpr (sizeof(First) > 1) pack(first_grad, part + e, v[0][e], v[0][e + 1]);
+#pragma unroll
+          for (int i = 1; i < kInputs; ++i) pack(grad[i], part + e, v[i][e], v[i][e + 1]);
+        }
       }
-      run += evaluate<Term, kGrad>(plan.params, share.g, 0, kVector, v);
       if (!kGrad) continue;
       const int64_t column = static_cast<int64_t>(at) * kVector;
       if constexpr (sizeof(First) > 1) {
-        if (term.grad[0].data != nullptr) store<First, kVector>(reinterpret_cast<First*>(share.grad[0]) + column, v[0]);
+        if (term.grad[0].data != nullptr) store(reinterpret_cast<First*>(share.grad[0]) + column, first_grad);
       }
 #pragma unroll
       for (int i = 1; i < kInputs; ++i) {
-        if (term.grad[i].data != nullptr) store<A, kVector>(reinterpret_cast<A*>(share.grad[i]) + column, v[i]);
+        if (term.grad[i].data != nullptr) store(reinterpret_cast<A*>(share.grad[i]) + column, grad[i]);
       }
     }
     sum += static_cast<double>(run);

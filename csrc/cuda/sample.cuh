@@ -65,7 +65,7 @@ VF_DEVICE void load_quad(const Stream& s, const char* row, const Quad& q, C (&v)
       load(p + q.c, raw);
     }
 #pragma unroll
-    for (int e = 0; e < kQuad; ++e) v[e] = unpack(raw, e, C(1));
+    for (int e = 0; e < kQuad; ++e) v[e] = unpack<C>(raw, e);
   }
 }
 
@@ -74,7 +74,7 @@ VF_DEVICE void store_quad(const Stream& s, char* row, const Quad& q, const C (&v
   if constexpr (kIsAny<T>) {
     store_any<kQuad>(row, s.dtype, q.c, 1, q.from, q.to, v);
   } else {
-    store<T, kQuad>(reinterpret_cast<T*>(row) + q.c, v);
+    store(reinterpret_cast<T*>(row) + q.c, v);
   }
 }
 
@@ -85,7 +85,7 @@ VF_DEVICE void split_row(int64_t q, int64_t rows, int64_t& sample, int64_t& row)
 }
 
 template <typename T, bool kKl>
-__global__ void __launch_bounds__(kThreads, sizeof(Compute<T>) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, kIsAny<T> || sizeof(T) == 8 ? 2 : 3)
     sample_kernel(const __grid_constant__ SampleArgs args, const __grid_constant__ SamplePlan<Compute<T>> plan) {
   using C = Compute<T>;
   __shared__ double shared[2][kWarps];
@@ -180,7 +180,7 @@ VF_DEVICE void sum_samples(const SampleBackwardArgs& args, const Seed& seed, int
 }
 
 template <typename T, bool kKl>
-__global__ void __launch_bounds__(kThreads, sizeof(Compute<T>) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, kIsAny<T> || sizeof(T) == 8 ? 2 : 3)
     sample_backward_kernel(const __grid_constant__ SampleBackwardArgs args, const __grid_constant__ SamplePlan<Compute<T>> plan) {
   using C = Compute<T>;
   const Place place(plan.groups);

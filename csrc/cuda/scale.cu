@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(void* data, int64_t cou
     load(p + i * kVector, raw);
     C v[kVector];
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) v[e] = static_cast<C>(unpack(raw, e, C(1)) * by);
-    store<T, kVector>(p + i * kVector, v);
+    for (int e = 0; e < kVector; ++e) v[e] = static_cast<C>(unpack<C>(raw, e) * by);
+    store(p + i * kVector, v);
   }
   for (int64_t i = vectors * kVector + thread; i < count; i += threads) {
     C v[1];

@@ -17,8 +17,13 @@ namespace {
 struct HostMemory : Memory {
   void* allocate(size_t bytes) override { return std::malloc(bytes); }
   void release(void* p) override { std::free(p); }
-  void write(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-  void read(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  void write(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
+  void read(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
+
+ private:
+  static void copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);  // from an empty vector's null otherwise
+  }
 };
 HostMemory host_memory;
 

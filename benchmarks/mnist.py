@@ -1,0 +1,60 @@
+"""The source's experiment: `vae-fast train` on MNIST, latent 20, 50 epochs; its curve and test figures as a result for the README.
+
+python benchmarks/mnist.py [--out runs/mnist] [--threads 2]     (needs the MNIST files: VAE_FAST_DATA, or --data-dir)
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measure
+
+from vae_fast.cli import main as vae_fast_main
+
+SOURCE_LOSS = 95.786946  # the thesis, section 5.1.1.4: epoch 50, latent 20
+SHOWN = (1, 2, 5, 10, 20, 50)
+
+
+def main() -> int:
+    """Train, collect, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=measure.ROOT / "runs" / "mnist", help="folder of the run (default runs/mnist)")
+    parser.add_argument("--data-dir", help="where the MNIST files are (default $VAE_FAST_DATA)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--samples", type=int, default=100, help="importance samples per test image (default 100)")
+    args = parser.parse_args()
+    command = ["train", "--dataset", "mnist", "--latent", "20", "--epochs", str(args.epochs), "--threads", str(args.threads)]
+    command += ["--out", str(args.out), "--overwrite", "--eval", str(args.samples)]
+    code = vae_fast_main(command + (["--data-dir", args.data_dir] if args.data_dir else []))
+    if code:
+        return code
+    with (args.out / "metrics.csv").open() as file:
+        history = list(csv.DictReader(file))
+    results = json.loads((args.out / "results.json").read_text())
+    facts = measure.machine("cpu")
+    row = {
+        "machine": facts,
+        "epochs": [{"epoch": int(r["epoch"]), "loss": float(r["loss"]), "kl": float(r["kl"])} for r in history if int(r["epoch"]) in SHOWN],
+        "source_loss": SOURCE_LOSS,
+        "entropy_floor": results["entropy_floor"],
+        "test_loss": results["test_loss"],
+        "test_log_prob": results["test_log_prob"],
+        "num_samples": results["importance_samples"],
+        "samples_per_second": statistics.median(float(r["samples_per_second"]) for r in history),
+    }
+    out = measure.folder(facts)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "mnist.json").write_text(json.dumps(row, indent=1) + "\n")
+    print(f"wrote {out / 'mnist.json'}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Fixtures of every test: where data lies, which devices and backends there are, and a fixed seed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+if DATA.is_dir():
+    os.environ.setdefault("VAE_FAST_DATA", str(DATA))
+
+from vae_fast import _backend  # noqa: E402  after the environment is set
+
+THREADS = 1
+
+
+def _devices():
+    wanted = os.environ.get("VAE_FAST_TEST_DEVICE", "all")
+    if wanted not in ("cpu", "cuda", "all"):
+        raise pytest.UsageError(f"VAE_FAST_TEST_DEVICE={wanted!r}: expected cpu, cuda or all")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("VAE_FAST_TEST_DEVICE=cuda: there is no CUDA device")
+    cuda = ["cuda"] if torch.cuda.is_available() else []
+    return {"cpu": ["cpu"], "cuda": cuda, "all": ["cpu", *cuda]}[wanted]
+
+
+DEVICES = _devices()
+BACKENDS = ["reference"] if _backend.C is None else ["compiled", "reference"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    """Runs the test on the kernels and on the plain-torch formulas."""
+    if request.param == "reference":
+        monkeypatch.setattr(_backend, "C", None)
+    return request.param
+
+
+@pytest.fixture
+def plain_torch(monkeypatch):
+    """A function that runs its argument on the plain-torch backend."""
+
+    def run(f, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(_backend, "C", None)
+            return f(*args, **kwargs)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def python():
+    """Runs a script in a fresh interpreter that imports this checkout; environment variables are keyword arguments."""
+
+    def run(code, check=True, path=ROOT, **env):
+        kept = {k: v for k, v in os.environ.items() if k not in ("VAE_FAST_BACKEND", "VAE_FAST_ISA")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=kept | {"PYTHONPATH": str(path)} | env, cwd=path, capture_output=True, text=True, timeout=300
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run
