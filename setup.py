@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -53,21 +54,43 @@ def wants_cuda(torch, cuda_home):
     return False
 
 
+def write_facts(folder, torch_version=None, cuda=None, arch_list=(), reason=""):
+    """Beside the package: what was built, or why nothing was. Read before the extension is loaded, so that a torch upgrade gives words
+    instead of undefined symbols, and a build without kernels says so at import."""
+    lines = [
+        '"""Written by setup.py."""\n',
+        f"TORCH: str | None = {torch_version!r}",
+        f"CUDA: str | None = {cuda!r}",
+        f"ARCH_LIST: list[str] = {list(arch_list)!r}",
+        f"COMMIT: str | None = {commit()!r}",
+        f"REASON = {reason!r}",
+    ]
+    (folder / "vae_fast" / "_built_for.py").write_text("\n".join(lines) + "\n")
+
+
+def nothing_built(reason):
+    """A build without an extension, and the reason kept for the import's warning."""
+    say(f"no extension: {reason}; every function will run in plain torch (backend 'reference')")
+
+    class BuildPy(build_py):
+        def run(self):
+            super().run()
+            write_facts(ROOT if self.editable_mode else Path(self.build_lib), reason=reason)
+
+    return [], {"build_py": BuildPy}
+
+
 def extension():
-    """(ext_modules, cmdclass), empty where an extension cannot be built."""
+    """(ext_modules, cmdclass)."""
     if os.environ.get("VAE_FAST_NO_EXTENSION") == "1":
-        say("no extension, as VAE_FAST_NO_EXTENSION=1 asks: plain torch (backend 'reference')")
-        return [], {}
+        return nothing_built("VAE_FAST_NO_EXTENSION=1 was set at install time")
     try:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        say("torch is not importable while building: no extension, plain torch (backend 'reference').")
-        say("For the kernels, install torch first, then: pip install --no-build-isolation .")
-        return [], {}
-    if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None and shutil.which("g++") is None:
-        say("no C++ compiler was found: no extension, plain torch (backend 'reference')")
-        return [], {}
+        return nothing_built("torch was not importable at install time (install torch first, then: pip install --no-build-isolation .)")
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++").split()[0], "g++")):
+        return nothing_built("no C++ compiler was found at install time")
 
     cuda = wants_cuda(torch, cpp_extension.CUDA_HOME)
     cxx = ["-O3", "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-fvisibility=hidden"]
@@ -90,18 +113,10 @@ def extension():
     )
 
     class Build(cpp_extension.BuildExtension):
-        """Writes beside the extension what it was built for: read before it is loaded, so a torch upgrade gives words, not symbols."""
-
         def run(self):
             super().run()
-            package = ROOT if self.inplace else Path(self.build_lib)
-            facts = [
-                f"TORCH = {str(torch.__version__)!r}",
-                f"CUDA: str | None = {torch.version.cuda if cuda else None!r}",
-                f"ARCH_LIST: list[str] = {arch_list!r}",
-                f"COMMIT: str | None = {commit()!r}",
-            ]
-            (package / "vae_fast" / "_built_for.py").write_text('"""Written by setup.py."""\n\n' + "\n".join(facts) + "\n")
+            version = torch.version.cuda if cuda else None
+            write_facts(ROOT if self.inplace else Path(self.build_lib), str(torch.__version__), version, arch_list)
 
     return [module], {"build_ext": Build.with_options(use_ninja=shutil.which("ninja") is not None)}
 

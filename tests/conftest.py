@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: spinning ones starve a machine that runs other things
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -15,7 +18,7 @@ if DATA.is_dir():
 
 from vae_fast import _backend  # noqa: E402  after the environment is set
 
-THREADS = 1
+THREADS = 2
 
 
 def _devices():

@@ -25,11 +25,13 @@ def _load() -> tuple[ModuleType | None, str]:
         raise ValueError(f"VAE_FAST_BACKEND={choice!r}: expected one of {', '.join(_BACKENDS)}")
     if choice == "reference":
         return None, "VAE_FAST_BACKEND=reference"
-    reason = "the extension was not built (no C++ compiler at install time?)"
+    reason = "the extension was not built"
     try:
-        built, here = str(_built_for().TORCH), str(torch.__version__)
+        built, here = _built_for().TORCH, str(torch.__version__)
         # The C++ ABI of torch holds within a minor release: 2.13.0 and 2.13.1, CPU or CUDA builds apart.
-        if _abi(built) != _abi(here):
+        if built is None:
+            reason += f": {_built_for().REASON}"
+        elif _abi(built) != _abi(here):
             reason = f"the extension was built for torch {built} and this is torch {here}"
         else:
             return importlib.import_module("vae_fast._C"), ""
@@ -37,12 +39,11 @@ def _load() -> tuple[ModuleType | None, str]:
         if error.name not in ("vae_fast._C", "vae_fast._built_for"):
             raise
     except ImportError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError) or "cannot import name" not in str(error):
-            reason = f"the extension does not load: {error}"
-    message = f"vae_fast: {reason}"
+        reason = f"the extension does not load: {error}"
+    again = "For the kernels, reinstall with: pip install --no-build-isolation --force-reinstall --no-deps ."
     if choice == "compiled":
-        raise ImportError(f"{message}. Reinstall with: pip install --no-build-isolation --force-reinstall --no-deps .")
-    warnings.warn(f"{message}; every function runs, slower, in plain torch (backend 'reference').", stacklevel=4)
+        raise ImportError(f"vae_fast: {reason}. {again}")
+    warnings.warn(f"vae_fast: {reason}; every function runs, slower, in plain torch (backend 'reference'). {again}", stacklevel=4)
     return None, reason
 
 

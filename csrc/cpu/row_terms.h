@@ -108,6 +108,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     bool direct[kMaxTermInputs] = {};
     for (int k = 0; k < map.inputs; ++k) {
       tiles.in[k] = load(a.in[k], r, a.columns, in_buffer[k]);
+      if (stream) prefetch_next(a.in[k], r, a.columns);
       T* place = stream ? nullptr : in_place<T>(a.grad[k], r, a.columns);
       direct[k] = place != nullptr;
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];

@@ -10,10 +10,12 @@
 namespace vae_fast {
 namespace cuda {
 
-/// A thread's share of a first term's row: vectors of 16 bytes, one or two at once.
+/// A thread's share of a first term's row: vectors of 16 bytes, one or two at once. Four inputs of eight halves would not fit the registers: their
+/// vectors are half as long.
 template <typename A, typename Term>
 struct RowShape {
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(A));
+  static constexpr int kFull = 16 / static_cast<int>(sizeof(A));
+  static constexpr int kVector = sizeof(A) == 2 && Term::kInputs > 3 ? kFull / 2 : kFull;
   static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
   static constexpr int kPart = kVector < 4 ? kVector : 4;  // elements worked on at once, so that eight halves do not take the registers of eight floats
 };
@@ -39,12 +41,13 @@ VF_DEVICE void load_or_splat(const T* row, bool broadcast, int at, Packed<T, kVe
 
 /// Sum over this thread's share of a row, and the gradients there, 16 bytes at a time.
 template <typename Term, typename A, typename X, bool kGrad, typename C>
-VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int units, const RowShare<C>& share) {
+VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int full_units, const RowShare<C>& share) {
   using First = std::conditional_t<KlTerms::kHas<Term>, A, X>;  // the data of a likelihood, or the mean of a KL
   constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps, kPart = RowShape<A, Term>::kPart;
   const First* const first = reinterpret_cast<const First*>(share.in[0]);
   const ByteScale<C> scale(sizeof(First) == 1 ? term.in[0].dtype : DType::kBool);
 
+  const int units = full_units * (RowShape<A, Term>::kFull / kVector);
   double sum = 0.0;
   for (int u = share.lane; u < units; u += share.lanes * kSteps) {
     // All loads first, so that several are in flight at once.
@@ -144,11 +147,11 @@ VF_DEVICE RowShare<C> share_of(const TermArgs& term, int inputs, int64_t row, in
 }
 
 /// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
-template <typename A, bool kGrad>
-constexpr int kResident = sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2 : (kGrad || kIsAny<A> ? 3 : 4);
+template <typename A, typename X, bool kGrad>
+constexpr int kResident = sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2 : (kGrad || kIsAny<A> || sizeof(X) > sizeof(A) ? 3 : 4);
 
 template <typename A, typename X, bool kGrad>
-__global__ void __launch_bounds__(kThreads, kResident<A, kGrad>)
+__global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
     row_terms_kernel(const __grid_constant__ RowTermsArgs args, const __grid_constant__ RowPlan<Compute<A>> plan) {
   using C = Compute<A>;
   __shared__ double shared[2][kWarps];
@@ -179,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kResident<A, kGrad>)
         const TermArgs& term = args.term[1];
         const int lane = place.lane - plan.first_lane + (place.lane < plan.first_lane ? lanes : 0);
         const RowShare<C> share = share_of<kGrad, C>(term, plan.term[1].inputs, row, lane, lanes);
-        sum += term.coefficient * scalar_row<KlTerms, 2, kGrad>(term, plan.term[1], share);
+        sum += term.coefficient * scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share);
       }
     }
     if (!plan.sums) continue;

@@ -84,8 +84,12 @@ VF_DEVICE void split_row(int64_t q, int64_t rows, int64_t& sample, int64_t& row)
   row = q - sample * rows;
 }
 
+/// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
+template <typename T>
+constexpr int kResidentSampling = sizeof(Compute<T>) == 8 ? 1 : kIsAny<T> ? 2 : 3;
+
 template <typename T, bool kKl>
-__global__ void __launch_bounds__(kThreads, kIsAny<T> || sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
     sample_kernel(const __grid_constant__ SampleArgs args, const __grid_constant__ SamplePlan<Compute<T>> plan) {
   using C = Compute<T>;
   __shared__ double shared[2][kWarps];
@@ -180,7 +184,7 @@ VF_DEVICE void sum_samples(const SampleBackwardArgs& args, const Seed& seed, int
 }
 
 template <typename T, bool kKl>
-__global__ void __launch_bounds__(kThreads, kIsAny<T> || sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
     sample_backward_kernel(const __grid_constant__ SampleBackwardArgs args, const __grid_constant__ SamplePlan<Compute<T>> plan) {
   using C = Compute<T>;
   const Place place(plan.groups);
