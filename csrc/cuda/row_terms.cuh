@@ -51,12 +51,11 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int f
   double sum = 0.0;
   for (int u = share.lane; u < units; u += share.lanes * kSteps) {
     // All loads first, so that several are in flight at once.
-    Packed<First, kVector> first_raw[kSteps] = {};
-    Packed<A, kVector> raw[kInputs][kSteps] = {};
+    Packed<First, kVector> first_raw[kSteps];
+    Packed<A, kVector> raw[kInputs][kSteps];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const int at = u + s * share.lanes;
-      if (s > 0 && at >= units) continue;
+      const int at = u + s * share.lanes < units ? u + s * share.lanes : units - 1;  // no branch, or the compiler would wait for the first loads here
       load_or_splat(first, term.in[0].inner_stride == 0, at, first_raw[s]);
 #pragma unroll
       for (int i = 1; i < kInputs; ++i) load_or_splat(reinterpret_cast<const A*>(share.in[i]), term.in[i].inner_stride == 0, at, raw[i][s]);
@@ -78,22 +77,24 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int f
           for (int i = 1; i < kInputs; ++i) v[i][e] = unpack<C>(raw[i][s], part + e);
         }
         run += evaluate<Term, kGrad>(plan.params, share.g, 0, kPart, v);
-        if (!kGrad) continue;
+        if constexpr (kGrad) {
 #pragma unroll
-        for (int e = 0; e < kPart; e += 2) {
-          if constexpr (sizeof(First) > 1) pack(first_grad, part + e, v[0][e], v[0][e + 1]);
+          for (int e = 0; e < kPart; e += 2) {
+            if constexpr (sizeof(First) > 1) pack(first_grad, part + e, v[0][e], v[0][e + 1]);
 #pragma unroll
-          for (int i = 1; i < kInputs; ++i) pack(grad[i], part + e, v[i][e], v[i][e + 1]);
+            for (int i = 1; i < kInputs; ++i) pack(grad[i], part + e, v[i][e], v[i][e + 1]);
+          }
         }
       }
-      if (!kGrad) continue;
-      const int64_t column = static_cast<int64_t>(at) * kVector;
-      if constexpr (sizeof(First) > 1) {
-        if (term.grad[0].data != nullptr) store(reinterpret_cast<First*>(share.grad[0]) + column, first_grad);
-      }
+      if constexpr (kGrad) {
+        const int64_t column = static_cast<int64_t>(at) * kVector;
+        if constexpr (sizeof(First) > 1) {
+          if (term.grad[0].data != nullptr) store(reinterpret_cast<First*>(share.grad[0]) + column, first_grad);
+        }
 #pragma unroll
-      for (int i = 1; i < kInputs; ++i) {
-        if (term.grad[i].data != nullptr) store(reinterpret_cast<A*>(share.grad[i]) + column, grad[i]);
+        for (int i = 1; i < kInputs; ++i) {
+          if (term.grad[i].data != nullptr) store(reinterpret_cast<A*>(share.grad[i]) + column, grad[i]);
+        }
       }
     }
     sum += static_cast<double>(run);
