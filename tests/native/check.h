@@ -8,7 +8,7 @@
 
 struct Tally {
   long passed = 0, failed = 0;
-  static constexpr long kMostShown = 40;
+  static constexpr long kMostShown = 400;
 
   bool check(bool ok, const std::string& what) {
     if (ok) {
