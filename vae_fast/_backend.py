@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _BACKENDS = ("auto", "compiled", "reference")
 
@@ -58,11 +59,11 @@ if C is not None:
 
 
 def kernels_apply() -> bool:
-    """Whether this call runs on the kernels: the extension is there and no ``torch.func`` transform is active.
+    """Whether this call runs on the kernels: the extension is there and no ``torch.func`` transform or forward-mode level is active.
 
-    ``torch.func`` transforms (grad, vmap, jvp, ...) go through the plain-torch formula, which supports all of them.
+    Those (grad, vmap, jvp, dual numbers, ...) go through the plain-torch formula, which supports all of them.
     """
-    return C is not None and not torch._C._are_functorch_transforms_active()
+    return C is not None and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
 
 
 def build_info() -> dict[str, Any]:

@@ -17,10 +17,6 @@ from vae_fast import reference
 OptTensor = Tensor | None
 
 
-def _compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def _shape(tensors: Sequence[Tensor]) -> list[int]:
     return list(torch.broadcast_shapes(*(t.shape for t in tensors)))
 
@@ -42,7 +38,7 @@ def _empty_gradients(tensors: Sequence[Tensor], mask: Sequence[bool]) -> list[Te
 
 
 def _term_fake(inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int) -> Tensor:
-    return inputs[0].new_empty(_batch(inputs, event_dim), dtype=_compute_dtype(inputs))
+    return inputs[0].new_empty(_batch(inputs, event_dim), dtype=reference.compute_dtype(inputs))
 
 
 def _term_backward_fake(
@@ -55,7 +51,7 @@ def _elbo_fake(
     x: list[Tensor], z: list[Tensor], likelihood: str, kl: str, eps: float, floor: float, beta: float, event_dim: int, latent_dim: int
 ) -> Tensor:
     batch = torch.broadcast_shapes(tuple(_batch(x, event_dim)), tuple(_batch(z, latent_dim)))
-    return x[0].new_empty(batch, dtype=_compute_dtype([*x, *z]))
+    return x[0].new_empty(batch, dtype=reference.compute_dtype([*x, *z]))
 
 
 def _elbo_backward_fake(grad: Tensor, x: list[Tensor], z: list[Tensor], *rest: Any) -> list[Tensor]:
@@ -63,7 +59,7 @@ def _elbo_backward_fake(grad: Tensor, x: list[Tensor], z: list[Tensor], *rest: A
 
 
 def _elbo_loss_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> Tensor:
-    return x[0].new_empty((), dtype=_compute_dtype([*x, *z]))
+    return x[0].new_empty((), dtype=reference.compute_dtype([*x, *z]))
 
 
 def _elbo_loss_with_grad_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Tensor, list[Tensor]]:
@@ -91,7 +87,7 @@ def _logsumexp_fake(a: Tensor, weights: OptTensor, dim: int) -> Tensor:
     inputs = [a] if weights is None else [a, weights]
     shape = _shape(inputs)
     del shape[dim]
-    return a.new_empty(shape, dtype=_compute_dtype(inputs))
+    return a.new_empty(shape, dtype=reference.compute_dtype(inputs))
 
 
 def _logsumexp_backward_fake(grad: Tensor, a: Tensor, weights: OptTensor, out: Tensor, dim: int, mask: list[bool]) -> list[Tensor]:
@@ -167,7 +163,7 @@ def _reparameterize_formula(
     noise = None if noise is None else noise.detach()
     shape = _shape(inputs[:2])
     if noise is None:  # the kernel's own noise: a sample of N(0, 1)
-        dtype = _compute_dtype(inputs)
+        dtype = reference.compute_dtype(inputs)
         zero, one = (torch.full(shape, v, dtype=dtype, device=inputs[0].device) for v in (0.0, 1.0))
         with torch.no_grad():
             noise = torch.ops.vae_fast.reparameterize([zero, one], None, rng_state, "std", num_samples)

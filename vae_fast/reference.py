@@ -31,8 +31,13 @@ def to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
     return t.to(dtype) / 255.0 if t.dtype == torch.uint8 else t.to(dtype)
 
 
+def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any of the tensors is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
 def _compute_all(tensors: Sequence[Tensor]) -> list[Tensor]:
-    like = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    like = compute_dtype(tensors)
     return [to_compute(t, like) for t in tensors]
 
 
@@ -74,12 +79,15 @@ def log_std(t: Tensor, scale: str) -> Tensor:
         return t.log()
     if scale == "var":
         return 0.5 * t.log()
-    # log softplus(t) -> t - e^t/2 as t -> -inf, where softplus itself underflows. The unused branch of each `where` is fed a
-    # harmless value, or its gradient would be 0 * inf.
-    low = t < -10.0
-    tail = torch.where(low, t, torch.zeros_like(t))
-    body = torch.where(low, torch.zeros_like(t), t)
-    return torch.where(low, tail - 0.5 * tail.exp(), softplus(body).log())
+    # log softplus(t) is t to rounding where softplus itself would underflow. The unused branch is fed a harmless value, or its gradient
+    # would be 0 * inf.
+    low = t < (-37.0 if t.dtype == torch.float64 else -17.0)
+    return torch.where(low, t, softplus(t.masked_fill(low, 0.0)).log())
+
+
+def _inverse(log_s: Tensor) -> Tensor:
+    # 1 / std, kept finite: a difference of exactly zero times it is then zero, not NaN
+    return (-log_s).clamp(max=0.999 * math.log(torch.finfo(log_s.dtype).max)).exp()
 
 
 # --- elementwise terms -----------------------------------------------------------------------------------------------
@@ -95,8 +103,9 @@ def _kl_element(mu: Tensor, s: Tensor, prior_mu: Tensor | None, prior_s: Tensor 
     if prior_mu is not None:
         d = mu - prior_mu
     if prior_s is not None:
-        d = d * (-log_t).exp()
-    return 0.5 * (torch.expm1(u) - u + d * d)
+        d = d * _inverse(log_t)
+    phi = torch.expm1(u.double()) - u.double()  # cancels near the prior
+    return 0.5 * (phi.to(d.dtype) + d * d)
 
 
 def _bernoulli_logits_element(x: Tensor, a: Tensor, clip: str, eps: float) -> Tensor:
@@ -149,7 +158,7 @@ def _gaussian_element(x: Tensor, mu: Tensor, s: Tensor | None, scale: str) -> Te
     if s is None:
         return -0.5 * (LOG_2PI + (x - mu) ** 2)
     log_s = log_std(s, scale)
-    return -log_s - 0.5 * LOG_2PI - 0.5 * ((x - mu) * (-log_s).exp()) ** 2
+    return -log_s - 0.5 * LOG_2PI - 0.5 * ((x - mu) * _inverse(log_s)) ** 2
 
 
 def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float, event_dim: int) -> Tensor:
@@ -188,8 +197,9 @@ def elbo(
     latent_dim: int,
 ) -> Tensor:
     """Row-summed likelihood minus ``beta`` times row-summed KL, one value per sample."""
-    log_prob = term(likelihood, likelihood_inputs, eps, floor, event_dim)
-    return log_prob - beta * term(kl, kl_inputs, eps, floor, latent_dim)
+    like = compute_dtype([*likelihood_inputs, *kl_inputs])  # one precision for both terms
+    log_prob = term(likelihood, [to_compute(t, like) for t in likelihood_inputs], eps, floor, event_dim)
+    return log_prob - beta * term(kl, [to_compute(t, like) for t in kl_inputs], eps, floor, latent_dim)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -237,6 +247,8 @@ def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, n
     """``mu + std * noise`` in the promoted dtype of ``mu`` and ``s``; ``noise`` has the shape of the result."""
     dtype = torch.promote_types(mu.dtype, s.dtype)
     m, t, e = _compute_all([mu, s, noise])
+    # A noise of exactly zero stays zero times a std that is out of range; the unit scale keeps its gradient finite too.
+    t = torch.where(e == 0, torch.full_like(t, UNIT_SCALE[scale]), t)
     return (m + std(t, scale) * e).to(dtype)
 
 
@@ -250,9 +262,15 @@ def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
         return torch.logsumexp(a, dim)
     a, w = _compute_all([a, weights])
     a, w = torch.broadcast_tensors(a, w)
+    if a.shape[dim] == 0:
+        return a.sum(dim) - math.inf
     top = torch.where(w != 0, a.detach(), -math.inf).amax(dim, keepdim=True)
     top = torch.where(top.isfinite(), top, torch.zeros_like(top))
     # An entry of weight zero may lie far above `top`; the bound keeps 0 * inf out of the sum.
-    e = (a - top).clamp(max=80.0 if a.dtype == torch.float32 else 700.0).exp()
-    total: Tensor = (w * e).sum(dim, keepdim=True).log() + top
-    return total.squeeze(dim)
+    shifted = a - top
+    bound = 80.0 if a.dtype == torch.float32 else 700.0
+    e = torch.where(w == 0, shifted.clamp(max=bound), shifted).exp()
+    total = (w * e).sum(dim, keepdim=True)
+    empty = total == 0  # then the result is -inf, and no entry moves it
+    out: Tensor = (total.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -math.inf)
+    return out.squeeze(dim)

@@ -82,7 +82,7 @@ void scale_backward_tile(const TermTiles<T>& tiles, const T* __restrict gz, cons
   VF_SIMD for (int i = 0; i < n; ++i) {
     const math::Scale<form, T> scale(a1[i]);
     const T std = scale.std();
-    T grad_mu = gz[i], grad_scale = gze[i] * scale.d_std(std);
+    T grad_mu = gz[i], grad_scale = math::times(gze[i], scale.d_std(std));
     if constexpr (prior >= 0) {
       T in[kMaxTermInputs], d[kMaxTermInputs], v;
       in[0] = a0[i];
@@ -146,7 +146,7 @@ void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0
       T* place = in_place<T>(a.z, to, a.columns);
       T* z = place != nullptr ? place : z_buffer;
       const T* __restrict mu = tiles.in[0];
-      VF_SIMD for (int i = 0; i < n; ++i) z[i] = mu[i] + std[i] * noise[i];
+      VF_SIMD for (int i = 0; i < n; ++i) z[i] = mu[i] + math::times(noise[i], std[i]);
       if (place == nullptr) store(z, a.z, to, a.columns);
     }
   });

@@ -8,10 +8,10 @@ namespace cuda {
 
 /// How the threads of a block share rows. Groups of fewer than 32 lanes lie side by side in a warp; larger ones are 2, 4 or 8 whole warps.
 struct Groups {
-  int32_t lanes = 1;           // threads of a group
-  int32_t rows_per_warp = 1;   // where a group is within a warp
+  int32_t lanes = 1;          // threads of a group
+  int32_t rows_per_warp = 1;  // where a group is within a warp
   int32_t rows_per_block = 1;
-  int32_t first_offset = 0;    // first shuffle distance: the least power of two that is at least lanes / 2
+  int32_t first_offset = 0;  // first shuffle distance: the least power of two that is at least lanes / 2
 
   static Groups of_lanes(int lanes) {
     Groups g;
@@ -47,9 +47,9 @@ struct Groups {
 
 /// This thread's place.
 struct Place {
-  int lane;    // within the group
-  int group;   // within the block
-  bool used;   // false for the lanes of a warp that are left over
+  int lane;   // within the group
+  int group;  // within the block
+  bool used;  // false for the lanes of a warp that are left over
 
   VF_DEVICE explicit Place(const Groups& g) {
     const int thread = static_cast<int>(threadIdx.x);

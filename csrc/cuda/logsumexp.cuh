@@ -1,5 +1,5 @@
-// log sum_k w_k e^(a_k) over the middle dimension of a dense (outer, k, inner) array, and its gradients, in one pass: every thread keeps the
-// largest entry it has seen and the sum relative to it; threads are combined in a fixed order.
+// log sum_k w_k e^(a_k) over the middle dimension of a dense (outer, k, inner) array, and its gradients, in one pass: every thread keeps
+// the largest entry it has seen and the sum relative to it; threads are combined in a fixed order.
 #pragma once
 
 #include "../math/elementary.h"
@@ -17,7 +17,8 @@ struct LogSum {
 
   VF_DEVICE static LogSum zero() { return {-math::infinity<C>(), 0.0}; }
 
-  /// e^(v - top) for v <= top. Infinities: e^(inf - inf) is one entry of the largest, e^(-inf) nothing whatever the largest is; NaN stays NaN.
+  /// e^(v - top) for v <= top. Infinities: e^(inf - inf) is one entry of the largest, e^(-inf) nothing whatever the largest is; NaN stays
+  /// NaN.
   VF_DEVICE static C weight(C v, C top) {
     const C e = v == top ? C(1) : math::exp(v - top);
     return v == -math::infinity<C>() ? C(0) : e;
@@ -176,7 +177,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 3 : 4)
   const int64_t stride = static_cast<int64_t>(gridDim.x) * groups.rows_per_block;
   for (int64_t o = static_cast<int64_t>(blockIdx.x) * groups.rows_per_block + place.group; o < f.outer; o += stride) {
     const C out = static_cast<const C*>(f.out)[o], g = static_cast<const C*>(args.grad_out)[o * args.grad_out_stride[0]];
-    for (int64_t k = place.lane; k < f.k; k += static_cast<int64_t>(groups.lanes) * kRun) differentiate(args, o, 0, k, groups.lanes, out, g);
+    for (int64_t k = place.lane; k < f.k; k += static_cast<int64_t>(groups.lanes) * kRun)
+      differentiate(args, o, 0, k, groups.lanes, out, g);
   }
 }
 

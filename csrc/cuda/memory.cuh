@@ -1,5 +1,5 @@
-// Elements in memory and in registers: storage types, vector loads and stores of up to 16 bytes at a time, conversion to and from the compute
-// type. The scalar forms take the data type at run time, one branch for a run of elements.
+// Elements in memory and in registers: storage types, vector loads and stores of up to 16 bytes at a time, conversion to and from the
+// compute type. The scalar forms take the data type at run time, one branch for a run of elements.
 #pragma once
 
 #include "../math/half.h"
@@ -369,7 +369,6 @@ VF_DEVICE void store_any(void* data, DType dtype, int64_t at, int64_t step, int 
     }
   }
 }
-
 
 /// Whether every row of `s` starts at a multiple of `elements` elements from an address aligned to `bytes`, so that vectors can be moved; a
 /// value broadcast over the row always can be read.

@@ -101,7 +101,8 @@ cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream) {
   if (args.loss != nullptr && (args.partials == nullptr || args.counter == nullptr)) return cudaErrorInvalidValue;
   bool grad = false;
   for (int t = 0; t < args.terms_used; ++t) {
-    if (args.term[t].term < 0 || args.term[t].term >= AllTerms::kCount || (t == 1 && !is_kl(args.term[t].term))) return cudaErrorInvalidValue;
+    if (args.term[t].term < 0 || args.term[t].term >= AllTerms::kCount || (t == 1 && !is_kl(args.term[t].term)))
+      return cudaErrorInvalidValue;
     for (const Stream& s : args.term[t].grad) grad = grad || s.data != nullptr;
   }
   return with_kernel(args, [&](auto a, auto x) {

@@ -1,8 +1,8 @@
 // Row sums of terms and their gradients, in one pass over every input. A group of threads takes a row: its likelihood, then its KL.
 //
-// A kernel is compiled for one data type A of the model's tensors and one data type X of the data, and moves the rows of its first term 16 bytes at
-// a time; the term is chosen at run time, once a row. Rows that cannot be moved so, or hold other data types, take the kernel of Any, an element at a
-// time, and so does a second term, which is small beside the first (a KL of 20 latents beside 784 pixels).
+// A kernel is compiled for one data type A of the model's tensors and one data type X of the data, and moves the rows of its first term 16
+// bytes at a time; the term is chosen at run time, once a row. Rows that cannot be moved so, or hold other data types, take the kernel of
+// Any, an element at a time, and so does a second term, which is small beside the first (a KL of 20 latents beside 784 pixels).
 #pragma once
 
 #include "row_plan.cuh"
@@ -10,14 +10,15 @@
 namespace vae_fast {
 namespace cuda {
 
-/// A thread's share of a first term's row: vectors of 16 bytes, one or two at once. Four inputs of eight halves would not fit the registers: their
-/// vectors are half as long.
+/// A thread's share of a first term's row: vectors of 16 bytes, one or two at once. Four inputs of eight halves would not fit the
+/// registers: their vectors are half as long.
 template <typename A, typename Term>
 struct RowShape {
   static constexpr int kFull = 16 / static_cast<int>(sizeof(A));
   static constexpr int kVector = sizeof(A) == 2 && Term::kInputs > 3 ? kFull / 2 : kFull;
   static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
-  static constexpr int kPart = kVector < 4 ? kVector : 4;  // elements worked on at once, so that eight halves do not take the registers of eight floats
+  static constexpr int kPart =
+      kVector < 4 ? kVector : 4;  // elements worked on at once, so that eight halves do not take the registers of eight floats
 };
 
 /// Where a thread works: its place in the row's group, where the row begins in every stream, and its upstream gradient.
@@ -43,7 +44,8 @@ VF_DEVICE void load_or_splat(const T* row, bool broadcast, int at, Packed<T, kVe
 template <typename Term, typename A, typename X, bool kGrad, typename C>
 VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int full_units, const RowShare<C>& share) {
   using First = std::conditional_t<KlTerms::kHas<Term>, A, X>;  // the data of a likelihood, or the mean of a KL
-  constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps, kPart = RowShape<A, Term>::kPart;
+  constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps,
+                kPart = RowShape<A, Term>::kPart;
   const First* const first = reinterpret_cast<const First*>(share.in[0]);
   const ByteScale<C> scale(sizeof(First) == 1 ? term.in[0].dtype : DType::kBool);
 
@@ -55,7 +57,8 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int f
     Packed<A, kVector> raw[kInputs][kSteps];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const int at = u + s * share.lanes < units ? u + s * share.lanes : units - 1;  // no branch, or the compiler would wait for the first loads here
+      const int at =
+          u + s * share.lanes < units ? u + s * share.lanes : units - 1;  // no branch, or the compiler would wait for the first loads here
       load_or_splat(first, term.in[0].inner_stride == 0, at, first_raw[s]);
 #pragma unroll
       for (int i = 1; i < kInputs; ++i) load_or_splat(reinterpret_cast<const A*>(share.in[i]), term.in[i].inner_stride == 0, at, raw[i][s]);
@@ -118,9 +121,8 @@ VF_DEVICE double scalar_row(const TermArgs& term, const TermPlan<C>& plan, const
       const int64_t stride = term.in[i].inner_stride;
       load_any<kElements>(share.in[i], term.in[i].dtype, c * stride, step * stride, 0, valid, v[i]);
     }
-    sum += static_cast<double>(Terms::call(term.term, [&](auto which) {
-      return evaluate<typename decltype(which)::type, kGrad>(plan.params, share.g, 0, valid, v);
-    }));
+    sum += static_cast<double>(Terms::call(
+        term.term, [&](auto which) { return evaluate<typename decltype(which)::type, kGrad>(plan.params, share.g, 0, valid, v); }));
     if constexpr (kGrad) {
 #pragma unroll
       for (int i = 0; i < kMaxTermInputs; ++i) {

@@ -1,8 +1,8 @@
-// z = mu + std * noise and its gradients, with the KL of the same tensors in the same pass. A group of threads takes a row (of one sample); a
-// thread takes four elements that share a Philox block.
+// z = mu + std * noise and its gradients, with the KL of the same tensors in the same pass. A group of threads takes a row (of one sample);
+// a thread takes four elements that share a Philox block.
 //
-// Kernels are compiled for one data type T of all tensors, whose rows are moved four elements at a time, and for Any, where types and layouts are
-// looked at for every element.
+// Kernels are compiled for one data type T of all tensors, whose rows are moved four elements at a time, and for Any, where types and
+// layouts are looked at for every element.
 #pragma once
 
 #include "../math/philox.h"
@@ -86,7 +86,9 @@ VF_DEVICE void split_row(int64_t q, int64_t rows, int64_t& sample, int64_t& row)
 
 /// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
 template <typename T>
-constexpr int kResidentSampling = sizeof(Compute<T>) == 8 ? 1 : kIsAny<T> ? 2 : 3;
+constexpr int kResidentSampling = sizeof(Compute<T>) == 8 ? 1
+                                  : kIsAny<T>             ? 2
+                                                          : 3;
 
 template <typename T, bool kKl>
 __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
@@ -132,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
         }
         with_form(args.form, [&](auto form) {
 #pragma unroll
-          for (int e = 0; e < kQuad; ++e) z[e] = v[0][e] + math::Scale<decltype(form)::value, C>(v[1][e]).std() * noise[e];
+          for (int e = 0; e < kQuad; ++e) z[e] = v[0][e] + math::times(noise[e], math::Scale<decltype(form)::value, C>(v[1][e]).std());
         });
         store_quad<T>(args.z, z_row, quad, z);
         if (!with_kl) continue;
@@ -151,10 +153,11 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
   }
 }
 
-/// Adds the gradients that reach a quad through all samples to those of mu and of std. Sums of 32 samples are added up in turn, which keeps the
-/// rounding error of thousands of samples near that of a hundred.
+/// Adds the gradients that reach a quad through all samples to those of mu and of std. Sums of 32 samples are added up in turn, which keeps
+/// the rounding error of thousands of samples near that of a hundred.
 template <typename T, typename C>
-VF_DEVICE void sum_samples(const SampleBackwardArgs& args, const Seed& seed, int64_t row, const Quad& quad, C (&d_mu)[kQuad], C (&d_std)[kQuad]) {
+VF_DEVICE void sum_samples(const SampleBackwardArgs& args, const Seed& seed, int64_t row, const Quad& quad, C (&d_mu)[kQuad],
+                           C (&d_std)[kQuad]) {
   constexpr int64_t kRun = 32;
   for (int64_t begin = 0; begin < args.samples; begin += kRun) {
     const int64_t end = begin + kRun < args.samples ? begin + kRun : args.samples;
@@ -206,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
 #pragma unroll
           for (int e = 0; e < kQuad; ++e) {
             const math::Scale<decltype(form)::value, C> scale(v[1][e]);
-            d_scale[e] *= scale.d_std(scale.std());
+            d_scale[e] = math::times(d_scale[e], scale.d_std(scale.std()));
           }
         });
       }
@@ -216,9 +219,8 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
           load_quad<T>(args.kl.in[2], row_start(args.kl.in[2], row), quad, v[2]);
           load_quad<T>(args.kl.in[3], row_start(args.kl.in[3], row), quad, v[3]);
         }
-        KlTerms::call(args.kl.term, [&](auto which) {
-          return evaluate<typename decltype(which)::type, true>(plan.params, g, quad.from, quad.to, v);
-        });
+        KlTerms::call(args.kl.term,
+                      [&](auto which) { return evaluate<typename decltype(which)::type, true>(plan.params, g, quad.from, quad.to, v); });
 #pragma unroll
         for (int e = 0; e < kQuad; ++e) {
           d_mu[e] += v[0][e];
@@ -256,7 +258,7 @@ cudaError_t launch_sample_backward(const SampleBackwardArgs& args, const SampleP
   return cudaGetLastError();
 }
 
-#define VF_INSTANTIATE_SAMPLE(T) \
+#define VF_INSTANTIATE_SAMPLE(T)                                                                                   \
   template cudaError_t launch_sample<T>(const SampleArgs&, const SamplePlan<Compute<T>>&, unsigned, cudaStream_t); \
   template cudaError_t launch_sample_backward<T>(const SampleBackwardArgs&, const SamplePlan<Compute<T>>&, unsigned, cudaStream_t);
 

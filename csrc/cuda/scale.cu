@@ -1,5 +1,5 @@
-// data *= *scale, decided on the device: the backward pass of a loss whose gradients the forward pass has written. Nearly always *scale is 1 and
-// every thread returns at once.
+// data *= *scale, decided on the device: the backward pass of a loss whose gradients the forward pass has written. Nearly always *scale is
+// 1 and every thread returns at once.
 #include "memory.cuh"
 
 namespace vae_fast {
@@ -53,11 +53,16 @@ cudaError_t scale_unless_one(void* data, DType dtype, int64_t count, const void*
   if (count < 0) return cudaErrorInvalidValue;
   if (count == 0) return cudaSuccess;
   switch (dtype) {
-    case DType::kFloat: return launch<float>(data, count, scale, is_double, stream);
-    case DType::kDouble: return launch<double>(data, count, scale, is_double, stream);
-    case DType::kHalf: return launch<Half>(data, count, scale, is_double, stream);
-    case DType::kBFloat16: return launch<BFloat16>(data, count, scale, is_double, stream);
-    default: return cudaErrorInvalidValue;
+    case DType::kFloat:
+      return launch<float>(data, count, scale, is_double, stream);
+    case DType::kDouble:
+      return launch<double>(data, count, scale, is_double, stream);
+    case DType::kHalf:
+      return launch<Half>(data, count, scale, is_double, stream);
+    case DType::kBFloat16:
+      return launch<BFloat16>(data, count, scale, is_double, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

@@ -36,14 +36,12 @@ struct TermList {
   VF_DEVICE static auto call(int term, F&& f) {
     static_assert(kCount <= 32, "add cases");
     decltype(f(At<0>())) result{};
-#define VF_CASE(i) \
-  case i: \
+#define VF_CASE(i)                                 \
+  case i:                                          \
     if constexpr (i < kCount) result = f(At<i>()); \
     break;
 #define VF_CASES(i) VF_CASE(i) VF_CASE(i + 1) VF_CASE(i + 2) VF_CASE(i + 3)
-    switch (term) {
-      VF_CASES(0) VF_CASES(4) VF_CASES(8) VF_CASES(12) VF_CASES(16) VF_CASES(20) VF_CASES(24) VF_CASES(28)
-    }
+    switch (term) { VF_CASES(0) VF_CASES(4) VF_CASES(8) VF_CASES(12) VF_CASES(16) VF_CASES(20) VF_CASES(24) VF_CASES(28) }
 #undef VF_CASES
 #undef VF_CASE
     return result;
@@ -91,11 +89,21 @@ template <typename F>
 VF_DEVICE void with_form(int form, F&& f) {
   using math::ScaleForm;
   switch (static_cast<ScaleForm>(form)) {
-    case ScaleForm::kLogVar: f(std::integral_constant<ScaleForm, ScaleForm::kLogVar>()); break;
-    case ScaleForm::kLogStd: f(std::integral_constant<ScaleForm, ScaleForm::kLogStd>()); break;
-    case ScaleForm::kStd: f(std::integral_constant<ScaleForm, ScaleForm::kStd>()); break;
-    case ScaleForm::kVar: f(std::integral_constant<ScaleForm, ScaleForm::kVar>()); break;
-    case ScaleForm::kSoftplus: f(std::integral_constant<ScaleForm, ScaleForm::kSoftplus>()); break;
+    case ScaleForm::kLogVar:
+      f(std::integral_constant<ScaleForm, ScaleForm::kLogVar>());
+      break;
+    case ScaleForm::kLogStd:
+      f(std::integral_constant<ScaleForm, ScaleForm::kLogStd>());
+      break;
+    case ScaleForm::kStd:
+      f(std::integral_constant<ScaleForm, ScaleForm::kStd>());
+      break;
+    case ScaleForm::kVar:
+      f(std::integral_constant<ScaleForm, ScaleForm::kVar>());
+      break;
+    case ScaleForm::kSoftplus:
+      f(std::integral_constant<ScaleForm, ScaleForm::kSoftplus>());
+      break;
   }
 }
 

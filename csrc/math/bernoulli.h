@@ -78,18 +78,17 @@ struct BernoulliProbs {
       d[0] = log_p - log_q;
       d[1] = xovery(x, p) - xovery(y, q);
     } else if constexpr (clip == Clip::kClamp) {
-      T c = p < params.eps ? params.eps : p;  // written so that NaN passes through
-      c = c > params.one_minus_eps ? params.one_minus_eps : c;
-      const T one_minus_c = T(1) - c;
-      const T c_bar = one_minus_c < params.eps ? params.eps : one_minus_c;
+      const bool low = p < params.eps, high = q < params.eps;
+      const T c = high ? params.one_minus_eps : (low ? params.eps : p);
+      const T c_bar = high ? params.eps : T(1) - c;
       const T r = T(1) / (c * c_bar);
-      const T log_c = log_normal_fused(c);
-      // log(1 - c) to first order in what the difference lost; beyond c = 1/2 it loses nothing, and c_bar may be eps
-      const T lost = c < T(0.5) ? (T(1) - one_minus_c) - c : T(0);
-      const T log_c_bar = log_normal_fused(c_bar) + lost * (r * c);
+      // log(1 - c) to first order in what the difference lost; from c = 1/2 on it loses nothing
+      const T lost = c < T(0.5) ? (T(1) - c_bar) - c : T(0);
+      const T log_c = high ? params.log1m_eps : log_normal_fused(c);
+      const T log_c_bar = low ? params.log1m_eps : log_normal_fused(c_bar) + lost * (r * c);
       value = x * log_c + y * log_c_bar;
       d[0] = log_c - log_c_bar;
-      d[1] = p < params.eps || q < params.eps ? T(0) : (x - c) * r;
+      d[1] = low || high ? T(0) : (x - c) * r;
     } else if constexpr (clip == Clip::kAdd) {
       const T p_eps = p + params.eps, q_eps = q + params.eps;
       const T log_p = log(p_eps), log_q = log(q_eps);

@@ -83,6 +83,12 @@ VF_INLINE float sqrt_rn(float a) {
 #endif
 }
 
+/// The largest finite value.
+template <typename T>
+VF_INLINE constexpr T largest() {
+  return sizeof(T) == 8 ? static_cast<T>(1.7976931348623157e308) : static_cast<T>(3.402823466e38f);
+}
+
 template <typename T>
 VF_INLINE T infinity() {
 #if defined(__CUDA_ARCH__)

@@ -50,11 +50,24 @@ struct Scale {
     return Logistic<T>(s).p;
   }
 
+  /// 1 / std, at most the largest finite number: a difference of exactly zero times it is then zero, not NaN.
   VF_INLINE T inverse_std() const {
-    if constexpr (form == ScaleForm::kStd) return T(1) / s;
-    if constexpr (form == ScaleForm::kVar) return T(1) / sqrt(s);
-    return exp(-log_std);
+    T inverse;
+    if constexpr (form == ScaleForm::kStd) {
+      inverse = T(1) / s;
+    } else if constexpr (form == ScaleForm::kVar) {
+      inverse = T(1) / sqrt(s);
+    } else {
+      inverse = exp(-log_std);
+    }
+    return inverse > largest<T>() ? largest<T>() : inverse;
   }
 };
+
+/// a * b, and 0 for a = 0 whatever b: no noise, no difference, no gradient, even where the scale is out of range.
+template <typename T>
+VF_INLINE T times(T a, T b) {
+  return a == T(0) ? T(0) : a * b;
+}
 
 VF_MATH_END

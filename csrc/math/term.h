@@ -13,12 +13,13 @@ constexpr int kMaxInputs = 4;
 template <typename T>
 struct TermParams {
   T eps;            // Bernoulli clip constant
-  T one_minus_eps;  // 1 - eps
+  T one_minus_eps;  // 1 - eps, rounded
+  T log1m_eps;      // log(1 - eps), where that rounding may be all of eps
   T logit_bound;    // log((1 - eps) / eps)
   T floor;          // least value of a KL element
 
   static TermParams make(double eps, double floor) {
-    return {T(eps), T(1.0 - eps), T(::log1p(-eps) - ::log(eps)), T(floor)};
+    return {T(eps), T(1.0 - eps), T(::log1p(-eps)), T(::log1p(-eps) - ::log(eps)), T(floor)};
   }
 };
 

@@ -20,7 +20,9 @@ struct Problem {
     shape = weights ? common_shape({input, *weights}) : common_shape({input});
     dim = at::maybe_wrap_dim(given_dim, static_cast<int64_t>(shape.size()));
     args.is_double = input.scalar_type() == at::kDouble || (weights && weights->scalar_type() == at::kDouble);
-    a = args.is_double ? input.to(at::kDouble) : input;
+    // A broadcast input's gradient is summed afterwards: it is kept in the compute type until then.
+    const bool broadcast = input.sizes() != at::IntArrayRef(shape);
+    a = args.is_double || broadcast ? input.to(compute_type(args.is_double)) : input;
     a = a.expand(shape).contiguous();
     args.outer = args.inner = 1;
     for (int64_t d = 0; d < static_cast<int64_t>(shape.size()); ++d) (d < dim ? args.outer : d > dim ? args.inner : args.k) *= d == dim ? 1 : shape[d];

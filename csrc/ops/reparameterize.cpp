@@ -1,6 +1,8 @@
 // Reparameterized sampling with or without the KL of the same pass. The noise is kept as (seed, offset), never as a tensor.
 #include <ATen/record_function.h>
 
+#include <algorithm>
+
 #include "autograd.h"
 #include "device.h"
 #include "layout.h"
@@ -29,7 +31,8 @@ struct Problem {
   }
 };
 
-int64_t no_kl_event_dim(TensorList inputs) { return common_shape(inputs).empty() ? 0 : 1; }
+/// By the number of dimensions alone: their sizes may be symbols of a graph being traced.
+int64_t no_kl_event_dim(TensorList inputs) { return std::max(inputs[0].dim(), inputs[1].dim()) > 0 ? 1 : 0; }
 
 /// A stream over a tensor of sample_shape, as (samples * rows) x columns.
 Stream sample_stream(const Tensor& t, const Problem& p, at::IntArrayRef sample_shape, int64_t event_dim, std::vector<Tensor>& keep) {
@@ -92,7 +95,8 @@ struct SampleState {
   double floor;
   int64_t event_dim;
   Mask mask;
-  PhiloxSeed seed;  // used if neither noise nor rng_state is given
+  PhiloxSeed seed;  // used if neither noise nor rng_state is given, if it was drawn
+  bool seed_drawn;
   bool has_noise, has_state;
 };
 
@@ -109,6 +113,7 @@ struct SampleFunction : torch::autograd::Function<SampleFunction> {
         z = VF_CALL(plain, reparameterize, inputs, noise, rng_state, s.term, s.num_samples);
       }
     } else {
+      TORCH_CHECK_VALUE(s.seed_drawn, "rng_state: expected an int64 tensor of 2 elements, or noise instead");
       std::tie(z, kl) = run(inputs, noise, s.seed, &state, s.term, s.with_kl, s.num_samples, s.floor, s.event_dim);
     }
     auto saved = inputs.vec();
@@ -139,7 +144,7 @@ struct SampleFunction : torch::autograd::Function<SampleFunction> {
 
 SampleState state_of(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term, bool with_kl,
                      int64_t num_samples, double floor, int64_t event_dim) {
-  return {std::string(term), with_kl, num_samples, floor, event_dim, requires_grad_mask(inputs), {}, noise.has_value(), rng_state.has_value()};
+  return {std::string(term), with_kl, num_samples, floor, event_dim, requires_grad_mask(inputs), {}, false, noise.has_value(), rng_state.has_value()};
 }
 
 /// (seed, offset) as a tensor, drawn by an op that every mode and subclass understands.
@@ -219,7 +224,10 @@ namespace {
 std::tuple<Tensor, Tensor> eager(const Tensors& inputs, const OptionalTensor& noise, const std::optional<at::Generator>& generator,
                                  const std::string& term, bool with_kl, int64_t num_samples, double floor, int64_t event_dim) {
   SampleState s = state_of(inputs, noise, std::nullopt, term, with_kl, num_samples, floor, event_dim);
-  if (!noise) s.seed = draw_seed(inputs[0], generator);
+  if (!noise) {
+    s.seed = draw_seed(inputs[0], generator);
+    s.seed_drawn = true;
+  }
   if (!wants_grad(inputs)) return run(inputs, noise, s.seed, nullptr, term, with_kl, num_samples, floor, event_dim);
   const auto out = SampleFunction::apply(TensorList(inputs), noise, OptionalTensor(), s);
   return {out[0], with_kl ? out[1] : Tensor()};

@@ -45,11 +45,15 @@ class Block {
 
 inline size_t size_of(DType dtype) {
   switch (dtype) {
-    case DType::kFloat: return 4;
-    case DType::kDouble: return 8;
+    case DType::kFloat:
+      return 4;
+    case DType::kDouble:
+      return 8;
     case DType::kHalf:
-    case DType::kBFloat16: return 2;
-    default: return 1;
+    case DType::kBFloat16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -64,12 +68,18 @@ inline double round_to(double v, int bits, int least) {
 /// The value that `dtype` holds for v; bytes are given as the number a kernel reads.
 inline double rounded(double v, DType dtype) {
   switch (dtype) {
-    case DType::kDouble: return v;
-    case DType::kFloat: return static_cast<double>(static_cast<float>(v));
-    case DType::kHalf: return round_to(v, 11, -14);
-    case DType::kBFloat16: return round_to(v, 8, -126);
-    case DType::kUInt8: return std::nearbyint(std::min(1.0, std::max(0.0, v)) * 255.0) / 255.0;
-    case DType::kBool: return v >= 0.5 ? 1.0 : 0.0;
+    case DType::kDouble:
+      return v;
+    case DType::kFloat:
+      return static_cast<double>(static_cast<float>(v));
+    case DType::kHalf:
+      return round_to(v, 11, -14);
+    case DType::kBFloat16:
+      return round_to(v, 8, -126);
+    case DType::kUInt8:
+      return std::nearbyint(std::min(1.0, std::max(0.0, v)) * 255.0) / 255.0;
+    case DType::kBool:
+      return v >= 0.5 ? 1.0 : 0.0;
   }
   return v;
 }
@@ -150,13 +160,15 @@ constexpr int kLayouts = 9;
 /// rows x columns of data type `dtype` in memory of some layout. value(r, c) is what a kernel reads there.
 class Tensor {
  public:
-  Tensor(Memory& memory, DType dtype, int64_t rows, int64_t columns, Layout layout = Layout::kDense) : dtype_(dtype), rows_(rows), columns_(columns) {
+  Tensor(Memory& memory, DType dtype, int64_t rows, int64_t columns, Layout layout = Layout::kDense)
+      : dtype_(dtype), rows_(rows), columns_(columns) {
     stream_.dtype = dtype;
     vae_fast::RowIndex& index = stream_.row;
     index.stride[0] = columns;
     int64_t length = rows * columns;
     switch (layout) {
-      case Layout::kDense: break;
+      case Layout::kDense:
+        break;
       case Layout::kPadded:
         index.stride[0] = columns + 16;
         length = rows > 0 ? (rows - 1) * (columns + 16) + columns : 0;

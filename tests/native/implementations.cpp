@@ -113,7 +113,16 @@ std::vector<Implementation> implementations() {
 #endif
 #if defined(VF_NATIVE_CPU)
   namespace cpu = vae_fast::cpu;
-  all.push_back({"cpu", &host_memory, cpu::row_terms, cpu::sample, cpu::sample_backward, cpu::logsumexp, cpu::logsumexp_backward, cpu::scale, {}, false});
+  all.push_back({"cpu",
+                 &host_memory,
+                 cpu::row_terms,
+                 cpu::sample,
+                 cpu::sample_backward,
+                 cpu::logsumexp,
+                 cpu::logsumexp_backward,
+                 cpu::scale,
+                 {},
+                 false});
 #endif
   return all;
 }

@@ -1,4 +1,5 @@
-// Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31 elements).
+// Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31
+// elements).
 #include <cstdlib>
 #include <cstring>
 

@@ -13,8 +13,9 @@ namespace native {
 namespace math = vae_fast::generic::math;
 
 void check_philox() {
-  // kat_vectors of Random123 (Salmon et al.) for philox4x32-10: counter, key, result. The kernels' counter is (offset / 4, block), whose lower half
-  // stays below 2^62, so they meet the first vector directly and the others through the reference, with which they must agree everywhere.
+  // kat_vectors of Random123 (Salmon et al.) for philox4x32-10: counter, key, result. The kernels' counter is (offset / 4, block), whose
+  // lower half stays below 2^62, so they meet the first vector directly and the others through the reference, with which they must agree
+  // everywhere.
   struct Vector {
     uint32_t counter[4], key[2], want[4];
   };
@@ -34,7 +35,8 @@ void check_philox() {
   double worst = 0.0, mean = 0.0, square = 0.0, fourth = 0.0;
   constexpr int kDraws = 400000;
   for (int i = 0; i < kDraws / 4; ++i) {
-    const uint64_t seed = random.engine(), offset = random.engine() & ~3ull, block = random.coin() ? random.engine() : random.engine() % 1000;
+    const uint64_t seed = random.engine(), offset = random.engine() & ~3ull,
+                   block = random.coin() ? random.engine() : random.engine() % 1000;
     const math::PhiloxBlock got = math::philox(seed, offset, block);
     uint32_t words[4];
     philox_words(seed, offset, block, words);

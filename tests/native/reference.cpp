@@ -14,21 +14,31 @@ double sigmoid(double t) { return t >= 0 ? 1 / (1 + std::exp(-t)) : std::exp(t) 
 
 double log_std_of(int form, double t) {
   switch (form) {
-    case 0: return 0.5 * t;
-    case 1: return t;
-    case 2: return std::log(t);
-    case 3: return 0.5 * std::log(t);
-    default: return t < -30 ? t : std::log(softplus(t));
+    case 0:
+      return 0.5 * t;
+    case 1:
+      return t;
+    case 2:
+      return std::log(t);
+    case 3:
+      return 0.5 * std::log(t);
+    default:
+      return t < -30 ? t : std::log(softplus(t));
   }
 }
 
 double d_log_std_of(int form, double t) {
   switch (form) {
-    case 0: return 0.5;
-    case 1: return 1;
-    case 2: return 1 / t;
-    case 3: return 0.5 / t;
-    default: return t < -30 ? 1 : sigmoid(t) / softplus(t);
+    case 0:
+      return 0.5;
+    case 1:
+      return 1;
+    case 2:
+      return 1 / t;
+    case 3:
+      return 0.5 / t;
+    default:
+      return t < -30 ? 1 : sigmoid(t) / softplus(t);
   }
 }
 
@@ -140,16 +150,24 @@ TermName term_name(int term) {
 
 Element evaluate(const TermName& name, const double (&in)[4], double eps, double floor) {
   switch (name.family) {
-    case Family::kKl: return kl(name.variant, false, in, floor);
-    case Family::kKlPrior: return kl(name.variant, true, in, floor);
-    case Family::kLogits: return logits(name.variant, in[0], in[1], eps);
-    case Family::kProbs: return probs(name.variant, in[0], in[1], eps);
-    case Family::kGaussianUnit: return gaussian(0, true, in);
-    default: return gaussian(name.variant, false, in);
+    case Family::kKl:
+      return kl(name.variant, false, in, floor);
+    case Family::kKlPrior:
+      return kl(name.variant, true, in, floor);
+    case Family::kLogits:
+      return logits(name.variant, in[0], in[1], eps);
+    case Family::kProbs:
+      return probs(name.variant, in[0], in[1], eps);
+    case Family::kGaussianUnit:
+      return gaussian(0, true, in);
+    default:
+      return gaussian(name.variant, false, in);
   }
 }
 
-double std_of(int form, double t) { return form == 2 ? t : form == 3 ? std::sqrt(t) : form == 4 ? softplus(t) : std::exp(log_std_of(form, t)); }
+double std_of(int form, double t) {
+  return form == 2 ? t : form == 3 ? std::sqrt(t) : form == 4 ? softplus(t) : std::exp(log_std_of(form, t));
+}
 double d_std_of(int form, double t) { return std_of(form, t) * d_log_std_of(form, t); }
 
 void philox_rounds(const uint32_t (&counter)[4], const uint32_t (&key)[2], uint32_t (&words)[4]) {
@@ -167,8 +185,9 @@ void philox_rounds(const uint32_t (&counter)[4], const uint32_t (&key)[2], uint3
 
 void philox_words(uint64_t seed, uint64_t offset, uint64_t block, uint32_t (&words)[4]) {
   const uint64_t low = offset / 4;
-  philox_rounds({static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32)},
-                {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, words);
+  philox_rounds(
+      {static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32)},
+      {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, words);
 }
 
 double normal_of(uint64_t seed, uint64_t offset, uint64_t i) {

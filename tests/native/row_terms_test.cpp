@@ -82,21 +82,25 @@ Term draw_term(Random& random, Memory& memory, int term, int64_t rows, int64_t c
       if (kind == 1 && t.name.family != Family::kGaussian && t.name.family != Family::kGaussianUnit) dtype = DType::kBool;
       if (kind == 2 && !is_double) dtype = DType::kFloat;
     }
-    const Layout layout = dense ? random.one_of({Layout::kDense, Layout::kDense, Layout::kPadded}) : static_cast<Layout>(random.below(kLayouts));
+    const Layout layout =
+        dense ? random.one_of({Layout::kDense, Layout::kDense, Layout::kPadded}) : static_cast<Layout>(random.below(kLayouts));
     label += text(" %d/%d", static_cast<int>(dtype), static_cast<int>(layout));
     t.in.push_back(make(memory, dtype, rows, columns, layout));
     t.in.back()->fill([&] { return draw_input(random, t.name, i); });
     t.args.in[i] = t.in.back()->stream();
     t.grad.push_back(nullptr);
     if (!grads || size_of(dtype) == 1 || random.coin(0.2)) continue;
-    const Layout of_grad = dense ? Layout::kDense : random.one_of({Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted, Layout::kTwoBatchDims});
+    const Layout of_grad =
+        dense ? Layout::kDense
+              : random.one_of({Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted, Layout::kTwoBatchDims});
     t.grad.back() = make(memory, dtype, rows, columns, of_grad);
     t.args.grad[i] = t.grad.back()->stream();
   }
   t.args.row_grad.constant = random.one_of({1.0, -0.5, 2.0});
   if (random.coin()) {
     const int64_t stride = random.one_of({0, 1, 2});
-    t.row_grad = make(memory, is_double ? DType::kDouble : DType::kFloat, 1, std::max<int64_t>(1, rows * std::max<int64_t>(stride, 1)), Layout::kDense);
+    t.row_grad = make(memory, is_double ? DType::kDouble : DType::kFloat, 1, std::max<int64_t>(1, rows * std::max<int64_t>(stride, 1)),
+                      Layout::kDense);
     t.row_grad->fill([&] { return random.normal(); });
     t.args.row_grad.data = t.row_grad->data();
     t.args.row_grad.stride = stride;
@@ -147,7 +151,8 @@ void run(Implementation& implementation, Case& c) {
           const double got = grad->result(r, k), d = g * e.d[i];
           if (overflows(d, grad->dtype()) && std::isinf(got) && std::signbit(got) == std::signbit(d)) continue;
           if (close(got, d, Term::grad_tolerance(d, g, e.d[i], grad->dtype(), c.is_double))) continue;
-          if (++bad_grads == 1) first_bad += text(" grad %d at (%ld, %ld): %.9g, not %.9g", i, static_cast<long>(r), static_cast<long>(k), got, d);
+          if (++bad_grads == 1)
+            first_bad += text(" grad %d at (%ld, %ld): %.9g, not %.9g", i, static_cast<long>(r), static_cast<long>(k), got, d);
         }
       }
     }
@@ -235,14 +240,25 @@ void check_row_terms_edges(Implementation& implementation) {
     Case aligned = plain_case(memory, term, 2, 65536, [&](int i) { return draw_input(random, name, i); });
     run(implementation, aligned);
   }
+  // Blocks that take several long rows one after another.
+  for (unsigned disturbance = 0; disturbance < 3; ++disturbance) {
+    if (implementation.disturb) implementation.disturb(disturbance);
+    Case c = plain_case(memory, 10, 300, 4100, [&](int i) { return draw_input(random, term_name(10), i); });
+    run(implementation, c);
+  }
   // Extremes: finite in, finite out.
   for (int term = 0; term < kTermNames; ++term) {
     const TermName name = term_name(term);
     Case c = plain_case(memory, term, 16, 24, [&](int i) {
       const bool scale = name.is_kl() ? i % 2 == 1 : i == 2;
-      if (scale) return name.variant < 2 ? random.one_of({-40.0, 0.0, 40.0}) : name.variant < 4 ? random.one_of({1e-12, 1.0, 1e12}) : random.one_of({-80.0, 0.0, 1e4});
+      if (scale)
+        return name.variant < 2   ? random.one_of({-40.0, 0.0, 40.0})
+               : name.variant < 4 ? random.one_of({1e-12, 1.0, 1e12})
+                                  : random.one_of({-80.0, 0.0, 1e4});
       if (name.family == Family::kLogits) return i == 0 ? random.one_of({0.0, 0.3, 1.0}) : random.one_of({-1e4, -100.0, 0.0, 100.0, 1e4});
-      if (name.family == Family::kProbs) return i == 0 ? random.one_of({0.0, 1.0}) : (name.variant == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
+      if (name.family == Family::kProbs)
+        return i == 0 ? random.one_of({0.0, 1.0})
+                      : (name.variant == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
       return random.one_of({-1e3, 0.0, 1e3});
     });
     RowTermsArgs args;
@@ -321,12 +337,14 @@ void check_huge(Implementation& implementation) {
     value.download();
     const double want = -static_cast<double>(columns) * std::log1p(std::exp(-0.5));
     for (int r = 0; r < 3; ++r) {
-      tally.check(close(value.result(0, r), want, 1e-6 * std::fabs(want)), implementation.name + text(" huge columns: %.9g, not %.9g", value.result(0, r), want));
+      tally.check(close(value.result(0, r), want, 1e-6 * std::fabs(want)),
+                  implementation.name + text(" huge columns: %.9g, not %.9g", value.result(0, r), want));
     }
   }
   {
     const int64_t rows = (int64_t{1} << 31) + 5;
-    Tensor mu(memory, DType::kFloat, 1, 1, Layout::kScalar), logvar(memory, DType::kFloat, 1, 1, Layout::kScalar), loss(memory, DType::kFloat, 1, 1);
+    Tensor mu(memory, DType::kFloat, 1, 1, Layout::kScalar), logvar(memory, DType::kFloat, 1, 1, Layout::kScalar),
+        loss(memory, DType::kFloat, 1, 1);
     mu.fill([] { return 1.0; });
     logvar.fill([] { return 0.0; });
     RowTermsArgs args;
@@ -339,7 +357,8 @@ void check_huge(Implementation& implementation) {
     implementation.row_terms(args);
     loss.download();
     const double want = 0.5 * static_cast<double>(rows);
-    tally.check(close(loss.result(0, 0), want, 1e-6 * want), implementation.name + text(" huge rows: %.9g, not %.9g", loss.result(0, 0), want));
+    tally.check(close(loss.result(0, 0), want, 1e-6 * want),
+                implementation.name + text(" huge rows: %.9g, not %.9g", loss.result(0, 0), want));
   }
 }
 

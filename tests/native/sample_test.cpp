@@ -51,7 +51,9 @@ Case draw_case(Random& random, Memory& memory) {
   const bool plain = random.coin();
   const DType common = c.is_double ? DType::kDouble : random.one_of({DType::kFloat, DType::kFloat, DType::kHalf, DType::kBFloat16});
   const auto dtype = [&] { return c.is_double || plain ? common : random.one_of({DType::kFloat, DType::kHalf, DType::kBFloat16}); };
-  const auto layout = [&] { return plain ? random.one_of({Layout::kDense, Layout::kPadded}) : static_cast<Layout>(random.below(kLayouts)); };
+  const auto layout = [&] {
+    return plain ? random.one_of({Layout::kDense, Layout::kPadded}) : static_cast<Layout>(random.below(kLayouts));
+  };
   const auto make = [&](int64_t rows, Layout l, auto&& draw) {
     Made t = std::make_unique<Tensor>(memory, dtype(), rows, c.columns, l);
     t->fill(draw);
@@ -72,8 +74,9 @@ Case draw_case(Random& random, Memory& memory) {
     c.grad_kl = std::make_unique<Tensor>(memory, c.is_double ? DType::kDouble : DType::kFloat, 1, std::max<int64_t>(1, c.rows));
     c.grad_kl->fill([&] { return random.normal(); });
   }
-  c.label = text("%s samples %ld rows %ld columns %ld form %d%s%s%s%s", c.is_double ? " double" : "", static_cast<long>(c.samples), static_cast<long>(c.rows),
-                 static_cast<long>(c.columns), c.form, plain ? " plain" : "", c.with_kl ? " kl" : "", c.with_prior ? " prior" : "", c.noise_given ? " noise" : "");
+  c.label = text("%s samples %ld rows %ld columns %ld form %d%s%s%s%s", c.is_double ? " double" : "", static_cast<long>(c.samples),
+                 static_cast<long>(c.rows), static_cast<long>(c.columns), c.form, plain ? " plain" : "", c.with_kl ? " kl" : "",
+                 c.with_prior ? " prior" : "", c.noise_given ? " noise" : "");
   return c;
 }
 
@@ -98,11 +101,14 @@ TermArgs kl_args(const Case& c) {
 }
 
 Element kl_element(const Case& c, int64_t r, int64_t k) {
-  const double in[4] = {c.mu->value(r, k), c.scale->value(r, k), c.with_prior ? c.prior_mu->value(r, k) : 0.0, c.with_prior ? c.prior_scale->value(r, k) : 0.0};
+  const double in[4] = {c.mu->value(r, k), c.scale->value(r, k), c.with_prior ? c.prior_mu->value(r, k) : 0.0,
+                        c.with_prior ? c.prior_scale->value(r, k) : 0.0};
   return evaluate(term_name(c.form + (c.with_prior ? 5 : 0)), in, 1e-9, c.floor);
 }
 
-double stored(double v, DType dtype) { return dtype == DType::kHalf ? 1e-3 * std::fabs(v) + 1e-7 : dtype == DType::kBFloat16 ? 8e-3 * std::fabs(v) : 0.0; }
+double stored(double v, DType dtype) {
+  return dtype == DType::kHalf ? 1e-3 * std::fabs(v) + 1e-7 : dtype == DType::kBFloat16 ? 8e-3 * std::fabs(v) : 0.0;
+}
 
 void run_forward(Implementation& implementation, Case& c, bool through_pointers) {
   Memory& memory = *implementation.memory;
@@ -167,14 +173,17 @@ void run_forward(Implementation& implementation, Case& c, bool through_pointers)
       want += c.coefficient * e.value;
       magnitude += std::fabs(c.coefficient) * e.magnitude;
     }
-    if (!close(kl.result(0, r), want, (c.is_double ? 2e-14 : 2e-6) * magnitude) && ++bad == 1) first = text(" kl(%ld) %.9g, not %.9g", static_cast<long>(r), kl.result(0, r), want);
+    if (!close(kl.result(0, r), want, (c.is_double ? 2e-14 : 2e-6) * magnitude) && ++bad == 1)
+      first = text(" kl(%ld) %.9g, not %.9g", static_cast<long>(r), kl.result(0, r), want);
   }
   tally.check(bad == 0, where + first);
 }
 
 void run_backward(Implementation& implementation, Case& c, Random& random) {
   Memory& memory = *implementation.memory;
-  const auto layout = [&] { return random.one_of({Layout::kDense, Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted}); };
+  const auto layout = [&] {
+    return random.one_of({Layout::kDense, Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted});
+  };
   Made grad[4];
   const Tensor* of[4] = {c.mu.get(), c.scale.get(), c.prior_mu.get(), c.prior_scale.get()};
   const bool same = random.coin(0.7);

@@ -8,11 +8,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 import vae_fast
+from vae_fast import _backend
+
+needs_kernels = pytest.mark.skipif(_backend.C is None, reason="the extension was not built")
 
 SCALES = ("logvar", "log_std", "std", "var", "softplus")
 CLIPS = (None, "clamp", "add", "bce")

@@ -1,10 +1,10 @@
-"""Finite inputs far out: the right number, never NaN, infinite only where the true value is out of range; NaN stays in its row."""
+"""Finite inputs far out: the right number, never NaN, infinite only where the true value is out of range."""
 
 import math
 
 import pytest
 import torch
-from oracle import ALL, CLIPS, ELBOS, LOGSUMEXPS, SAMPLES, SCALES, TERMS, bernoulli_logits, draw, value_and_grads
+from oracle import ALL, CLIPS, SAMPLES, SCALES, bernoulli_logits, draw, value_and_grads
 
 import vae_fast
 
@@ -88,7 +88,9 @@ LOG_STD = [-40.0, -20.0, -5.0, -1e-3, 0.0, 1e-3, 5.0, 20.0, 40.0]
 def scale_of(log_std, scale, dtype, device):
     """Scale tensors with these log standard deviations, and the exact ones of what was rounded."""
     s = torch.tensor(log_std, dtype=torch.float64, device=device)
-    t = {"logvar": lambda: 2 * s, "log_std": lambda: s, "std": s.exp, "var": (2 * s).exp, "softplus": lambda: s.exp().expm1().log()}[scale]()
+    t = {"logvar": lambda: 2 * s, "log_std": lambda: s, "std": s.exp, "var": (2 * s).exp, "softplus": lambda: s.exp().expm1().log()}[
+        scale
+    ]()
     t = torch.where(t.isfinite(), t, s.exp())[:, None]  # softplus^-1(y) -> y
     t = t.to(dtype)
     w = t.double()
@@ -157,7 +159,7 @@ def test_samples_of_variances_far_out(scale, dtype, device, backend):
     assert not grads[1].isnan().any()
 
 
-# Beyond |logvar| = 177 the standard deviation or its inverse leaves float32; where the mean is met exactly the true value is still a number.
+# Beyond |logvar| = 177 the standard deviation or its inverse leaves float32; at the mean the true value is still a number.
 OUT_OF_RANGE = [-2000.0, -200.0, -120.0, 120.0, 200.0, 2000.0]
 
 
@@ -246,49 +248,6 @@ def test_plus_infinity_is_the_sum(device, backend):
     a = torch.tensor([[math.inf, 0.0], [math.inf, -math.inf]], device=device)
     assert (vae_fast.logsumexp(a) == math.inf).all()
     assert (vae_fast.logsumexp(a, -1, torch.ones_like(a)) == math.inf).all()
-
-
-# --- NaN --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("columns", [5, 64, 100])
-@pytest.mark.parametrize("case", ALL, ids=str)
-def test_nan_stays_in_its_row(case, columns, device, backend):
-    tensors = case.tensors((5, columns), (5, columns), torch.float32, device)
-    wanted = [True, True, False] if case in SAMPLES else None
-    f = (lambda *t: case.ours(*t, dim=-1)) if case in LOGSUMEXPS else case.ours
-    clean, clean_grads = value_and_grads(f, tensors, wanted=wanted)
-    others = torch.tensor([0, 1, 3, 4], device=device)
-    for poisoned in range(len(tensors)):
-        for column in (0, columns - 2, columns - 1):
-            dirty = [t.clone() for t in tensors]
-            dirty[poisoned][2, column] = math.nan
-            value, grads = value_and_grads(f, dirty, wanted=wanted)
-            assert value[2].isnan().any()
-            assert torch.equal(value[others], clean[others])
-            for got, want in zip(grads, clean_grads, strict=True):
-                if want is not None:
-                    assert torch.equal(got[others], want[others])
-
-
-@pytest.mark.parametrize("case", [*TERMS, *ELBOS], ids=str)
-def test_nan_upstream_stays_in_its_row(case, device, backend):
-    tensors = case.tensors((4, 20), (4, 20), torch.float32, device)
-    upstream = torch.tensor([1.0, math.nan, 2.0, 0.0], device=device)
-    grads = value_and_grads(case.ours, tensors, upstream)[1]
-    for g in grads:
-        assert not g[[0, 2, 3]].isnan().any()
-        assert (g[3] == 0).all()
-
-
-def test_nan_in_the_loss_is_seen(device, backend):
-    tensors = ELBOS[0].tensors((5, 20), (5, 3), torch.float32, device)
-    for t in tensors:
-        dirty = [v.clone() for v in tensors]
-        dirty[[v is t for v in tensors].index(True)][3, 1] = math.nan
-        value, grads = value_and_grads(lambda *v: ELBOS[0].ours(*v, f=vae_fast.elbo_loss), dirty)
-        assert value.isnan()
-        assert all(not g[:3].isnan().any() for g in grads)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

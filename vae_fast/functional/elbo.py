@@ -25,6 +25,7 @@ def _likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps:
         if isinstance(recon, tuple | list):
             if len(recon) != 2:
                 raise ValueError(f"recon: expected a tensor or a (mean, logvar) pair, got {len(recon)} items")
+            check.tensor("recon[1]", recon[1])
             return gaussian_term(x, recon[0], recon[1], "logvar", event_dim, ("recon[0]", "recon[1]"))
         return gaussian_term(x, recon, None, "logvar", event_dim, ("recon", ""))
     check.one_of("likelihood", likelihood, check.LIKELIHOODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from vae_fast import reference
@@ -34,17 +35,22 @@ def logsumexp(a: Tensor, dim: int = -1, weights: Tensor | None = None) -> Tensor
         >>> vae_fast.logsumexp(torch.zeros(2, 4))
         tensor([1.3863, 1.3863])
     """
-    check.tensor("a", a)
+    return _logsumexp(a, dim, weights, "a")
+
+
+def _logsumexp(a: Tensor, dim: int, weights: Tensor | None, name: str) -> Tensor:
+    """:func:`logsumexp`, with the caller's word for ``a`` in its errors."""
+    check.tensor(name, a)
     shape = a.shape
     if weights is not None:
         check.tensor("weights", weights)
-        check.same_device(weights=weights, a=a)
-        shape = check.broadcast(weights=weights, a=a)
+        check.same_device(**{"weights": weights, name: a})
+        shape = check.broadcast(**{"weights": weights, name: a})
     n = len(shape)
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise TypeError(f"dim={dim!r}: expected an int, got {type(dim).__name__}")
     if not -n <= dim < n:
-        raise IndexError(f"dim={dim}: expected {-n} to {n - 1} for a of shape {tuple(shape)}")
+        raise IndexError(f"dim={dim}: expected {-n} to {n - 1} for {name} of shape {tuple(shape)}")
     k = kernels()
     if k is None:
         return reference.logsumexp(a, dim, weights)
@@ -72,8 +78,10 @@ def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
         >>> vae_fast.iwae_bound(torch.zeros(50, 3))
         tensor([0., 0., 0.])
     """
-    total = logsumexp(log_w, dim)
+    total = _logsumexp(log_w, dim, None, "log_w")
     count = log_w.shape[dim]
     if count == 0:
         raise ValueError(f"log_w has shape {tuple(log_w.shape)}: expected at least one sample along dim={dim}")
+    if torch.compiler.is_compiling():  # the count may be a symbol, which math.log would turn into a constant
+        return total - torch.scalar_tensor(count, dtype=total.dtype, device=total.device).log()
     return total - math.log(count)

@@ -43,8 +43,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStack]};
   State state = State::kDone;
   void* fake_stack = nullptr;
-  char slot[kSlot];    // what this lane offers
-  char taken[kSlot];   // what the lanes of its warp offered, as of the exchange
+  char slot[kSlot];   // what this lane offers
+  char taken[kSlot];  // what the lanes of its warp offered, as of the exchange
   size_t size = 0;
 };
 
@@ -104,46 +104,46 @@ std::vector<unsigned> turns(unsigned n) {
   return v;
 }
 
-/// Lets waiting fibers go on whose barrier or shuffle is complete. A thread that has ended never completes one: that is an error in the kernel.
-bool release(unsigned threads) {
-  bool all_at_barrier = true, any = false;
-  for (unsigned t = 0; t < threads; ++t) all_at_barrier = all_at_barrier && fibers[t]->state == State::kBarrier;
-  if (all_at_barrier) {
-    for (unsigned t = 0; t < threads; ++t) fibers[t]->state = State::kReady;
-    return true;
+/// Completes a shuffle that all lanes of a warp have come to.
+bool shuffle_warp(unsigned first) {
+  for (unsigned t = first; t < first + kWarp; ++t) {
+    if (fibers[t]->state != State::kShuffle || fibers[t]->size != fibers[first]->size) return false;
   }
-  for (unsigned w = 0; w < threads; w += kWarp) {
-    bool complete = true;
-    for (unsigned t = w; t < w + kWarp; ++t) complete = complete && fibers[t]->state == State::kShuffle && fibers[t]->size == fibers[w]->size;
-    if (!complete) continue;
-    for (unsigned t = w; t < w + kWarp; ++t) {
-      std::memcpy(fibers[t]->taken, fibers[t]->slot, fibers[t]->size);
-      fibers[t]->state = State::kReady;
-    }
-    any = true;
+  for (unsigned t = first; t < first + kWarp; ++t) {
+    std::memcpy(fibers[t]->taken, fibers[t]->slot, fibers[t]->size);
+    fibers[t]->state = State::kReady;
   }
-  return any;
+  return true;
 }
 
-void run_block(unsigned threads, const std::vector<unsigned>& thread_order) {
-  for (unsigned t = 0; t < threads; ++t) {
-    Fiber& f = *fibers[t];
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStack;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, fiber_main, 0);
-    f.state = State::kReady;
-  }
+void start(Fiber& f) {
+  getcontext(&f.context);
+  f.context.uc_stack.ss_sp = f.stack.get();
+  f.context.uc_stack.ss_size = kStack;
+  f.context.uc_link = nullptr;
+  makecontext(&f.context, fiber_main, 0);
+  f.state = State::kReady;
+}
+
+/// Each warp in turn runs as far ahead of the others as barriers let it. A thread that has ended completes no barrier and no shuffle: where
+/// the others wait for it, the kernel is wrong.
+void run_block(unsigned threads, const std::vector<unsigned>& warps, const std::vector<unsigned>& lanes) {
+  for (unsigned t = 0; t < threads; ++t) start(*fibers[t]);
+  const auto all_are = [&](State state) {
+    return std::all_of(fibers.begin(), fibers.begin() + threads, [&](const auto& f) { return f->state == state; });
+  };
   for (;;) {
-    unsigned done = 0;
-    for (const unsigned t : thread_order) {
-      if (fibers[t]->state == State::kReady) enter(*fibers[t], t);
-      done += fibers[t]->state == State::kDone ? 1 : 0;
+    for (const unsigned w : warps) {
+      do {
+        for (const unsigned lane : lanes) {
+          const unsigned t = w * kWarp + lane;
+          if (fibers[t]->state == State::kReady) enter(*fibers[t], t);
+        }
+      } while (shuffle_warp(w * kWarp));
     }
-    if (done == threads) return;
-    const bool ready = std::any_of(fibers.begin(), fibers.begin() + threads, [](const auto& f) { return f->state == State::kReady; });
-    if (!ready && !release(threads)) fail("threads wait for each other: a barrier or shuffle that not all of them reach");
+    if (all_are(State::kDone)) return;
+    if (!all_are(State::kBarrier)) fail("threads wait for each other: a barrier or shuffle that not all of them reach");
+    for (unsigned t = 0; t < threads; ++t) fibers[t]->state = State::kReady;
   }
 }
 
@@ -155,10 +155,10 @@ void launch(unsigned grid, unsigned block, const std::function<void()>& kernel) 
   running = &kernel;
   current.block_size.x = block;
   current.grid_size.x = grid;
-  const std::vector<unsigned> thread_order = turns(block);
+  const std::vector<unsigned> warps = turns(block / kWarp), lanes = turns(kWarp);
   for (const unsigned b : turns(grid)) {
     current.block.x = b;
-    run_block(block, thread_order);
+    run_block(block, warps, lanes);
   }
 }
 

@@ -1,6 +1,6 @@
-// CUDA's execution model on the CPU, for tests only: every thread of a block is a fiber, barriers and shuffles make fibers wait for each other as the
-// hardware would, and blocks run one after another. Fibers and blocks run in an order that tests can change, so that code which needs a
-// barrier it does not have gives different results.
+// CUDA's execution model on the CPU, for tests only: every thread of a block is a fiber, barriers and shuffles make fibers wait for each
+// other as the hardware would, and blocks run one after another. Warps run as far ahead of each other as barriers let them, and the order
+// of blocks, warps and lanes is for tests to change, so that code which needs a barrier it does not have gives different results.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,44 @@
+"""Every public function is documented in the same form, and its examples run."""
+
+import doctest
+import inspect
+
+import pytest
+
+import vae_fast
+from vae_fast import _backend, reference
+
+FUNCTIONS = {name: getattr(vae_fast, name) for name in vae_fast.__all__}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_run(name, backend):
+    function = FUNCTIONS[name]
+    tests = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
+    assert sum(len(t.examples) for t in tests) > 0, "no example"
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    report = []
+    for test in tests:
+        runner.run(test, out=report.append)
+    assert runner.failures == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "build_info"])
+def test_every_argument_result_and_error_is_documented(name):
+    doc = inspect.getdoc(FUNCTIONS[name])
+    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+        assert section in doc, section
+    arguments = doc.partition("Args:")[2].partition("Returns:")[0]
+    for parameter in inspect.signature(FUNCTIONS[name]).parameters:
+        assert parameter in arguments, parameter
+
+
+@pytest.mark.parametrize("module", [_backend, reference], ids=lambda m: m.__name__)
+def test_examples_of_modules_run(module):
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_build_info_documents_its_keys():
+    doc = inspect.getdoc(vae_fast.build_info)
+    for key in vae_fast.build_info():
+        assert f"``{key}``" in doc, key

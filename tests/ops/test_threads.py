@@ -1,0 +1,169 @@
+"""The same bits for any number of threads; the same noise bits, and equal values, on every instruction set; callable from many threads."""
+
+import threading
+
+import pytest
+import torch
+from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, TERMS, needs_kernels, value_and_grads
+
+import vae_fast
+
+
+def with_threads(n, f):
+    torch.set_num_threads(n)
+    torch.manual_seed(7)
+    return f()
+
+
+@pytest.mark.parametrize(
+    "shapes", [((4096, 50), (4096, 20)), ((3, 30_001), (3, 10_007)), ((1, 99_999), (1, 7))], ids=["rows", "columns", "row"]
+)
+@pytest.mark.parametrize("case", ALL, ids=str)
+@needs_kernels
+def test_the_number_of_threads_changes_no_bit(case, shapes):
+    tensors = case.tensors(*shapes, torch.float32)
+    wanted = [True, True, False] if case in SAMPLES else None
+    one, two, three = (with_threads(n, lambda: value_and_grads(case.ours, tensors, wanted=wanted)) for n in (1, 2, 3))
+    for other in (two, three):
+        assert torch.equal(one[0], other[0])
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+@pytest.mark.parametrize("case", ELBOS, ids=str)
+@needs_kernels
+def test_the_number_of_threads_changes_no_bit_of_the_loss(case):
+    tensors = case.tensors((5000, 40), (5000, 20), torch.float32)
+    runs = [with_threads(n, lambda: value_and_grads(lambda *t: case.ours(*t, f=vae_fast.elbo_loss), tensors)) for n in (1, 2, 3)]
+    for other in runs[1:]:
+        assert torch.equal(other[0], runs[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(other[1], runs[0][1], strict=True))
+
+
+@pytest.mark.parametrize("num_samples", [None, 3])
+@needs_kernels
+def test_the_number_of_threads_changes_no_bit_of_the_noise(num_samples):
+    tensors = [torch.randn(5001, 21) for _ in range(4)]
+
+    def run(*t):
+        z, kl = vae_fast.reparameterize_with_kl(*t, num_samples=num_samples)
+        return torch.cat([z.flatten(), kl])
+
+    runs = [with_threads(n, lambda: value_and_grads(run, tensors)) for n in (1, 2, 3)]
+    for other in runs[1:]:
+        assert torch.equal(other[0], runs[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(other[1], runs[0][1], strict=True))
+
+
+def test_repeated_calls_give_the_same_bits():
+    case = ELBOS[0]
+    tensors = case.tensors((3000, 100), (3000, 10), torch.float32)
+    first = value_and_grads(lambda *t: case.ours(*t, f=vae_fast.elbo_loss), tensors)
+    for _ in range(5):
+        again = value_and_grads(lambda *t: case.ours(*t, f=vae_fast.elbo_loss), tensors)
+        assert torch.equal(again[0], first[0])
+        assert all(torch.equal(a, b) for a, b in zip(again[1], first[1], strict=True))
+
+
+def test_python_threads_do_not_disturb_one_another():
+    case = ELBOS[0]
+    problems = [case.tensors((200, 60), (200, 8), torch.float32) for _ in range(4)]
+
+    def solve(tensors):
+        return value_and_grads(lambda *t: case.ours(*t, f=vae_fast.elbo_loss), tensors)
+
+    want = [solve(p) for p in problems]
+    got = [[] for _ in problems]
+
+    def work(i):
+        generator = torch.Generator().manual_seed(i)
+        for _ in range(25):
+            z = vae_fast.reparameterize(*problems[i][2:], generator=generator)
+            got[i].append((*solve(problems[i]), z))
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(problems))]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    for i, (value, grads) in enumerate(want):
+        generator = torch.Generator().manual_seed(i)
+        assert len(got[i]) == 25
+        for v, g, z in got[i]:
+            assert torch.equal(v, value)
+            assert all(torch.equal(a, b) for a, b in zip(g, grads, strict=True))
+            assert torch.equal(z, vae_fast.reparameterize(*problems[i][2:], generator=generator))
+
+
+RUN_ALL = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from oracle import ALL, SAMPLES, value_and_grads
+import vae_fast
+torch.set_num_threads(1)
+results = {{"isa": vae_fast.build_info()["isa_in_use"]}}
+for case in ALL:
+    torch.manual_seed(3)
+    tensors = case.tensors((5, 203), (5, 37), torch.float32)
+    results[str(case)] = value_and_grads(case.ours, tensors, wanted=[True, True, False] if case in SAMPLES else None)
+rng = torch.tensor([42, 8])
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    zero = torch.zeros(20011, dtype=dtype)
+    results[f"noise {{dtype}}"] = torch.ops.vae_fast.reparameterize([zero, zero + 1], None, rng, "std", 0)
+torch.save(results, {file!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def by_isa(tmp_path_factory):
+    return tmp_path_factory.mktemp("isa")
+
+
+@needs_kernels
+def test_instruction_sets_draw_the_same_bits_and_compute_the_same_numbers(by_isa, python, request):
+    names = vae_fast.build_info()["isa"]
+    assert "baseline" in names
+    results = {}
+    for name in names:
+        file = str(by_isa / name)
+        python(RUN_ALL.format(tests=str(request.path.parent), file=file), VAE_FAST_ISA=name)
+        results[name] = torch.load(file, weights_only=True)
+        assert results[name].pop("isa") == name
+    base = results.pop("baseline")
+    for name, other in results.items():
+        for key, want in base.items():
+            got = other[key]
+            if key.startswith("noise"):
+                assert torch.equal(got, want), (name, key)
+                continue
+            torch.testing.assert_close(got[0], want[0], rtol=2e-6, atol=2e-6, msg=lambda m, k=key, n=name: f"{n} {k}: {m}")
+            torch.testing.assert_close(got[1], want[1], rtol=4e-6, atol=4e-6, msg=lambda m, k=key, n=name: f"{n} gradients of {k}: {m}")
+
+
+@needs_kernels
+def test_an_unknown_instruction_set_is_refused(python):
+    script = "import torch, vae_fast; vae_fast.gaussian_kl(torch.zeros(2, 2), torch.zeros(2, 2))"
+    done = python(script, check=False, VAE_FAST_ISA="mmx")
+    assert done.returncode != 0
+    assert "VAE_FAST_ISA=mmx: expected one of" in done.stderr
+    assert "baseline" in done.stderr
+
+
+@pytest.mark.parametrize("case", [TERMS[0], LOGSUMEXPS[0]], ids=str)
+def test_calls_inside_a_dataloader_worker_like_fork(case):
+    """After the parent has used its thread pool, a forked child still computes (with one thread)."""
+    import multiprocessing as mp
+
+    tensors = case.tensors((64, 33), (64, 5), torch.float32)
+    want = case.ours(*tensors)
+    context = mp.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def child():
+        torch.set_num_threads(1)
+        queue.put(torch.equal(case.ours(*tensors), want))
+
+    process = context.Process(target=child)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert queue.get() is True
