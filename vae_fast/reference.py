@@ -257,10 +257,8 @@ def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, n
 
 def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
     """``log sum_k w_k e^{a_k}`` over ``dim``; entries of weight zero are left out whatever their ``a`` is."""
-    if weights is None:
-        (a,) = _compute_all([a])
-        return torch.logsumexp(a, dim)
-    a, w = _compute_all([a, weights])
+    # torch.logsumexp itself gives NaN gradients where nothing is left to sum
+    a, w = _compute_all([a, torch.ones_like(a) if weights is None else weights])
     a, w = torch.broadcast_tensors(a, w)
     if a.shape[dim] == 0:
         return a.sum(dim) - math.inf
