@@ -1,7 +1,7 @@
 // Log-sum-exp of a dense (outer, k, inner) array over k: along memory where inner is 1, across `inner` columns at a time elsewhere.
 #pragma once
 
-#include "../math/elementary.h"
+#include "../math/logsumexp.h"
 #include "tile.h"
 
 namespace vae_fast {
@@ -125,13 +125,6 @@ void logsumexp(const LogSumExpArgs& a, int64_t o0, int64_t o1, int64_t i0, int64
   }
 }
 
-/// p = e^(a - L), 0 where nothing was summed (L = -inf): then no entry carries the result.
-template <typename T>
-VF_INLINE T posterior(T v, T l) {
-  const T p = math::exp(v - l);
-  return l == -math::infinity<T>() ? T(0) : p;
-}
-
 template <typename T>
 void logsumexp_backward(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1, int64_t i0, int64_t i1) {
   alignas(64) T buffer[kTile], w_buffer[kTile], l[kTile], g[kTile], grad[kTile], grad_w[kTile];
@@ -158,7 +151,7 @@ void logsumexp_backward(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1, 
         const T* v = load_run(a.a, a.dtype, at, n, buffer);
         const T* w = weights(a, o, k, i, n, along_k, w_buffer);
         VF_SIMD for (int j = 0; j < n; ++j) {
-          const T q = g[j] * posterior(v[j], l[j]);
+          const T q = math::logsumexp_gradient(g[j], v[j], l[j]);
           grad_w[j] = q;
           grad[j] = q;
         }

@@ -138,7 +138,7 @@ void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0
     tiles.value = value;
     const int prior = load_inputs(a, r, tiles, in_buffer);
     with_form(a.form, prior, [&](auto form, auto p) { scale_tile<decltype(form)::value, decltype(p)::value, T>(tiles, std, n, params); });
-    for (int i = 0; a.with_kl && i < r.rows; ++i) acc[r.row - r0 + i] += sum(value + i * r.columns, r.columns);
+    for (int i = 0; a.with_kl && i < r.rows; ++i) acc[r.row - r0 + i] += a.kl.coefficient * sum(value + i * r.columns, r.columns);
     for (int64_t s = 0; s < a.samples; ++s) {
       const T* noise = noise_of<T>(a, s, r, seed, offset, raw, noise_buffer);
       Rect to = r;

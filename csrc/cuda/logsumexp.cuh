@@ -2,7 +2,7 @@
 // the largest entry it has seen and the sum relative to it; threads are combined in a fixed order.
 #pragma once
 
-#include "../math/elementary.h"
+#include "../math/logsumexp.h"
 #include "groups.cuh"
 #include "memory.cuh"
 
@@ -137,15 +137,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 3 : 4)
   }
 }
 
-/// g e^x without an overflow on the way: an entry of weight zero may lie far above the sum.
-template <typename C>
-VF_DEVICE C times_exp(C g, C x) {
-  constexpr double kExp64 = 6.2351490808116168829e27;
-  const bool far = x > C(64);
-  const C e = g * math::exp(far ? x - C(64) : x);
-  return far ? e * C(kExp64) : e;
-}
-
 /// Gradients of kRun entries of sum (o, i).
 template <typename C>
 VF_DEVICE void differentiate(const LogSumExpBackwardArgs& args, int64_t o, int64_t i, int64_t k, int64_t step, C out, C g) {
@@ -154,7 +145,7 @@ VF_DEVICE void differentiate(const LogSumExpBackwardArgs& args, int64_t o, int64
   const int count = load_entries(f, o, i, k, step, v, w);
 #pragma unroll
   for (int e = 0; e < kRun; ++e) {
-    grad_w[e] = out == -math::infinity<C>() ? C(0) : times_exp(g, v[e] - out);  // nothing was summed: no entry carries the result
+    grad_w[e] = math::logsumexp_gradient(g, v[e], out);
     v[e] = w[e] == C(0) ? C(0) : w[e] * grad_w[e];
   }
   const int64_t at = (o * f.k + k) * f.inner + i, stride = step * f.inner;
