@@ -10,13 +10,25 @@ namespace ops = vae_fast::ops;
 TORCH_LIBRARY(vae_fast, m) {
   m.def("term(Tensor[] inputs, str term, float eps, float floor, int event_dim) -> Tensor");
   m.def("term_backward(Tensor grad, Tensor[] inputs, str term, float eps, float floor, int event_dim, bool[] mask) -> Tensor[]");
-  m.def("elbo(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim) -> Tensor");
-  m.def("elbo_backward(Tensor grad, Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim, bool[] mask) -> Tensor[]");
-  m.def("elbo_loss(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim, bool mean) -> Tensor");
-  m.def("elbo_loss_with_grad(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int latent_dim, bool mean, bool[] mask) -> (Tensor, Tensor[])");
+  m.def(
+      "elbo(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int "
+      "latent_dim) -> Tensor");
+  m.def(
+      "elbo_backward(Tensor grad, Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float "
+      "beta, int event_dim, int latent_dim, bool[] mask) -> Tensor[]");
+  m.def(
+      "elbo_loss(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int "
+      "event_dim, int latent_dim, bool mean) -> Tensor");
+  m.def(
+      "elbo_loss_with_grad(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int "
+      "event_dim, int latent_dim, bool mean, bool[] mask) -> (Tensor, Tensor[])");
   m.def("reparameterize(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str scale, int num_samples) -> Tensor");
-  m.def("reparameterize_with_kl(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str kl, int num_samples, float floor, int event_dim) -> (Tensor, Tensor)");
-  m.def("reparameterize_backward(Tensor? grad_z, Tensor? grad_kl, Tensor[] inputs, Tensor? noise, Tensor? rng_state, str term, int num_samples, float floor, int event_dim, bool[] mask) -> Tensor[]");
+  m.def(
+      "reparameterize_with_kl(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str kl, int num_samples, float floor, int event_dim) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "reparameterize_backward(Tensor? grad_z, Tensor? grad_kl, Tensor[] inputs, Tensor? noise, Tensor? rng_state, str term, int "
+      "num_samples, float floor, int event_dim, bool[] mask) -> Tensor[]");
   m.def("logsumexp(Tensor a, Tensor? weights, int dim) -> Tensor");
   m.def("logsumexp_backward(Tensor grad, Tensor a, Tensor? weights, Tensor out, int dim, bool[] mask) -> Tensor[]");
 }
@@ -53,8 +65,8 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
 }
 
 namespace {
-/// Whether the tensors of an ELBO are of the one kind that needs no further look: dense floats (data may be bytes) on one device, shapes equal
-/// where they could broadcast. Python's own checks, which find the words when something is wrong, cost five times as much.
+/// Whether the tensors of an ELBO are of the one kind that needs no further look: dense floats (data may be bytes) on one device, shapes
+/// equal where they could broadcast. Python's own checks, which find the words when something is wrong, cost five times as much.
 bool ordinary_head(py::handle x, py::handle recon, py::handle mu, py::handle logvar, int64_t event_dim, int64_t latent_dim) {
   const at::Tensor* t[4];
   py::handle given[4] = {x, recon, mu, logvar};

@@ -10,15 +10,15 @@
 
 namespace vae_fast {
 
-/// value[r] = sum over terms of coefficient * sum over columns of f(inputs); loss = loss_scale * sum over r of value[r]; the gradient streams that are
-/// not null receive row_grad * df/dinput. One pass over every input.
+/// value[r] = sum over terms of coefficient * sum over columns of f(inputs); loss = loss_scale * sum over r of value[r]; the gradient
+/// streams that are not null receive row_grad * df/dinput. One pass over every input.
 struct RowTermsArgs {
   int32_t terms_used = 1;  // 1, or 2: a likelihood and a KL of the same rows
   TermArgs term[2];
   int64_t rows = 0;
-  bool is_double = false;   // compute and result type: double, else float
-  void* value = nullptr;    // (rows,), may be null
-  void* loss = nullptr;     // (), may be null
+  bool is_double = false;  // compute and result type: double, else float
+  void* value = nullptr;   // (rows,), may be null
+  void* loss = nullptr;    // (), may be null
   double loss_scale = 1.0;
   // CUDA only, with loss: one partial sum per thread block, and a counter that is 0 and is left at 0.
   double* partials = nullptr;
@@ -36,12 +36,12 @@ struct PhiloxSeed {
 struct SampleArgs {
   int64_t samples = 1, rows = 0, columns = 0;
   bool is_double = false;
-  int32_t form = 0;          // ScaleForm of `scale`
-  Stream mu, scale;          // rows x columns
-  Stream noise;              // (samples * rows) x columns; data null: Philox
+  int32_t form = 0;  // ScaleForm of `scale`
+  Stream mu, scale;  // rows x columns
+  Stream noise;      // (samples * rows) x columns; data null: Philox
   PhiloxSeed philox;
   int64_t* rng_state = nullptr;  // (2,): receives (seed, offset); may be null
-  Stream z;                  // (samples * rows) x columns, dense
+  Stream z;                      // (samples * rows) x columns, dense
   bool with_kl = false;
   TermArgs kl;               // its inputs 0 and 1 are mu and scale, its rows and columns these
   void* kl_value = nullptr;  // (rows,)
@@ -54,10 +54,10 @@ struct SampleBackwardArgs {
   int32_t form = 0;
   Stream mu, scale, noise;
   PhiloxSeed philox;
-  Stream grad_z;                // data null: no gradient reached z
-  Stream grad_mu, grad_scale;   // may be null
+  Stream grad_z;               // data null: no gradient reached z
+  Stream grad_mu, grad_scale;  // may be null
   bool with_kl = false;
-  TermArgs kl;                  // row_grad: upstream gradient of kl; its grad[0], grad[1] are null (they are summed into grad_mu, grad_scale)
+  TermArgs kl;  // row_grad: upstream gradient of kl; its grad[0], grad[1] are null (they are summed into grad_mu, grad_scale)
 };
 
 /// out[o, i] = log sum_k w[o, k, i] exp(a[o, k, i]); a is dense (outer, k, inner).
@@ -68,7 +68,7 @@ struct LogSumExpArgs {
   DType dtype = DType::kFloat;
   const void* w = nullptr;  // compute type; null: all ones
   int64_t w_stride[3] = {0, 0, 0};
-  void* out = nullptr;      // compute type, dense (outer, inner): written forward, read backward
+  void* out = nullptr;  // compute type, dense (outer, inner): written forward, read backward
 };
 
 /// grad_a = g w e^(a - out), grad_w = g e^(a - out), both dense (outer, k, inner), either may be null.

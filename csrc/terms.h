@@ -9,27 +9,27 @@
 #include "math/gaussian.h"
 
 // X(name, struct). The name is what vae_fast/reference.py calls it.
-#define VF_FOR_EACH_SCALE(X, family, Struct) \
-  X(family ".logvar", Struct(ScaleForm::kLogVar)) \
+#define VF_FOR_EACH_SCALE(X, family, Struct)       \
+  X(family ".logvar", Struct(ScaleForm::kLogVar))  \
   X(family ".log_std", Struct(ScaleForm::kLogStd)) \
-  X(family ".std", Struct(ScaleForm::kStd)) \
-  X(family ".var", Struct(ScaleForm::kVar)) \
+  X(family ".std", Struct(ScaleForm::kStd))        \
+  X(family ".var", Struct(ScaleForm::kVar))        \
   X(family ".softplus", Struct(ScaleForm::kSoftplus))
 #define VF_FOR_EACH_CLIP(X, family, Struct) \
-  X(family ".none", Struct<Clip::kNone>) \
-  X(family ".clamp", Struct<Clip::kClamp>) \
-  X(family ".add", Struct<Clip::kAdd>) \
+  X(family ".none", Struct<Clip::kNone>)    \
+  X(family ".clamp", Struct<Clip::kClamp>)  \
+  X(family ".add", Struct<Clip::kAdd>)      \
   X(family ".bce", Struct<Clip::kBce>)
 #define VF_KL(form) Kl<form, false>
 #define VF_KL_PRIOR(form) Kl<form, true>
 #define VF_GAUSSIAN(form) Gaussian<form>
-#define VF_FOR_EACH_KL(X) \
+#define VF_FOR_EACH_KL(X)           \
   VF_FOR_EACH_SCALE(X, "kl", VF_KL) \
   VF_FOR_EACH_SCALE(X, "kl_prior", VF_KL_PRIOR)
-#define VF_FOR_EACH_LIKELIHOOD(X) \
+#define VF_FOR_EACH_LIKELIHOOD(X)                          \
   VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits) \
-  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs) \
-  X("gaussian_unit", GaussianUnit) \
+  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)   \
+  X("gaussian_unit", GaussianUnit)                         \
   VF_FOR_EACH_SCALE(X, "gaussian", VF_GAUSSIAN)
 #define VF_FOR_EACH_TERM(X) VF_FOR_EACH_KL(X) VF_FOR_EACH_LIKELIHOOD(X)
 
@@ -40,8 +40,8 @@ enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kUInt8, kBool };
 constexpr int kMaxTermInputs = 4;
 constexpr int kMaxBatchDims = 4;
 
-/// Where the rows of a tensor lie: the offset, in elements, of row r of a batch of up to kMaxBatchDims dimensions. A contiguous batch has one.
-/// A stride of 0 is a broadcast dimension.
+/// Where the rows of a tensor lie: the offset, in elements, of row r of a batch of up to kMaxBatchDims dimensions. A contiguous batch has
+/// one. A stride of 0 is a broadcast dimension.
 struct RowIndex {
   int32_t dims = 1;
   int64_t size[kMaxBatchDims] = {1, 1, 1, 1};  // innermost last
@@ -52,8 +52,7 @@ struct RowIndex {
 #else
   inline __attribute__((always_inline))
 #endif
-      int64_t
-      operator()(int64_t row) const {
+      int64_t operator()(int64_t row) const {
     if (dims == 1) return row * stride[0];
     int64_t offset = 0;
     for (int d = dims - 1; d > 0; --d) {

@@ -33,6 +33,7 @@ CASES = {
     "phi: (e^u - 1 - u) / u^2": (lambda u: (mp.expm1(u) - u) / u**2, 0.5, (-0.5, 0.5), 6),
     "log: (log(1 + f) - f + f^2/2) / f^3": (lambda f: (mp.log1p(f) - f + f**2 / 2) / f**3, mp.mpf(1) / 3, (-0.2929, 0.4143), 8),
     "log1p on [0, 1]: log(1 + e) / e": (lambda e: mp.log1p(e) / e, 1, (0, 1), 9),
+    "log1m on [0, 1/2]: -log(1 - s) / s": (lambda s: -mp.log1p(-s) / s, 1, (0, 0.5), 8),
     "sin: sin(2 pi r) / r, in r^2": (lambda t: mp.sin(2 * mp.pi * mp.sqrt(t)) / mp.sqrt(t), 2 * mp.pi, (0, 1 / 64), 3),
     "cos: cos(2 pi r), in r^2": (lambda t: mp.cos(2 * mp.pi * mp.sqrt(t)), 1, (0, 1 / 64), 4),
 }

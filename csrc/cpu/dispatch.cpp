@@ -1,5 +1,5 @@
-// Picks the instruction set, splits the work among threads. Work is cut by shape alone, and partial sums are added in a fixed order, so no result
-// depends on how many threads there are.
+// Picks the instruction set, splits the work among threads. Work is cut by shape alone, and partial sums are added in a fixed order, so no
+// result depends on how many threads there are.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -16,11 +16,10 @@ namespace vae_fast {
 namespace cpu {
 namespace {
 
-constexpr int64_t kBlockElements = 8192;       // one unit of work: about a microsecond and 64 KB of data
-constexpr int64_t kThreadElements = 16384;     // less than this is not worth waking a thread for
-constexpr int64_t kLongRow = 65536;            // longer rows are split among threads too,
-constexpr int64_t kLongRowPiece = 32768;       // in pieces of this many columns
-constexpr int64_t kStreamBytes = 16 << 20;     // gradients larger than this will not stay in the cache
+constexpr int64_t kBlockElements = 8192;    // one unit of work: about a microsecond and 64 KB of data
+constexpr int64_t kThreadElements = 16384;  // less than this is not worth waking a thread for
+constexpr int64_t kLongRow = 65536;         // longer rows are split among threads too,
+constexpr int64_t kLongRowPiece = 32768;    // in pieces of this many columns
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -96,14 +95,12 @@ const KernelTable& table() {
 
 void row_terms(const RowTermsArgs& a) {
   const auto term_rows = table().term_rows[a.is_double];
-  int64_t columns = 0, longest = 0, grad_bytes = 0;
+  int64_t columns = 0, longest = 0;
   for (int t = 0; t < a.terms_used; ++t) {
     columns += a.term[t].columns;
     longest = a.term[t].columns > longest ? a.term[t].columns : longest;
-    grad_bytes += a.term[t].grad[1].data != nullptr ? 4 * a.rows * a.term[t].columns : 0;
   }
   const bool sums = a.value != nullptr || a.loss != nullptr;
-  const bool stream = !a.is_double && grad_bytes > kStreamBytes;
   double loss = 0.0;
 
   if (longest >= kLongRow) {
@@ -116,7 +113,7 @@ void row_terms(const RowTermsArgs& a) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t row = i / pieces, c0 = i % pieces * kLongRowPiece;
           const int64_t c1 = c0 + kLongRowPiece < term.columns ? c0 + kLongRowPiece : term.columns;
-          term_rows(term, row, row + 1, c0, c1, &partial[static_cast<size_t>(i)], stream);
+          term_rows(term, row, row + 1, c0, c1, &partial[static_cast<size_t>(i)]);
         }
       });
       for (size_t i = 0; i < partial.size(); ++i) value[i / static_cast<size_t>(pieces)] += partial[i];
@@ -136,7 +133,7 @@ void row_terms(const RowTermsArgs& a) {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t r0 = b * step, r1 = r0 + step < a.rows ? r0 + step : a.rows;
         for (int64_t r = r0; r < r1; ++r) acc[r - r0] = 0.0;
-        for (int t = 0; t < a.terms_used; ++t) term_rows(a.term[t], r0, r1, 0, a.term[t].columns, sums ? acc : nullptr, stream);
+        for (int t = 0; t < a.terms_used; ++t) term_rows(a.term[t], r0, r1, 0, a.term[t].columns, sums ? acc : nullptr);
         double total = 0.0;
         for (int64_t r = r0; r < r1; ++r) {
           if (a.value != nullptr) store_value(a.value, a.is_double, r, acc[r - r0]);
@@ -217,9 +214,8 @@ void logsumexp_backward(const LogSumExpBackwardArgs& b) {
 void scale(void* data, DType dtype, int64_t count, double by) {
   const auto kernel = table().scale;
   constexpr int64_t kPiece = 8192;
-  for_blocks(ceil_div(count, kPiece), kPiece, [&](int64_t begin, int64_t end) {
-    kernel(data, dtype, begin * kPiece, end * kPiece < count ? end * kPiece : count, by);
-  });
+  for_blocks(ceil_div(count, kPiece), kPiece,
+             [&](int64_t begin, int64_t end) { kernel(data, dtype, begin * kPiece, end * kPiece < count ? end * kPiece : count, by); });
 }
 
 }  // namespace cpu

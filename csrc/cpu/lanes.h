@@ -1,5 +1,5 @@
-// Philox words for a run of blocks. On x86 each 32-bit word sits in the lower half of a 64-bit lane, which is where the machine multiplies 32 by
-// 32 bits; the compiler does not find that form by itself. Upper halves hold rubbish until the end.
+// Philox words for a run of blocks. On x86 each 32-bit word sits in the lower half of a 64-bit lane, which is where the machine multiplies
+// 32 by 32 bits; the compiler does not find that form by itself. Upper halves hold rubbish until the end.
 #pragma once
 
 #include "../math/philox.h"
@@ -75,8 +75,8 @@ inline void philox_words(uint64_t seed, uint64_t offset, uint64_t block, int cou
       index[i] = block + static_cast<uint64_t>(b + i);
       high[i] = index[i] >> 32;
     }
-    math::PhiloxState<Lanes> s{Lanes::all(offset >> 2), Lanes::all(offset >> 34), Lanes::from(index), Lanes::from(high),
-                               static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+    math::PhiloxState<Lanes> s{Lanes::all(offset >> 2), Lanes::all(offset >> 34),    Lanes::from(index),
+                               Lanes::from(high),       static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
     s.rounds();
     s.c0.store_words(&w[0][b]);
     s.c1.store_words(&w[1][b]);

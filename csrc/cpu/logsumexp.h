@@ -25,7 +25,8 @@ inline const T* load_run(const void* data, DType dtype, int64_t at, int n, T* bu
   return buffer;
 }
 
-/// What is subtracted inside the exponential: the maximum where it is finite, else 0 (all -inf, or a NaN or infinity that shall show in the result).
+/// What is subtracted inside the exponential: the maximum where it is finite, else 0 (all -inf, or a NaN or infinity that shall show in the
+/// result).
 template <typename T>
 inline T shift_of(T top) {
   const T inf = math::infinity<T>();
@@ -86,16 +87,19 @@ void logsumexp_columns(const LogSumExpArgs& a, int64_t o0, int64_t o1, int64_t i
   for (int64_t o = o0; o < o1; ++o) {
     for (int64_t i = i0; i < i1; i += kTile) {
       const int n = static_cast<int>(i1 - i < kTile ? i1 - i : kTile);
-      VF_SIMD for (int j = 0; j < n; ++j) top[j] = low;
+      VF_SIMD
+      for (int j = 0; j < n; ++j) top[j] = low;
       for (int64_t k = 0; k < a.k; ++k) {
         const T* v = load_run(a.a, a.dtype, (o * a.k + k) * a.inner + i, n, buffer);
         const T* w = weights(a, o, k, i, n, false, w_buffer);
-        VF_SIMD for (int j = 0; j < n; ++j) {
+        VF_SIMD
+        for (int j = 0; j < n; ++j) {
           const T used = w != nullptr && w[j] == T(0) ? low : v[j];
           top[j] = used > top[j] ? used : top[j];
         }
       }
-      VF_SIMD for (int j = 0; j < n; ++j) {
+      VF_SIMD
+      for (int j = 0; j < n; ++j) {
         top[j] = shift_of(top[j]);
         total[j] = T(0);
       }
@@ -103,15 +107,18 @@ void logsumexp_columns(const LogSumExpArgs& a, int64_t o0, int64_t o1, int64_t i
         const T* v = load_run(a.a, a.dtype, (o * a.k + k) * a.inner + i, n, buffer);
         const T* w = weights(a, o, k, i, n, false, w_buffer);
         if (w == nullptr) {
-          VF_SIMD for (int j = 0; j < n; ++j) total[j] += math::exp(v[j] - top[j]);
+          VF_SIMD
+          for (int j = 0; j < n; ++j) total[j] += math::exp(v[j] - top[j]);
         } else {
-          VF_SIMD for (int j = 0; j < n; ++j) {
+          VF_SIMD
+          for (int j = 0; j < n; ++j) {
             const T e = w[j] * math::exp(v[j] - top[j]);
             total[j] += w[j] == T(0) ? T(0) : e;
           }
         }
       }
-      VF_SIMD for (int j = 0; j < n; ++j) out[o * a.inner + i + j] = math::log(total[j]) + top[j];
+      VF_SIMD
+      for (int j = 0; j < n; ++j) out[o * a.inner + i + j] = math::log(total[j]) + top[j];
     }
   }
 }
@@ -140,7 +147,8 @@ void logsumexp_backward(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1, 
         g[j] = upstream[o * b.grad_out_stride[0] + (i + j) * b.grad_out_stride[1]];
       }
       if (along_k) {
-        VF_SIMD for (int j = 0; j < kTile; ++j) {
+        VF_SIMD
+        for (int j = 0; j < kTile; ++j) {
           l[j] = l[0];
           g[j] = g[0];
         }
@@ -150,13 +158,15 @@ void logsumexp_backward(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1, 
         const int64_t at = (o * a.k + k) * a.inner + i;
         const T* v = load_run(a.a, a.dtype, at, n, buffer);
         const T* w = weights(a, o, k, i, n, along_k, w_buffer);
-        VF_SIMD for (int j = 0; j < n; ++j) {
+        VF_SIMD
+        for (int j = 0; j < n; ++j) {
           const T q = math::logsumexp_gradient(g[j], v[j], l[j]);
           grad_w[j] = q;
           grad[j] = q;
         }
         if (w != nullptr) {
-          VF_SIMD for (int j = 0; j < n; ++j) {
+          VF_SIMD
+          for (int j = 0; j < n; ++j) {
             const T q = w[j] * grad[j];
             grad[j] = w[j] == T(0) ? T(0) : q;
           }
@@ -173,7 +183,8 @@ inline void scale_values(void* data, DType dtype, int64_t begin, int64_t end, do
   for (int64_t i = begin; i < end; i += kTile) {
     const int n = static_cast<int>(end - i < kTile ? end - i : kTile);
     widen(data, dtype, i, n, buffer);
-    VF_SIMD for (int j = 0; j < n; ++j) buffer[j] *= by;
+    VF_SIMD
+    for (int j = 0; j < n; ++j) buffer[j] *= by;
     narrow(buffer, n, data, dtype, i);
   }
 }

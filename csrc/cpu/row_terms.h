@@ -28,7 +28,8 @@ void map_tile(const TermTiles<T>& tiles, T g, int n, const math::TermParams<T>& 
   T* __restrict g3 = tiles.grad[3];
   T* __restrict value = tiles.value;
   const math::TermParams<T> p = params;  // a copy no store can alias
-  VF_SIMD for (int i = 0; i < n; ++i) {
+  VF_SIMD
+  for (int i = 0; i < n; ++i) {
     T x[kMaxTermInputs], d[kMaxTermInputs], v;
     x[0] = a0[i];
     x[1] = a1[i];
@@ -87,14 +88,15 @@ inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermP
   expand_rows(a.row_grad, r, upstream);
   for (int k = first ? 0 : 1; k < map.inputs; ++k) {
     T* __restrict p = tiles.grad[k];
-    VF_SIMD for (int i = 0; i < n; ++i) p[i] *= upstream[i];
+    VF_SIMD
+    for (int i = 0; i < n; ++i) p[i] *= upstream[i];
   }
 }
 
 /// Adds coefficient * (sum over columns [c0, c1)) of rows [r0, r1) to acc[r - r0], if acc is not null, and writes the gradients of those
-/// elements; with `stream`, past the cache.
+/// elements.
 template <typename T>
-void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc, bool stream) {
+void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc) {
   alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile], value[kTile];
   const TermMap<T>& map = term_map<T>(a.term);
   const math::TermParams<T> params = math::TermParams<T>::make(a.eps, a.floor);
@@ -108,26 +110,18 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     bool direct[kMaxTermInputs] = {};
     for (int k = 0; k < map.inputs; ++k) {
       tiles.in[k] = load(a.in[k], r, a.columns, in_buffer[k]);
-      if (stream) prefetch_next(a.in[k], r, a.columns);
-      T* place = stream ? nullptr : in_place<T>(a.grad[k], r, a.columns);
+      T* place = in_place<T>(a.grad[k], r, a.columns);
       direct[k] = place != nullptr;
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];
     }
     run_term(a, map, params, with_grad, first, tiles, r);
     for (int k = 0; k < map.inputs; ++k) {
-      if (a.grad[k].data == nullptr || direct[k]) continue;
-      float* place = in_place<float>(a.grad[k], r, a.columns);
-      if (sizeof(T) == 4 && place != nullptr) {
-        stream_copy(place, reinterpret_cast<const float*>(tiles.grad[k]), r.count());
-      } else {
-        store(tiles.grad[k], a.grad[k], r, a.columns);
-      }
+      if (a.grad[k].data != nullptr && !direct[k]) store(tiles.grad[k], a.grad[k], r, a.columns);
     }
     if (acc != nullptr) {
       for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += a.coefficient * sum(value + i * r.columns, r.columns);
     }
   });
-  if (stream) stream_fence();
 }
 
 }  // namespace VF_ISA

@@ -9,7 +9,8 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-/// noise[i] = normal of element begin + i, i < n <= kTile. In three loops, each of which vectorises: words, normals, and their interleaving.
+/// noise[i] = normal of element begin + i, i < n <= kTile. In three loops, each of which vectorises: words, normals, and their
+/// interleaving.
 inline void fill_normal(uint64_t seed, uint64_t offset, int64_t begin, int n, float* noise) {
   constexpr int kBlocks = (kTile / 4 + 1 + kLanes - 1) / kLanes * kLanes;
   alignas(64) uint32_t w[4][kBlocks];
@@ -18,10 +19,12 @@ inline void fill_normal(uint64_t seed, uint64_t offset, int64_t begin, int n, fl
   const int skip = static_cast<int>(begin % 4), blocks = (skip + n + 3) / 4;
   philox_words(seed, offset, block, (blocks + kLanes - 1) / kLanes * kLanes, w);
   for (int k = 0; k < 4; k += 2) {
-    VF_SIMD for (int b = 0; b < blocks; ++b) math::box_muller(w[k][b], w[k + 1][b], z[k][b], z[k + 1][b]);
+    VF_SIMD
+    for (int b = 0; b < blocks; ++b) math::box_muller(w[k][b], w[k + 1][b], z[k][b], z[k + 1][b]);
   }
   float* out = skip == 0 && n % 4 == 0 ? noise : interleaved;
-  VF_SIMD for (int b = 0; b < blocks; ++b) {
+  VF_SIMD
+  for (int b = 0; b < blocks; ++b) {
     for (int k = 0; k < 4; ++k) out[4 * b + k] = z[k][b];
   }
   if (out == interleaved) memcpy(noise, interleaved + skip, sizeof(float) * static_cast<size_t>(n));
@@ -50,7 +53,8 @@ void scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const m
   const T* __restrict a3 = tiles.in[3];
   T* __restrict value = tiles.value;
   const math::TermParams<T> p = params;
-  VF_SIMD for (int i = 0; i < n; ++i) {
+  VF_SIMD
+  for (int i = 0; i < n; ++i) {
     const math::Scale<form, T> scale(a1[i]);
     const T std = scale.std();
     std_out[i] = std;
@@ -65,8 +69,8 @@ void scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const m
   }
 }
 
-/// grad[0] = gz + gkl dKL/dmu, grad[1] = gze dstd/dscale + gkl dKL/dscale, where gz and gze are the sums over samples of grad_z and grad_z * noise;
-/// grad[2], grad[3] those of the prior.
+/// grad[0] = gz + gkl dKL/dmu, grad[1] = gze dstd/dscale + gkl dKL/dscale, where gz and gze are the sums over samples of grad_z and grad_z
+/// * noise; grad[2], grad[3] those of the prior.
 template <math::ScaleForm form, int prior, typename T>
 void scale_backward_tile(const TermTiles<T>& tiles, const T* __restrict gz, const T* __restrict gze, const T* __restrict gkl, int n,
                          const math::TermParams<T>& params) {
@@ -79,7 +83,8 @@ void scale_backward_tile(const TermTiles<T>& tiles, const T* __restrict gz, cons
   T* __restrict g2 = tiles.grad[2];
   T* __restrict g3 = tiles.grad[3];
   const math::TermParams<T> p = params;
-  VF_SIMD for (int i = 0; i < n; ++i) {
+  VF_SIMD
+  for (int i = 0; i < n; ++i) {
     const math::Scale<form, T> scale(a1[i]);
     const T std = scale.std();
     T grad_mu = gz[i], grad_scale = math::times(gze[i], scale.d_std(std));
@@ -108,11 +113,16 @@ inline void with_form(int32_t form, int prior, F&& f) {
     return f(constant, std::integral_constant<int, 1>());
   };
   switch (static_cast<ScaleForm>(form)) {
-    case ScaleForm::kLogVar: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kLogVar>());
-    case ScaleForm::kLogStd: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kLogStd>());
-    case ScaleForm::kStd: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kStd>());
-    case ScaleForm::kVar: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kVar>());
-    case ScaleForm::kSoftplus: return with_prior(std::integral_constant<ScaleForm, ScaleForm::kSoftplus>());
+    case ScaleForm::kLogVar:
+      return with_prior(std::integral_constant<ScaleForm, ScaleForm::kLogVar>());
+    case ScaleForm::kLogStd:
+      return with_prior(std::integral_constant<ScaleForm, ScaleForm::kLogStd>());
+    case ScaleForm::kStd:
+      return with_prior(std::integral_constant<ScaleForm, ScaleForm::kStd>());
+    case ScaleForm::kVar:
+      return with_prior(std::integral_constant<ScaleForm, ScaleForm::kVar>());
+    case ScaleForm::kSoftplus:
+      return with_prior(std::integral_constant<ScaleForm, ScaleForm::kSoftplus>());
   }
 }
 
@@ -146,7 +156,8 @@ void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0
       T* place = in_place<T>(a.z, to, a.columns);
       T* z = place != nullptr ? place : z_buffer;
       const T* __restrict mu = tiles.in[0];
-      VF_SIMD for (int i = 0; i < n; ++i) z[i] = mu[i] + math::times(noise[i], std[i]);
+      VF_SIMD
+      for (int i = 0; i < n; ++i) z[i] = mu[i] + math::times(noise[i], std[i]);
       if (place == nullptr) store(z, a.z, to, a.columns);
     }
   });
@@ -169,7 +180,8 @@ void sample_backward_rows(const SampleBackwardArgs& a, uint64_t seed, uint64_t o
       tiles.grad[k] = place[k] != nullptr ? place[k] : grad_buffer[k];
     }
     if (a.grad_z.data == nullptr) {
-      VF_SIMD for (int i = 0; i < n; ++i) gz[i] = gze[i] = T(0);
+      VF_SIMD
+      for (int i = 0; i < n; ++i) gz[i] = gze[i] = T(0);
     }
     for (int64_t s = 0; a.grad_z.data != nullptr && s < a.samples; ++s) {
       const T* __restrict noise = noise_of<T>(a, s, r, seed, offset, raw, noise_buffer);
@@ -177,12 +189,14 @@ void sample_backward_rows(const SampleBackwardArgs& a, uint64_t seed, uint64_t o
       from.row += s * a.rows;
       const T* __restrict g = load(a.grad_z, from, a.columns, z_buffer);
       if (s == 0) {
-        VF_SIMD for (int i = 0; i < n; ++i) {
+        VF_SIMD
+        for (int i = 0; i < n; ++i) {
           gz[i] = g[i];
           gze[i] = g[i] * noise[i];
         }
       } else {
-        VF_SIMD for (int i = 0; i < n; ++i) {
+        VF_SIMD
+        for (int i = 0; i < n; ++i) {
           gz[i] += g[i];
           gze[i] += g[i] * noise[i];
         }

@@ -9,7 +9,7 @@ namespace cpu {
 /// Index 0 computes in float, 1 in double. Ranges are [begin, end).
 struct KernelTable {
   const char* isa;
-  void (*term_rows[2])(const TermArgs&, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc, bool stream);
+  void (*term_rows[2])(const TermArgs&, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc);
   void (*sample_rows[2])(const SampleArgs&, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1, double* acc);
   void (*sample_backward_rows[2])(const SampleBackwardArgs&, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1);
   void (*logsumexp[2])(const LogSumExpArgs&, int64_t o0, int64_t o1, int64_t i0, int64_t i1);

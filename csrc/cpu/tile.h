@@ -1,5 +1,5 @@
-// Moving rectangles of a tensor between memory and small buffers of the compute type, which stay in the first-level cache. Every kernel works on
-// such tiles, so data types, broadcasting and layout are dealt with here and nowhere else.
+// Moving rectangles of a tensor between memory and small buffers of the compute type, which stay in the first-level cache. Every kernel
+// works on such tiles, so data types, broadcasting and layout are dealt with here and nowhere else.
 #pragma once
 
 #include "../math/half.h"
@@ -12,7 +12,7 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-constexpr int kTile = 512;  // elements: 2 KB of float; a term touches at most nine tiles
+constexpr int kTile = 1024;  // elements: 4 KB of float; a term touches at most nine tiles
 
 #define VF_SIMD _Pragma("omp simd")
 
@@ -28,36 +28,43 @@ inline void widen(const void* from, DType dtype, int64_t at, int n, T* to) {
   switch (dtype) {
     case DType::kFloat: {
       const float* p = static_cast<const float*>(from) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]);
+      VF_SIMD
+      for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]);
       break;
     }
     case DType::kDouble: {
       const double* p = static_cast<const double*>(from) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]);
+      VF_SIMD
+      for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]);
       break;
     }
     case DType::kHalf: {
       const uint16_t* p = static_cast<const uint16_t*>(from) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(math::from_half(p[i]));
+      VF_SIMD
+      for (int i = 0; i < n; ++i) to[i] = static_cast<T>(math::from_half(p[i]));
       break;
     }
     case DType::kBFloat16: {
       const uint16_t* p = static_cast<const uint16_t*>(from) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(math::from_bfloat16(p[i]));
+      VF_SIMD
+      for (int i = 0; i < n; ++i) to[i] = static_cast<T>(math::from_bfloat16(p[i]));
       break;
     }
     case DType::kUInt8: {
       const uint8_t* p = static_cast<const uint8_t*>(from) + at;
       if constexpr (sizeof(T) == 8) {
-        VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]) / T(255);
+        VF_SIMD
+        for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]) / T(255);
       } else {
-        VF_SIMD for (int i = 0; i < n; ++i) to[i] = math::from_uint8(p[i]);
+        VF_SIMD
+        for (int i = 0; i < n; ++i) to[i] = math::from_uint8(p[i]);
       }
       break;
     }
     case DType::kBool: {
       const uint8_t* p = static_cast<const uint8_t*>(from) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i] != 0);
+      VF_SIMD
+      for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i] != 0);
       break;
     }
   }
@@ -68,22 +75,26 @@ inline void narrow(const T* from, int n, void* to, DType dtype, int64_t at) {
   switch (dtype) {
     case DType::kFloat: {
       float* p = static_cast<float*>(to) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) p[i] = static_cast<float>(from[i]);
+      VF_SIMD
+      for (int i = 0; i < n; ++i) p[i] = static_cast<float>(from[i]);
       break;
     }
     case DType::kDouble: {
       double* p = static_cast<double*>(to) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) p[i] = static_cast<double>(from[i]);
+      VF_SIMD
+      for (int i = 0; i < n; ++i) p[i] = static_cast<double>(from[i]);
       break;
     }
     case DType::kHalf: {
       uint16_t* p = static_cast<uint16_t*>(to) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) p[i] = math::to_half(static_cast<float>(from[i]));
+      VF_SIMD
+      for (int i = 0; i < n; ++i) p[i] = math::to_half(static_cast<float>(from[i]));
       break;
     }
     case DType::kBFloat16: {
       uint16_t* p = static_cast<uint16_t*>(to) + at;
-      VF_SIMD for (int i = 0; i < n; ++i) p[i] = math::to_bfloat16(static_cast<float>(from[i]));
+      VF_SIMD
+      for (int i = 0; i < n; ++i) p[i] = math::to_bfloat16(static_cast<float>(from[i]));
       break;
     }
     default:
@@ -118,17 +129,11 @@ inline const T* load(const Stream& s, const Rect& r, int64_t columns, T* buffer)
     } else {
       T one{};
       widen(s.data, s.dtype, at, 1, &one);
-      VF_SIMD for (int j = 0; j < r.columns; ++j) out[j] = one;
+      VF_SIMD
+      for (int j = 0; j < r.columns; ++j) out[j] = one;
     }
   }
   return buffer;
-}
-
-/// Asks for the tile behind the rectangle while it is being worked on: the processor's own prefetching stops at every page.
-inline void prefetch_next(const Stream& s, const Rect& r, int64_t columns) {
-  if (!is_run(s, r, columns) || s.dtype != DType::kFloat) return;
-  const char* next = static_cast<const char*>(s.data) + 4 * (s.row(r.row) + r.column + r.count());
-  for (int i = 0; i < 4 * r.count(); i += 64) __builtin_prefetch(next + i);
 }
 
 /// Where results for the rectangle may be written straight to memory, or null.
@@ -136,33 +141,6 @@ template <typename T>
 inline T* in_place(const Stream& s, const Rect& r, int64_t columns) {
   if (s.data == nullptr || s.dtype != dtype_of<T>() || !is_run(s, r, columns)) return nullptr;
   return static_cast<T*>(s.data) + s.row(r.row) + r.column;
-}
-
-/// A copy that bypasses the cache: the destination is larger than the cache and is not read here, so loading its lines is waste.
-inline void stream_copy(float* to, const float* from, int n) {
-#if defined(__x86_64__)
-  constexpr int width = VF_VECTOR_BYTES / 4;
-  int i = 0;
-  for (; i < n && (reinterpret_cast<uintptr_t>(to + i) & (VF_VECTOR_BYTES - 1)) != 0; ++i) to[i] = from[i];
-  for (; i + width <= n; i += width) {
-#if VF_VECTOR_BYTES == 64
-    _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
-#elif VF_VECTOR_BYTES == 32
-    _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
-#else
-    _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
-#endif
-  }
-  for (; i < n; ++i) to[i] = from[i];
-#else
-  memcpy(to, from, sizeof(float) * static_cast<size_t>(n));
-#endif
-}
-
-inline void stream_fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
 }
 
 template <typename T>
@@ -203,8 +181,8 @@ inline double sum(const T* v, int n) {
 
 constexpr int kSpill = 16;  // how far past its end expand_rows writes
 
-/// out[i, j] = constant * per_row[row of i]: the upstream gradient of every element of the rectangle. Rows are written in whole vectors, each
-/// overwriting what the one before spilled.
+/// out[i, j] = constant * per_row[row of i]: the upstream gradient of every element of the rectangle. Rows are written in whole vectors,
+/// each overwriting what the one before spilled.
 template <typename T>
 inline void expand_rows(const RowGrad& g, const Rect& r, T* out) {
   const T constant = static_cast<T>(g.constant);
@@ -212,18 +190,21 @@ inline void expand_rows(const RowGrad& g, const Rect& r, T* out) {
   if (per_row == nullptr || g.stride == 0 || r.rows == 1) {
     const T v = per_row == nullptr ? constant : constant * per_row[r.row * g.stride];
     const int n = r.count();
-    VF_SIMD for (int i = 0; i < n; ++i) out[i] = v;
+    VF_SIMD
+    for (int i = 0; i < n; ++i) out[i] = v;
     return;
   }
   for (int i = 0; i < r.rows; ++i, out += r.columns) {
     const T v = constant * per_row[(r.row + i) * g.stride];
     for (int j = 0; j < r.columns; j += kSpill) {
-      VF_SIMD for (int k = 0; k < kSpill; ++k) out[j + k] = v;
+      VF_SIMD
+      for (int k = 0; k < kSpill; ++k) out[j + k] = v;
     }
   }
 }
 
-/// Calls f with the rectangles that tile rows [r0, r1) and columns [c0, c1) of `columns`: runs of whole short rows, or pieces of one long row.
+/// Calls f with the rectangles that tile rows [r0, r1) and columns [c0, c1) of `columns`: runs of whole short rows, or pieces of one long
+/// row.
 template <typename F>
 inline void for_each_rect(int64_t r0, int64_t r1, int64_t c0, int64_t c1, int64_t columns, F&& f) {
   if (c0 == 0 && c1 == columns && columns <= kTile / 2) {

@@ -39,32 +39,56 @@ struct BernoulliLogits {
         c = c > params.logit_bound ? params.logit_bound : c;
       }
       const Logistic<T> s(c);
-      const T w = c >= T(0) ? y : x;
-      value = -(w * abs(c) + s.log1p_e);
+      const T w = s.negative ? x : y;
+      value = fma(-w, abs(c), -s.log1p_e);
       d[0] = c;
-      const T da = c >= T(0) ? s.q - y : x - s.p;  // x - sigmoid(c) without cancellation at either end
+      const T da = away(s, w);
       d[1] = clip == Clip::kClamp && c != a ? T(0) * da : da;
     } else if constexpr (clip == Clip::kAdd) {
       const Logistic<T> s(a);
-      const T p = s.p + params.eps, q = s.q + params.eps;
-      const T log_p = log(p), log_q = log(q);
+      const T p = s.p(), q = s.q(), p_eps = p + params.eps, q_eps = q + params.eps;
+      const T log_p = log(p_eps), log_q = log(q_eps);
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
-      d[1] = (x / p - y / q) * (s.p * s.q);
+      d[1] = (x / p_eps - y / q_eps) * (p * q);
     } else {
       const Logistic<T> s(a);
       const T log_p = at_least((a < T(0) ? a : T(0)) - s.log1p_e, T(-100));
       const T log_q = at_least((a > T(0) ? -a : T(0)) - s.log1p_e, T(-100));
-      const T pq = s.p * s.q;
+      const T pq = s.smaller * (T(1) - s.smaller);
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
-      d[1] = (a >= T(0) ? s.q - y : x - s.p) * (pq / at_least(pq, T(1e-12)));
+      d[1] = away(s, s.negative ? x : y) * (pq / at_least(pq, T(1e-12)));
     }
+  }
+
+ private:
+  /// x - sigmoid(a) without cancellation at either end: w is x for negative a, else 1 - x.
+  template <typename T>
+  VF_INLINE static T away(const Logistic<T>& s, T w) {
+    const T towards = s.smaller - w;
+    return s.negative ? -towards : towards;
   }
 };
 
-/// x log p + (1 - x) log(1 - p); d/dp = x / p - (1 - x) / (1 - p).
-/// clamp clips the logs, so it is exact for any eps in any precision, with zero derivative where it clips; bce is F.binary_cross_entropy.
+/// log p and log(1 - p), from the smaller of p and 1 - p: its own logarithm, and log1p of it for the other. From p = 1/2 on the difference
+/// 1 - p is exact, so nothing is lost at either end.
+template <typename T>
+struct LogPair {
+  T smaller, log_p, log_q;
+
+  VF_INLINE static T least(T p, T q) { return p < T(0.5) ? p : q; }
+  /// Given the smaller one, which may have been clipped from below.
+  VF_INLINE LogPair(T p, T s, T log_s) : smaller(s) {
+    const T log_rest = log1m_half(s);
+    log_p = p < T(0.5) ? log_s : log_rest;
+    log_q = p < T(0.5) ? log_rest : log_s;
+  }
+};
+
+/// x log p + (1 - x) log(1 - p); d/dp = x / p - (1 - x) / (1 - p) = (x - p) / (p (1 - p)).
+/// clamp clips the smaller of p and 1 - p, so it is exact for any eps in any precision, with zero derivative where it clips; bce is
+/// F.binary_cross_entropy.
 template <Clip clip>
 struct BernoulliProbs {
   static constexpr int kInputs = 2;  // x, probs
@@ -72,31 +96,31 @@ struct BernoulliProbs {
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxInputs], const TermParams<T>& params, T& value, T (&d)[kMaxInputs]) {
     const T x = in[0], p = in[1], y = T(1) - x, q = T(1) - p;
-    if constexpr (clip == Clip::kNone) {
-      const T log_p = log(p), log_q = log1p(-p);
-      value = xlogy(x, log_p) + xlogy(y, log_q);
-      d[0] = log_p - log_q;
-      d[1] = xovery(x, p) - xovery(y, q);
-    } else if constexpr (clip == Clip::kClamp) {
-      const bool low = p < params.eps, high = q < params.eps;
-      const T c = high ? params.one_minus_eps : (low ? params.eps : p);
-      const T c_bar = high ? params.eps : T(1) - c;
-      const T r = T(1) / (c * c_bar);
-      // log(1 - c) to first order in what the difference lost; from c = 1/2 on it loses nothing
-      const T lost = c < T(0.5) ? (T(1) - c_bar) - c : T(0);
-      const T log_c = high ? params.log1m_eps : log_normal_fused(c);
-      const T log_c_bar = low ? params.log1m_eps : log_normal_fused(c_bar) + lost * (r * c);
-      value = x * log_c + y * log_c_bar;
-      d[0] = log_c - log_c_bar;
-      d[1] = low || high ? T(0) : (x - c) * r;
-    } else if constexpr (clip == Clip::kAdd) {
+    if constexpr (clip == Clip::kAdd) {
       const T p_eps = p + params.eps, q_eps = q + params.eps;
       const T log_p = log(p_eps), log_q = log(q_eps);
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
       d[1] = x / p_eps - y / q_eps;
+      return;
+    }
+    const T least = LogPair<T>::least(p, q);
+    if constexpr (clip == Clip::kClamp) {
+      const bool clipped = least < params.eps;
+      const T s = clipped ? params.eps : least;  // NaN passes through
+      const LogPair<T> l(p, s, log_normal_fused(s));
+      value = x * l.log_p + y * l.log_q;
+      d[0] = l.log_p - l.log_q;
+      const T dp = (x - p) / (s * (T(1) - s));
+      d[1] = clipped ? T(0) : dp;
+    } else if constexpr (clip == Clip::kNone) {
+      const LogPair<T> l(p, least, log(least));
+      value = xlogy(x, l.log_p) + xlogy(y, l.log_q);
+      d[0] = l.log_p - l.log_q;
+      d[1] = xovery(x, p) - xovery(y, q);
     } else {
-      const T log_p = at_least(log(p), T(-100)), log_q = at_least(log1p(-p), T(-100));
+      const LogPair<T> l(p, least, log(least));
+      const T log_p = at_least(l.log_p, T(-100)), log_q = at_least(l.log_q, T(-100));
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
       d[1] = (x - p) / at_least(p * q, T(1e-12));

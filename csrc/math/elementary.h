@@ -8,7 +8,6 @@ VF_MATH_BEGIN
 
 VF_INLINE double exp(double x) { return ::exp(x); }
 VF_INLINE double log(double x) { return ::log(x); }
-VF_INLINE double log1p(double x) { return ::log1p(x); }
 VF_INLINE double sqrt(double x) { return ::sqrt(x); }
 VF_INLINE float sqrt(float x) { return ::sqrtf(x); }
 VF_INLINE double abs(double x) { return ::fabs(x); }
@@ -71,8 +70,8 @@ VF_INLINE double exp_minus_1_minus(double u, double exp_u) {
   return abs(u) < 0.5 ? small : exp_u - 1.0 - u;
 }
 
-/// How a polynomial is evaluated: fused where the machine can, or fused everywhere, so that every machine gets the same bits (a call of the C library where the
-/// instruction is missing, which is x86 before 2013).
+/// How a polynomial is evaluated: fused where the machine can, or fused everywhere, so that every machine gets the same bits (a call of the
+/// C library where the instruction is missing, which is x86 before 2013).
 struct Fused {
   VF_INLINE static float madd(float a, float b, float c) { return fma(a, b, c); }
 };
@@ -122,18 +121,6 @@ VF_INLINE float log(float x) {
 #endif
 }
 
-/// log(1 + y) for y > -1, to 2 ulp; -inf at -1.
-VF_INLINE float log1p(float y) {
-#if defined(__CUDA_ARCH__)
-  return ::log1pf(y);
-#else
-  const float u = 1.0f + y;
-  const float lost = y - (u - 1.0f);  // what the sum dropped; log(u + lost) = log(u) + lost / u
-  const float l = log(u);
-  return u > 0.0f ? l + lost / u : l;
-#endif
-}
-
 /// log(1 + e) for e in [0, 1].
 VF_INLINE float log1p_unit(float e) {
   float p = fma(-0.00317605701f, e, 0.0195425265f);
@@ -148,29 +135,45 @@ VF_INLINE float log1p_unit(float e) {
 }
 VF_INLINE double log1p_unit(double e) { return ::log1p(e); }
 
-/// 1 / x for x in [1, 2], where the device's approximation is within 1 ulp.
-VF_INLINE float reciprocal(float x) {
+/// log(1 - s) for s in [0, 1/2].
+VF_INLINE float log1m_half(float s) {
+  float p = fma(1.40795672f, s, -1.63021171f);
+  p = fma(p, s, 1.20501387f);
+  p = fma(p, s, -0.181571648f);
+  p = fma(p, s, 0.264547586f);
+  p = fma(p, s, 0.243437439f);
+  p = fma(p, s, 0.333662003f);
+  p = fma(p, s, 0.499993742f);
+  return -fma(p * s, s, s);
+}
+VF_INLINE double log1m_half(double s) { return ::log1p(-s); }
+
+/// a / b for b in [1, 2], where the device's approximate reciprocal is within 1 ulp.
+VF_INLINE float ratio(float a, float b) {
 #if defined(__CUDA_ARCH__)
   float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));  // __fdividef would rescale subnormal divisors, which there are none of
-  return r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));  // __fdividef would rescale subnormal divisors, which there are none of
+  return a * r;
 #else
-  return 1.0f / x;
+  return a / b;
 #endif
 }
-VF_INLINE double reciprocal(double x) { return 1.0 / x; }
+VF_INLINE double ratio(double a, double b) { return a / b; }
 
 /// sigmoid(a), sigmoid(-a) and softplus(-|a|) from one exponential, each with full relative accuracy.
 template <typename T>
 struct Logistic {
-  T p, q, log1p_e;
-  VF_INLINE explicit Logistic(T a) {
+  bool negative;
+  T smaller;  // sigmoid(-|a|)
+  T log1p_e;  // softplus(-|a|)
+
+  VF_INLINE explicit Logistic(T a) : negative(a < T(0)) {
     const T e = exp_minus_abs(a);
-    const T r = reciprocal(T(1) + e), er = e * r;
-    p = a >= T(0) ? r : er;
-    q = a >= T(0) ? er : r;
+    smaller = ratio(e, T(1) + e);
     log1p_e = log1p_unit(e);
   }
+  VF_INLINE T p() const { return negative ? smaller : T(1) - smaller; }
+  VF_INLINE T q() const { return negative ? T(1) - smaller : smaller; }
 };
 
 /// log(1 + e^t).

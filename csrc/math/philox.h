@@ -44,19 +44,19 @@ struct PhiloxState {
 
 VF_INLINE PhiloxBlock philox(uint64_t seed, uint64_t offset, uint64_t block) {
   PhiloxState<uint32_t> s{static_cast<uint32_t>(offset >> 2), static_cast<uint32_t>(offset >> 34), static_cast<uint32_t>(block),
-                          static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+                          static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(seed),         static_cast<uint32_t>(seed >> 32)};
   s.rounds();
   return {{s.c0, s.c1, s.c2, s.c3}};
 }
 
-/// Box and Muller (1958): two words to two independent N(0, 1) values. The radius takes the upper 31 bits of w0, so |z| < 6.7; the angle takes
-/// those of w1, reduced to an eighth of a turn in integers, so no accuracy is lost. Only operations that round alike
-/// everywhere: the same bits on every instruction set and device.
+/// Box and Muller (1958): two words to two independent N(0, 1) values. The radius takes the upper 31 bits of w0, so |z| < 6.7; the angle
+/// takes those of w1, reduced to an eighth of a turn in integers, so no accuracy is lost. Only operations that round alike everywhere: the
+/// same bits on every instruction set and device.
 VF_INLINE void box_muller(uint32_t w0, uint32_t w1, float& z0, float& z1) {
   const float u = mul_rn(add_rn(static_cast<float>(static_cast<int32_t>(w0 >> 1)), 0.5f), 4.65661287e-10f);  // 2^-31
   const float r = sqrt_rn(mul_rn(-2.0f, log_normal<Portable>(u)));
-  const uint32_t turn = w1 >> 1;                           // in units of 2^-31 turns
-  const uint32_t quarter = (turn + (1u << 28)) >> 29;      // nearest quarter turn, 0..4
+  const uint32_t turn = w1 >> 1;                       // in units of 2^-31 turns
+  const uint32_t quarter = (turn + (1u << 28)) >> 29;  // nearest quarter turn, 0..4
   const int32_t rest = static_cast<int32_t>(turn - (quarter << 29));
   const float t = mul_rn(static_cast<float>(rest), 4.65661287e-10f);
   const float tt = mul_rn(t, t);

@@ -19,13 +19,13 @@
 #define VF_INLINE inline __attribute__((always_inline))
 #endif
 
-#define VF_MATH_BEGIN \
+#define VF_MATH_BEGIN  \
   namespace vae_fast { \
-  namespace VF_ISA { \
+  namespace VF_ISA {   \
   namespace math {
 #define VF_MATH_END \
-  } \
-  } \
+  }                 \
+  }                 \
   }
 
 VF_MATH_BEGIN
@@ -49,6 +49,8 @@ VF_INLINE float fma(float a, float b, float c) {
   return a * b + c;
 #endif
 }
+
+VF_INLINE double fma(double a, double b, double c) { return a * b + c; }
 
 /// Arithmetic that no compiler contracts or splits: what must be the same bits on every machine is built from these four. The host is
 /// compiled with -ffp-contract=off; on the device the _rn intrinsics are never fused.

@@ -30,7 +30,7 @@ struct Scale {
       const T e = exp(t), sp = softplus(t);
       const bool low = t < T(sizeof(T) == 8 ? -20 : -9);
       log_std = low ? t - T(0.5) * e : log(sp);
-      d_log_std = low ? T(1) - T(0.5) * e : Logistic<T>(t).p / sp;
+      d_log_std = low ? T(1) - T(0.5) * e : Logistic<T>(t).p() / sp;
     }
   }
 
@@ -47,7 +47,7 @@ struct Scale {
     if constexpr (form == ScaleForm::kLogStd) return std;
     if constexpr (form == ScaleForm::kStd) return T(1);
     if constexpr (form == ScaleForm::kVar) return T(0.5) / std;
-    return Logistic<T>(s).p;
+    return Logistic<T>(s).p();
   }
 
   /// 1 / std, at most the largest finite number: a difference of exactly zero times it is then zero, not NaN.

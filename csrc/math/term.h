@@ -12,15 +12,11 @@ constexpr int kMaxInputs = 4;
 /// Constants of a call, with what is derived from them worked out once in double.
 template <typename T>
 struct TermParams {
-  T eps;            // Bernoulli clip constant
-  T one_minus_eps;  // 1 - eps, rounded
-  T log1m_eps;      // log(1 - eps), where that rounding may be all of eps
-  T logit_bound;    // log((1 - eps) / eps)
-  T floor;          // least value of a KL element
+  T eps;          // Bernoulli clip constant
+  T logit_bound;  // log((1 - eps) / eps)
+  T floor;        // least value of a KL element
 
-  static TermParams make(double eps, double floor) {
-    return {T(eps), T(1.0 - eps), T(::log1p(-eps)), T(::log1p(-eps) - ::log(eps)), T(floor)};
-  }
+  static TermParams make(double eps, double floor) { return {T(eps), T(::log1p(-eps) - ::log(eps)), T(floor)}; }
 };
 
 VF_MATH_END

@@ -78,10 +78,10 @@ inline torch::autograd::variable_list spread(const Tensors& some, const Mask& ma
 }
 
 /// name_kernel itself if `plain`, else the op vae_fast::name through the dispatcher, where every subclass, transform and mode takes part.
-#define VF_CALL(plain, name, ...) \
-  ((plain) ? name##_kernel(__VA_ARGS__) : [&] { \
+#define VF_CALL(plain, name, ...)                                                                                                   \
+  ((plain) ? name##_kernel(__VA_ARGS__) : [&] {                                                                                     \
     static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("vae_fast::" #name, "").typed<decltype(name##_kernel)>(); \
-    return op.call(__VA_ARGS__); \
+    return op.call(__VA_ARGS__);                                                                                                    \
   }())
 
 }  // namespace ops

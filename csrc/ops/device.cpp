@@ -53,10 +53,14 @@ void launch_row_terms(const at::Tensor& like, RowTermsArgs& args) {
 namespace {
 DType dtype_of_grad(const at::Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kDouble: return DType::kDouble;
-    case at::kHalf: return DType::kHalf;
-    case at::kBFloat16: return DType::kBFloat16;
-    default: return DType::kFloat;
+    case at::kDouble:
+      return DType::kDouble;
+    case at::kHalf:
+      return DType::kHalf;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      return DType::kFloat;
   }
 }
 }  // namespace
@@ -78,7 +82,8 @@ PhiloxSeed draw_seed(const at::Tensor& like, const std::optional<at::Generator>&
   PhiloxSeed seed;
 #if defined(VF_WITH_CUDA)
   if (like.is_cuda()) {
-    auto* gen = at::get_generator_or_default<at::CUDAGeneratorImpl>(generator, at::cuda::detail::getDefaultCUDAGenerator(like.device().index()));
+    auto* gen =
+        at::get_generator_or_default<at::CUDAGeneratorImpl>(generator, at::cuda::detail::getDefaultCUDAGenerator(like.device().index()));
     const std::lock_guard<std::mutex> lock(gen->mutex_);
     const at::PhiloxCudaState state = gen->philox_cuda_state(4);
     if (state.captured_) {

@@ -15,20 +15,21 @@ namespace vae_fast {
 namespace ops {
 
 #if defined(VF_WITH_CUDA)
-#define VF_LAUNCH(tensor, name, args) \
-  do { \
-    if ((tensor).is_cuda()) { \
-      const c10::cuda::CUDAGuard guard((tensor).device()); \
+#define VF_LAUNCH(tensor, name, args)                                      \
+  do {                                                                     \
+    if ((tensor).is_cuda()) {                                              \
+      const c10::cuda::CUDAGuard guard((tensor).device());                 \
       C10_CUDA_CHECK(cuda::name(args, c10::cuda::getCurrentCUDAStream())); \
-    } else { \
-      cpu::name(args); \
-    } \
+    } else {                                                               \
+      cpu::name(args);                                                     \
+    }                                                                      \
   } while (false)
 #else
-#define VF_LAUNCH(tensor, name, args) \
-  do { \
-    TORCH_CHECK((tensor).is_cpu(), "tensor on ", (tensor).device(), ": this build of vae_fast has no CUDA kernels (see vae_fast.build_info())"); \
-    cpu::name(args); \
+#define VF_LAUNCH(tensor, name, args)                                                        \
+  do {                                                                                       \
+    TORCH_CHECK((tensor).is_cpu(), "tensor on ", (tensor).device(),                          \
+                ": this build of vae_fast has no CUDA kernels (see vae_fast.build_info())"); \
+    cpu::name(args);                                                                         \
   } while (false)
 #endif
 

@@ -40,15 +40,20 @@ struct Head {
     TORCH_CHECK_VALUE(!is_kl(lik) && is_kl(div), "elbo of '", likelihood, "' and '", kl, "': expected a likelihood and a KL");
     const auto x_shape = common_shape(x), z_shape = common_shape(z);
     TORCH_CHECK_VALUE(x[0].device() == z[0].device(), "tensors on ", x[0].device(), " and ", z[0].device(), ": expected one device");
-    TORCH_CHECK_VALUE(event_dim >= 0 && event_dim <= static_cast<int64_t>(x_shape.size()), "event_dim=", event_dim, ": expected 0 to ", x_shape.size());
-    TORCH_CHECK_VALUE(latent_dim >= 0 && latent_dim <= static_cast<int64_t>(z_shape.size()), "latent_dim=", latent_dim, ": expected 0 to ", z_shape.size());
+    TORCH_CHECK_VALUE(event_dim >= 0 && event_dim <= static_cast<int64_t>(x_shape.size()), "event_dim=", event_dim, ": expected 0 to ",
+                      x_shape.size());
+    TORCH_CHECK_VALUE(latent_dim >= 0 && latent_dim <= static_cast<int64_t>(z_shape.size()), "latent_dim=", latent_dim, ": expected 0 to ",
+                      z_shape.size());
     const auto xb = batch_of(x_shape, event_dim);
     const auto zb = batch_of(z_shape, latent_dim);
     const at::DimVector batch = xb == zb ? at::DimVector(xb) : at::infer_size_dimvector(xb, zb);
     Head h{any_double(x) || any_double(z),
            Layout(with_event(batch, x_shape, event_dim), event_dim, x[1], false),
            Layout(with_event(batch, z_shape, latent_dim), latent_dim, z[0], false),
-           {}, {}, {}, {}};
+           {},
+           {},
+           {},
+           {}};
     h.likelihood = prepare_term(x, lik, h.data, h.is_double, eps, floor);
     h.kl = prepare_term(z, div, h.latent, h.is_double, eps, floor);
     h.kl.args.coefficient = -beta;
@@ -88,7 +93,8 @@ struct Head {
 torch::autograd::variable_list per_sample_backward(const ElboState& s, const Tensors& saved, const Tensor& grad) {
   const TensorList inputs(saved), x = inputs.slice(0, s.likelihood_inputs), z = inputs.slice(s.likelihood_inputs);
   const bool plain = !at::GradMode::is_enabled() && is_plain(inputs) && is_plain(grad);
-  const Tensors some = VF_CALL(plain, elbo_backward, grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim, s.mask);
+  const Tensors some =
+      VF_CALL(plain, elbo_backward, grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim, s.mask);
   return spread(some, s.mask, inputs.size() + 1);
 }
 
@@ -136,8 +142,7 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
 
   static Tensor per_sample_grad(const ElboState& s, TensorList inputs, const Tensor& upstream) {
     const auto x_shape = common_shape(inputs.slice(0, s.likelihood_inputs)), z_shape = common_shape(inputs.slice(s.likelihood_inputs));
-    const auto batch = at::infer_size_dimvector(batch_of(x_shape, s.event_dim),
-                                                batch_of(z_shape, s.latent_dim));
+    const auto batch = at::infer_size_dimvector(batch_of(x_shape, s.event_dim), batch_of(z_shape, s.latent_dim));
     const double rows = static_cast<double>(c10::multiply_integers(batch));
     return (upstream * (s.mean ? -1.0 / rows : -1.0)).expand(batch);
   }
@@ -192,8 +197,17 @@ Tensor elbo_loss_kernel(TensorList x, TensorList z, string_view likelihood, stri
 Tensor elbo_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
                      int64_t event_dim, int64_t latent_dim) {
   const Tensors inputs = concatenate(x, z);
-  return ElboFunction::apply(TensorList(inputs), ElboState{std::string(likelihood), std::string(kl), eps, floor, beta, event_dim, latent_dim,
-                                                           x.size(), false, requires_grad_mask(inputs), {}});
+  return ElboFunction::apply(TensorList(inputs), ElboState{std::string(likelihood),
+                                                           std::string(kl),
+                                                           eps,
+                                                           floor,
+                                                           beta,
+                                                           event_dim,
+                                                           latent_dim,
+                                                           x.size(),
+                                                           false,
+                                                           requires_grad_mask(inputs),
+                                                           {}});
 }
 
 Tensor elbo_loss_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
@@ -203,12 +217,21 @@ Tensor elbo_loss_autograd(TensorList x, TensorList z, string_view likelihood, st
     const at::AutoDispatchBelowADInplaceOrView below;
     return VF_CALL(is_plain(inputs), elbo_loss, x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean);
   }
-  return ElboLossFunction::apply(TensorList(inputs), ElboState{std::string(likelihood), std::string(kl), eps, floor, beta, event_dim,
-                                                               latent_dim, x.size(), mean, requires_grad_mask(inputs), {}});
+  return ElboLossFunction::apply(TensorList(inputs), ElboState{std::string(likelihood),
+                                                               std::string(kl),
+                                                               eps,
+                                                               floor,
+                                                               beta,
+                                                               event_dim,
+                                                               latent_dim,
+                                                               x.size(),
+                                                               mean,
+                                                               requires_grad_mask(inputs),
+                                                               {}});
 }
 
-Tensor elbo(const Tensors& x, const Tensors& z, const std::string& likelihood, const std::string& kl, double eps, double floor,
-            double beta, int64_t event_dim, int64_t latent_dim) {
+Tensor elbo(const Tensors& x, const Tensors& z, const std::string& likelihood, const std::string& kl, double eps, double floor, double beta,
+            int64_t event_dim, int64_t latent_dim) {
   const bool plain = is_plain(x) && is_plain(z);
   if (plain && (wants_grad(x) || wants_grad(z))) {
     RECORD_FUNCTION("vae_fast::elbo", std::vector<c10::IValue>());

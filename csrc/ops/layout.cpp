@@ -63,13 +63,20 @@ at::ScalarType compute_type(bool is_double) { return is_double ? at::kDouble : a
 
 DType dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
-    case at::kFloat: return DType::kFloat;
-    case at::kDouble: return DType::kDouble;
-    case at::kHalf: return DType::kHalf;
-    case at::kBFloat16: return DType::kBFloat16;
-    case at::kByte: return DType::kUInt8;
-    case at::kBool: return DType::kBool;
-    default: TORCH_CHECK_TYPE(false, "dtype ", t.scalar_type(), ": expected float16, bfloat16, float32, float64, uint8 or bool");
+    case at::kFloat:
+      return DType::kFloat;
+    case at::kDouble:
+      return DType::kDouble;
+    case at::kHalf:
+      return DType::kHalf;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kByte:
+      return DType::kUInt8;
+    case at::kBool:
+      return DType::kBool;
+    default:
+      TORCH_CHECK_TYPE(false, "dtype ", t.scalar_type(), ": expected float16, bfloat16, float32, float64, uint8 or bool");
   }
 }
 
@@ -99,7 +106,8 @@ Layout::Layout(at::IntArrayRef full, int64_t events, const Tensor& primary, bool
 }
 
 namespace {
-/// Asks for huge pages under a large fresh buffer on the CPU: the kernel then hands it out in 2 MB steps, not 4 KB ones, which costs more than filling it.
+/// Asks for huge pages under a large fresh buffer on the CPU: the kernel then hands it out in 2 MB steps, not 4 KB ones, which costs more
+/// than filling it.
 Tensor on_huge_pages(Tensor t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t{2} << 20;

@@ -33,7 +33,9 @@ DType dtype_of(const Tensor& t);
 at::DimVector common_shape(TensorList tensors);
 
 /// The leading dimensions of a shape whose last `event_dim` are an event.
-inline at::IntArrayRef batch_of(at::IntArrayRef shape, int64_t event_dim) { return shape.slice(0, shape.size() - static_cast<size_t>(event_dim)); }
+inline at::IntArrayRef batch_of(at::IntArrayRef shape, int64_t event_dim) {
+  return shape.slice(0, shape.size() - static_cast<size_t>(event_dim));
+}
 
 /// A batch of events: shape (*batch, *event), and the order in which the event dimensions lie in memory.
 struct Layout {

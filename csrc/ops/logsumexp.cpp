@@ -25,7 +25,8 @@ struct Problem {
     a = args.is_double || broadcast ? input.to(compute_type(args.is_double)) : input;
     a = a.expand(shape).contiguous();
     args.outer = args.inner = 1;
-    for (int64_t d = 0; d < static_cast<int64_t>(shape.size()); ++d) (d < dim ? args.outer : d > dim ? args.inner : args.k) *= d == dim ? 1 : shape[d];
+    for (int64_t d = 0; d < static_cast<int64_t>(shape.size()); ++d)
+      (d < dim ? args.outer : d > dim ? args.inner : args.k) *= d == dim ? 1 : shape[d];
     args.k = shape[dim];
     args.a = a.const_data_ptr();
     args.dtype = dtype_of(a);
@@ -93,7 +94,8 @@ Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t 
   return out;
 }
 
-Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim, const Mask& mask) {
+Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim,
+                                  const Mask& mask) {
   Problem p(a, weights, dim);
   const auto type = compute_type(p.args.is_double);
   const Tensor dense_out = out.to(type).contiguous(), g = grad.to(type).expand(out.sizes()).contiguous();

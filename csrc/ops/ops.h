@@ -22,7 +22,8 @@ using Mask = c10::List<bool>;
 // A row-summed term.
 Tensor term_kernel(TensorList inputs, string_view term, double eps, double floor, int64_t event_dim);
 /// Gradients of the inputs that `mask` marks, in order.
-Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, double eps, double floor, int64_t event_dim, const Mask& mask);
+Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, double eps, double floor, int64_t event_dim,
+                             const Mask& mask);
 Tensor term_autograd(TensorList inputs, string_view term, double eps, double floor, int64_t event_dim);
 Tensor term(const Tensors& inputs, const std::string& term, double eps, double floor, int64_t event_dim);
 
@@ -48,24 +49,27 @@ Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, con
 
 // Sampling. `inputs` are mu, scale and, with a KL against a prior, its mean and scale; `term` names the KL, or just the scale form.
 // rng_state is int64 (seed, offset); it or noise is given.
-Tensor reparameterize_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale, int64_t num_samples);
+Tensor reparameterize_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale,
+                             int64_t num_samples);
 std::tuple<Tensor, Tensor> reparameterize_with_kl_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state,
                                                          string_view kl, int64_t num_samples, double floor, int64_t event_dim);
 Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, TensorList inputs,
-                                       const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term,
-                                       int64_t num_samples, double floor, int64_t event_dim, const Mask& mask);
-Tensor reparameterize_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale, int64_t num_samples);
+                                       const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term, int64_t num_samples,
+                                       double floor, int64_t event_dim, const Mask& mask);
+Tensor reparameterize_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale,
+                               int64_t num_samples);
 std::tuple<Tensor, Tensor> reparameterize_with_kl_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state,
                                                            string_view kl, int64_t num_samples, double floor, int64_t event_dim);
 Tensor reparameterize(const Tensors& inputs, const OptionalTensor& noise, const std::optional<at::Generator>& generator,
                       const std::string& scale, int64_t num_samples);
 std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensors& inputs, const OptionalTensor& noise,
-                                                  const std::optional<at::Generator>& generator, const std::string& kl,
-                                                  int64_t num_samples, double floor, int64_t event_dim);
+                                                  const std::optional<at::Generator>& generator, const std::string& kl, int64_t num_samples,
+                                                  double floor, int64_t event_dim);
 
 // log sum_k w_k e^{a_k}.
 Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t dim);
-Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim, const Mask& mask);
+Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim,
+                                  const Mask& mask);
 Tensor logsumexp_autograd(const Tensor& a, const OptionalTensor& weights, int64_t dim);
 Tensor logsumexp(const Tensor& a, const OptionalTensor& weights, int64_t dim);
 

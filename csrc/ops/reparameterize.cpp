@@ -65,7 +65,8 @@ std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, c
   a.mu = stream_of(inputs[0], p.layout, p.is_double, keep);
   a.scale = stream_of(inputs[1], p.layout, p.is_double, keep);
   if (noise) {
-    TORCH_CHECK_VALUE(noise->device() == inputs[0].device(), "noise is on ", noise->device(), ", mu is on ", inputs[0].device(), ": expected one device");
+    TORCH_CHECK_VALUE(noise->device() == inputs[0].device(), "noise is on ", noise->device(), ", mu is on ", inputs[0].device(),
+                      ": expected one device");
     a.noise = sample_stream(*noise, p, sample_shape, event_dim, keep);
   } else {
     a.philox = seed;
@@ -137,14 +138,16 @@ struct SampleFunction : torch::autograd::Function<SampleFunction> {
     const OptionalTensor grad_kl = s.with_kl && grads[1].defined() ? OptionalTensor(grads[1]) : std::nullopt;
     if (!grad_z && !grad_kl) return torch::autograd::variable_list(slots);
     const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && (!grad_z || is_plain(*grad_z)) && (!grad_kl || is_plain(*grad_kl));
-    const Tensors some = VF_CALL(plain, reparameterize_backward, grad_z, grad_kl, saved, noise, state, s.term, s.num_samples, s.floor, s.event_dim, s.mask);
+    const Tensors some =
+        VF_CALL(plain, reparameterize_backward, grad_z, grad_kl, saved, noise, state, s.term, s.num_samples, s.floor, s.event_dim, s.mask);
     return spread(some, s.mask, slots);
   }
 };
 
 SampleState state_of(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term, bool with_kl,
                      int64_t num_samples, double floor, int64_t event_dim) {
-  return {std::string(term), with_kl, num_samples, floor, event_dim, requires_grad_mask(inputs), {}, false, noise.has_value(), rng_state.has_value()};
+  return {std::string(term),    with_kl, num_samples, floor, event_dim, requires_grad_mask(inputs), {}, false, noise.has_value(),
+          rng_state.has_value()};
 }
 
 /// (seed, offset) as a tensor, drawn by an op that every mode and subclass understands.
@@ -154,7 +157,8 @@ Tensor traced_state(const Tensor& like, const std::optional<at::Generator>& gene
 
 }  // namespace
 
-Tensor reparameterize_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale, int64_t num_samples) {
+Tensor reparameterize_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale,
+                             int64_t num_samples) {
   const PhiloxSeed seed = noise ? PhiloxSeed{} : saved_seed(rng_state);
   return std::get<0>(run(inputs, noise, seed, nullptr, scale, false, num_samples, 0.0, no_kl_event_dim(inputs)));
 }
@@ -166,8 +170,8 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl_kernel(TensorList inputs, cons
 }
 
 Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, TensorList inputs,
-                                       const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term,
-                                       int64_t num_samples, double floor, int64_t event_dim, const Mask& mask) {
+                                       const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term, int64_t num_samples,
+                                       double floor, int64_t event_dim, const Mask& mask) {
   const Problem p(inputs, event_dim);
   const auto sample_shape = p.sample_shape(num_samples);
   Term prepared;
@@ -209,13 +213,16 @@ Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const Optio
   return grads;
 }
 
-Tensor reparameterize_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale, int64_t num_samples) {
-  return SampleFunction::apply(inputs, noise, rng_state, state_of(inputs, noise, rng_state, scale, false, num_samples, 0.0, no_kl_event_dim(inputs)))[0];
+Tensor reparameterize_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale,
+                               int64_t num_samples) {
+  return SampleFunction::apply(inputs, noise, rng_state,
+                               state_of(inputs, noise, rng_state, scale, false, num_samples, 0.0, no_kl_event_dim(inputs)))[0];
 }
 
 std::tuple<Tensor, Tensor> reparameterize_with_kl_autograd(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state,
                                                            string_view kl, int64_t num_samples, double floor, int64_t event_dim) {
-  const auto out = SampleFunction::apply(inputs, noise, rng_state, state_of(inputs, noise, rng_state, kl, true, num_samples, floor, event_dim));
+  const auto out =
+      SampleFunction::apply(inputs, noise, rng_state, state_of(inputs, noise, rng_state, kl, true, num_samples, floor, event_dim));
   return {out[0], out[1]};
 }
 
@@ -245,8 +252,8 @@ Tensor reparameterize(const Tensors& inputs, const OptionalTensor& noise, const 
 }
 
 std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensors& inputs, const OptionalTensor& noise,
-                                                  const std::optional<at::Generator>& generator, const std::string& kl,
-                                                  int64_t num_samples, double floor, int64_t event_dim) {
+                                                  const std::optional<at::Generator>& generator, const std::string& kl, int64_t num_samples,
+                                                  double floor, int64_t event_dim) {
   if (!is_plain(inputs)) {
     const OptionalTensor state = noise ? OptionalTensor() : OptionalTensor(traced_state(inputs[0], generator));
     return VF_CALL(false, reparameterize_with_kl, inputs, noise, state, kl, num_samples, floor, event_dim);

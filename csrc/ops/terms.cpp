@@ -53,7 +53,8 @@ Tensor term_kernel(TensorList inputs, string_view name, double eps, double floor
   return out;
 }
 
-Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view name, double eps, double floor, int64_t event_dim, const Mask& mask) {
+Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view name, double eps, double floor, int64_t event_dim,
+                             const Mask& mask) {
   const int32_t index = term_index(name);
   const bool is_double = any_double(inputs);
   const auto shape = common_shape(inputs);
