@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import os
 import warnings
 from types import ModuleType
@@ -17,6 +18,14 @@ _BACKENDS = ("auto", "compiled", "reference")
 def _built_for() -> ModuleType:
     """What setup.py wrote beside the extension."""
     return importlib.import_module("vae_fast._built_for")
+
+
+def _extension() -> ModuleType:
+    """The extension beside this file: never that of another copy of the package, which an editable install would offer."""
+    name = "vae_fast._C"
+    if importlib.machinery.PathFinder.find_spec(name, [os.path.dirname(__file__)]) is None:
+        raise ModuleNotFoundError(f"no {name} beside {__file__}", name=name)
+    return importlib.import_module(name)
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -35,7 +44,7 @@ def _load() -> tuple[ModuleType | None, str]:
         elif _abi(built) != _abi(here):
             reason = f"the extension was built for torch {built} and this is torch {here}"
         else:
-            return importlib.import_module("vae_fast._C"), ""
+            return _extension(), ""
     except ModuleNotFoundError as error:
         if error.name not in ("vae_fast._C", "vae_fast._built_for"):
             raise
