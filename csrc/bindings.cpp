@@ -31,6 +31,21 @@ TORCH_LIBRARY(vae_fast, m) {
       "num_samples, float floor, int event_dim, bool[] mask) -> Tensor[]");
   m.def("logsumexp(Tensor a, Tensor? weights, int dim) -> Tensor");
   m.def("logsumexp_backward(Tensor grad, Tensor a, Tensor? weights, Tensor out, int dim, bool[] mask) -> Tensor[]");
+  m.def("mixture(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, str covariance) -> (Tensor, Tensor)");
+  m.def(
+      "mixture_backward(Tensor grad, Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor normaliser, str covariance, "
+      "bool[] mask) -> Tensor[]");
+  m.def("mixture_responsibilities(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, str covariance) -> Tensor");
+  m.def(
+      "mixture_responsibilities_backward(Tensor grad, Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor responsibilities, "
+      "str covariance, bool[] mask) -> Tensor[]");
+  m.def(
+      "mixture_statistics(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor? responsibilities, Tensor? sample_weight, str "
+      "covariance) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("mdn(Tensor y, Tensor weight_logits, Tensor means, Tensor log_scale, float floor) -> Tensor");
+  m.def(
+      "mdn_backward(Tensor grad, Tensor y, Tensor weight_logits, Tensor means, Tensor log_scale, Tensor log_prob, float floor, bool[] "
+      "mask) -> Tensor[]");
 }
 
 namespace {
@@ -46,6 +61,13 @@ void register_kernels(torch::Library& m) {
   m.impl("reparameterize_backward", &ops::reparameterize_backward_kernel);
   m.impl("logsumexp", &ops::logsumexp_kernel);
   m.impl("logsumexp_backward", &ops::logsumexp_backward_kernel);
+  m.impl("mixture", &ops::mixture_kernel);
+  m.impl("mixture_backward", &ops::mixture_backward_kernel);
+  m.impl("mixture_responsibilities", &ops::mixture_responsibilities_kernel);
+  m.impl("mixture_responsibilities_backward", &ops::mixture_responsibilities_backward_kernel);
+  m.impl("mixture_statistics", &ops::mixture_statistics_kernel);
+  m.impl("mdn", &ops::mdn_kernel);
+  m.impl("mdn_backward", &ops::mdn_backward_kernel);
 }
 }  // namespace
 
@@ -62,6 +84,9 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("reparameterize", &ops::reparameterize_autograd);
   m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_autograd);
   m.impl("logsumexp", &ops::logsumexp_autograd);
+  m.impl("mixture", &ops::mixture_autograd);
+  m.impl("mixture_responsibilities", &ops::mixture_responsibilities_autograd);
+  m.impl("mdn", &ops::mdn_autograd);
 }
 
 namespace {
@@ -94,6 +119,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("reparameterize", &ops::reparameterize, release);
   m.def("reparameterize_with_kl", &ops::reparameterize_with_kl, release);
   m.def("logsumexp", &ops::logsumexp, release);
+  m.def("mixture", &ops::mixture, release);
+  m.def("mixture_responsibilities", &ops::mixture_responsibilities, release);
+  m.def("mixture_statistics", &ops::mixture_statistics, release);
+  m.def("mdn", &ops::mdn, release);
+  m.def("fma_probe", &ops::fma_probe, release);
   m.def("ordinary_head", &ordinary_head);
   m.def("isa_in_use", [] { return std::string(vae_fast::cpu::table().isa); });
   m.def("isa_available", [] {

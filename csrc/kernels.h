@@ -80,12 +80,93 @@ struct LogSumExpBackwardArgs {
   void* grad_w = nullptr;  // compute type
 };
 
+/// A mixture of Gaussians over rows of `dims` values. With t = x - mean_k and u = t * scale_k (diagonal: element by element; full: the row
+/// vector t times the upper triangular factor),
+///
+///   l_k = constant_k + constant_low_k + e_k,    e_k = -sum_d (u_d^2 - 1) / 2,    log p(x) = baseline + log sum_k e^{l_k}
+///
+/// u^2 - 1 sums to little for a row that component k explains: its float sum then loses nothing to the sum's own size, however many
+/// dimensions there are. The constants are relative to a baseline for the same reason, and in two parts, since those of a narrow and of a
+/// wide component are far apart in many dimensions: l_k - shift is ((constant_k - shift) + constant_low_k) + e_k (math/mixture.h). What is
+/// finite in x and the means but beyond kMixtureFar is read as kMixtureFar, so that no difference overflows.
+struct MixtureArgs {
+  int64_t rows = 0, components = 0, dims = 0;
+  bool is_double = false;
+  bool full = false;                   // scale holds factors, else reciprocal standard deviations
+  Stream x;                            // rows x dims
+  const void* constant = nullptr;      // (components,), compute type; -inf for a weight of zero
+  const void* constant_low = nullptr;  // (components,), compute type: what the rounding of `constant` left; null: nothing
+  const void* means = nullptr;         // (components, dims), compute type
+  const void* scale = nullptr;         // (components, dims), or (components or 1, dims, dims) row-major with zeros below the diagonal
+  const void* transposed = nullptr;    // full, gradients of x only: the factors transposed
+  int64_t factor_stride = 0;           // full: elements from one factor to the next; 0: all share one (tied)
+  const double* baseline = nullptr;    // ()
+  const void* x_scale = nullptr;       // (dims,), compute type, powers of two: what x is multiplied by when read and grad_x when written
+};
+constexpr double kMixtureFar[2] = {1.5e38, 8.9e307};  // float, double: the difference of two is finite
+
+/// Any output may be null. shift, which is max_k l_k to rounding, and total = sum_k e^{l_k - shift} are what the backward pass needs of a
+/// row: with them the responsibilities it recomputes sum to one, whatever the size of log p.
+struct MixtureForwardArgs {
+  MixtureArgs mixture;
+  void* log_prob = nullptr;          // (rows,), compute type, as all of these
+  void* shift = nullptr;             // (rows,)
+  void* total = nullptr;             // (rows,)
+  void* responsibilities = nullptr;  // (rows, components): e^{l_k - shift} / total, 0 where no component explains the row
+};
+
+/// With weights q_nk = grad_n e^{l_nk - shift_n} / total_n, or those given:
+///   grad_x_n = -sum_k q_nk (du/dx)^T u      counts_k = sum_n q_nk
+///   first_k  = sum_n q_nk u_nk              second_k = sum_n q_nk u_nk^2           (diagonal)
+///   first_k  = sum_n q_nk t_nk              second_k = sum_n q_nk t_nk t_nk^T      (full: its upper triangle; one for all if tied)
+/// The sums over rows are in a fixed order. In units of the standard deviation, the diagonal ones neither over- nor
+/// underflow where a variance would.
+struct MixtureBackwardArgs {
+  MixtureArgs mixture;
+  const void* weights = nullptr;  // (rows, components), dense, compute type; null: from the four below
+  const void* shift = nullptr;
+  const void* total = nullptr;
+  RowGrad grad;
+  Stream grad_x;             // dense rows; data null: not wanted
+  double* counts = nullptr;  // (components,); null: no sums are wanted
+  double* first = nullptr;   // (components, dims)
+  double* second = nullptr;  // (components, dims), or (components or 1, dims, dims); null: not wanted
+  void* scratch = nullptr;   // CUDA only: mixture_scratch_bytes
+};
+
+/// A mixture whose parameters come with each row (a mixture density network's): log sum_k w_k N(y; mean_k, diag sigma_k^2) with
+/// w = softmax(logits) and log sigma = max(scale, floor).
+struct MdnArgs {
+  int64_t rows = 0, components = 0, dims = 0;
+  bool is_double = false;
+  bool shared_scale = false;  // one scale per component, else one per component and dimension
+  double floor = 0.0;         // least log sigma; -infinity for none
+  Stream y;                   // rows x dims
+  Stream logits;              // rows x components
+  Stream means;               // rows x (components * dims)
+  Stream scale;               // rows x (components * dims), or rows x components
+  void* log_prob = nullptr;   // (rows,), compute type: written forward, may be read backward
+};
+
+/// Gradient streams are dense; data null: not wanted. That of a scale at or below the floor is zero.
+struct MdnBackwardArgs {
+  MdnArgs forward;
+  RowGrad grad;
+  Stream grad_y, grad_logits, grad_means, grad_scale;
+};
+
 namespace cpu {
 void row_terms(const RowTermsArgs& args);
 void sample(const SampleArgs& args);
 void sample_backward(const SampleBackwardArgs& args);
 void logsumexp(const LogSumExpArgs& args);
 void logsumexp_backward(const LogSumExpBackwardArgs& args);
+void mixture(const MixtureForwardArgs& args);
+void mixture_backward(const MixtureBackwardArgs& args);
+void mdn(const MdnArgs& args);
+void mdn_backward(const MdnBackwardArgs& args);
+/// Floating-point operations of a loop of multiply-adds on every thread, `iterations` rounds each; *sink is written.
+double fma_probe(int64_t iterations, float* sink);
 /// data *= scale (in double)
 void scale(void* data, DType dtype, int64_t count, double scale);
 }  // namespace cpu
@@ -99,6 +180,14 @@ cudaError_t sample(const SampleArgs& args, cudaStream_t stream);
 cudaError_t sample_backward(const SampleBackwardArgs& args, cudaStream_t stream);
 cudaError_t logsumexp(const LogSumExpArgs& args, cudaStream_t stream);
 cudaError_t logsumexp_backward(const LogSumExpBackwardArgs& args, cudaStream_t stream);
+cudaError_t mixture(const MixtureForwardArgs& args, cudaStream_t stream);
+/// Bytes of scratch that mixture_backward needs for the sums (0: none).
+int64_t mixture_scratch_bytes(const MixtureBackwardArgs& args);
+cudaError_t mixture_backward(const MixtureBackwardArgs& args, cudaStream_t stream);
+cudaError_t mdn(const MdnArgs& args, cudaStream_t stream);
+cudaError_t mdn_backward(const MdnBackwardArgs& args, cudaStream_t stream);
+/// As on the CPU; *flops is known at once.
+cudaError_t fma_probe(int64_t iterations, float* sink, double* flops, cudaStream_t stream);
 /// data *= *scale unless *scale is 1: the decision is made on the device, *scale is float (double if is_double).
 cudaError_t scale_unless_one(void* data, DType dtype, int64_t count, const void* scale, bool is_double, cudaStream_t stream);
 }  // namespace cuda

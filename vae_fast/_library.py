@@ -94,6 +94,37 @@ def _logsumexp_backward_fake(grad: Tensor, a: Tensor, weights: OptTensor, out: T
     return _empty_gradients([a] if weights is None else [a, weights], mask)
 
 
+def _mixture_fake(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dtype = reference.compute_dtype([x, weight_logits, means, scale])
+    log_prob = x.new_empty(x.shape[:-1], dtype=dtype)
+    return log_prob, x.new_empty((2, log_prob.numel()), dtype=dtype)
+
+
+def _gradients_of_four(grad: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, *rest: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in _marked([a, b, c, d], rest[-1])]
+
+
+def _mixture_responsibilities_fake(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance: str) -> Tensor:
+    return x.new_empty((*x.shape[:-1], means.shape[0]), dtype=reference.compute_dtype([x, weight_logits, means, scale]))
+
+
+def _mixture_statistics_fake(
+    x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, responsibilities: OptTensor, sample_weight: OptTensor, covariance: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = reference.compute_dtype([x, weight_logits, means, scale])
+    k, d = means.shape
+    second = {"diag": (k, d), "spherical": (k,), "tied": (d, d), "full": (k, d, d)}[covariance]
+    log_prob = (0,) if responsibilities is not None else x.shape[:-1]
+    first, *others = (x.new_empty(shape, dtype=dtype) for shape in (log_prob, (k,), (k, d), second))
+    return first, others[0], others[1], others[2]
+
+
+def _mdn_fake(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Tensor, floor: float) -> Tensor:
+    shared = log_scale.ndim < means.ndim
+    batches = (y.shape[:-1], weight_logits.shape[:-1], means.shape[:-2], log_scale.shape[: -1 if shared else -2])
+    return y.new_empty(torch.broadcast_shapes(*batches), dtype=reference.compute_dtype([y, weight_logits, means, log_scale]))
+
+
 # --- second derivatives ----------------------------------------------------------------------------------------------
 
 
@@ -176,6 +207,20 @@ def _logsumexp_formula(a: Tensor, weights: OptTensor, out: Tensor, dim: int) -> 
     return (reference.logsumexp(a, dim, weights),), [a] if weights is None else [a, weights]
 
 
+def _mixture_formula(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, saved: Tensor, *rest: Any) -> tuple[Any, Any]:
+    return (reference.mixture_log_prob(x, weight_logits, means, scale, rest[0]),), [x, weight_logits, means, scale]
+
+
+def _mixture_responsibilities_formula(
+    x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, saved: Tensor, covariance: str
+) -> tuple[Any, Any]:
+    return (reference.mixture_responsibilities(x, weight_logits, means, scale, covariance),), [x, weight_logits, means, scale]
+
+
+def _mdn_formula(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Tensor, saved: Tensor, floor: float) -> tuple[Any, Any]:
+    return (reference.mdn_log_prob(y, weight_logits, means, log_scale, floor),), [y, weight_logits, means, log_scale]
+
+
 def _register() -> None:
     for name, fake in {
         "term": _term_fake,
@@ -189,12 +234,22 @@ def _register() -> None:
         "reparameterize_backward": _reparameterize_backward_fake,
         "logsumexp": _logsumexp_fake,
         "logsumexp_backward": _logsumexp_backward_fake,
+        "mixture": _mixture_fake,
+        "mixture_backward": _gradients_of_four,
+        "mixture_responsibilities": _mixture_responsibilities_fake,
+        "mixture_responsibilities_backward": _gradients_of_four,
+        "mixture_statistics": _mixture_statistics_fake,
+        "mdn": _mdn_fake,
+        "mdn_backward": _gradients_of_four,
     }.items():
         torch.library.register_fake(f"vae_fast::{name}")(fake)
     _differentiate_backward("term_backward", _term_formula, 1)
     _differentiate_backward("elbo_backward", _elbo_formula, 1)
     _differentiate_backward("reparameterize_backward", _reparameterize_formula, 2)
     _differentiate_backward("logsumexp_backward", _logsumexp_formula, 1)
+    _differentiate_backward("mixture_backward", _mixture_formula, 1)
+    _differentiate_backward("mixture_responsibilities_backward", _mixture_responsibilities_formula, 1)
+    _differentiate_backward("mdn_backward", _mdn_formula, 1)
 
 
 _register()

@@ -272,3 +272,91 @@ def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
     empty = total == 0  # then the result is -inf, and no entry moves it
     out: Tensor = (total.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -math.inf)
     return out.squeeze(dim)
+
+
+# --- mixtures of Gaussians -------------------------------------------------------------------------------------------
+
+
+def _bounded(u: Tensor, delta: Tensor) -> Tensor:
+    # Beyond the bound a square is out of range and the density 0: this only keeps inf, and inf - inf, out of the gradient.
+    bound = 1e160 if u.dtype == torch.float64 else 1e30
+    overflowed = u.isnan() & delta.isfinite().all(-1, keepdim=True)
+    return u.masked_fill(overflowed, bound).clamp(-bound, bound)
+
+
+def _standardise(delta: Tensor, log_s: Tensor) -> Tensor:
+    # (x - mu) / sigma in two steps, each of which has a derivative within range
+    root, largest = _inverse(0.5 * log_s), torch.finfo(delta.dtype).max
+    return _bounded((delta * root).clamp(-largest, largest) * root, delta)
+
+
+def _difference(x: Tensor, mu: Tensor) -> Tensor:
+    largest = torch.finfo(x.dtype).max
+    return (x - mu).clamp(-largest, largest)
+
+
+def mixture_log_joint(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str) -> Tensor:
+    """``log w_k + log N(x; mu_k, Sigma_k)``, ``(..., K)``; see :func:`vae_fast.mixture_log_prob` for the arguments."""
+    x, weight_logits, means, scale = _compute_all([x, weight_logits, means, scale])
+    delta = _difference(x.unsqueeze(-2), means)
+    if covariance_type in ("diag", "spherical"):
+        log_s = scale if covariance_type == "diag" else scale.unsqueeze(-1).expand_as(means)
+        u, log_det = _standardise(delta, log_s), -log_s.sum(-1)
+    else:
+        factor = scale.triu()
+        u = _bounded(delta @ factor if covariance_type == "tied" else torch.einsum("...kd,kde->...ke", delta, factor), delta)
+        diagonal = factor.diagonal(dim1=-2, dim2=-1)
+        log_det = diagonal.masked_fill(diagonal == 0, 1.0).abs().log().masked_fill(diagonal == 0, -math.inf).sum(-1)
+    return weight_logits.log_softmax(-1) + log_det - 0.5 * LOG_2PI * means.shape[-1] - 0.5 * (u * u).sum(-1)
+
+
+def mixture_log_prob(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str) -> Tensor:
+    """``log sum_k w_k N(x; mu_k, Sigma_k)``, ``(...,)``."""
+    return logsumexp(mixture_log_joint(x, weight_logits, means, scale, covariance_type), -1, None)
+
+
+def mixture_responsibilities(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str) -> Tensor:
+    """``p(k | x)``, ``(..., K)``; 0 where ``log p(x)`` is -inf."""
+    joint = mixture_log_joint(x, weight_logits, means, scale, covariance_type)
+    top = joint.detach().amax(-1, keepdim=True)
+    unexplained = top == -math.inf
+    e = (joint.masked_fill(unexplained, 0.0) - top.masked_fill(unexplained, 0.0)).exp()
+    return (e / e.sum(-1, keepdim=True)).masked_fill(unexplained, 0.0)
+
+
+def mixture_statistics(
+    x: Tensor,
+    weight_logits: Tensor,
+    means: Tensor,
+    scale: Tensor,
+    responsibilities: Tensor | None,
+    sample_weight: Tensor | None,
+    covariance_type: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``log p(x)`` (empty if the responsibilities are given) and the sums over samples of q, q (x - mu) and the second moments."""
+    x, weight_logits, means, scale = _compute_all([x, weight_logits, means, scale])
+    log_prob = x.new_empty(0)
+    if responsibilities is None:
+        log_prob = mixture_log_prob(x, weight_logits, means, scale, covariance_type)
+        responsibilities = mixture_responsibilities(x, weight_logits, means, scale, covariance_type)
+    q = responsibilities.to(x.dtype)
+    if sample_weight is not None:
+        q = q * sample_weight.to(x.dtype).unsqueeze(-1)
+    k, d = means.shape
+    q, rows = q.reshape(-1, k), x.reshape(-1, d)
+    delta = _difference(rows.unsqueeze(-2), means).masked_fill((q == 0).unsqueeze(-1), 0.0)  # or 0 * inf, when squared
+    first = torch.einsum("nk,nkd->kd", q, delta)
+    forms = {"diag": "nk,nkd,nkd->kd", "spherical": "nk,nkd,nkd->k", "tied": "nk,nki,nkj->ij", "full": "nk,nki,nkj->kij"}
+    return log_prob, q.sum(0), first, torch.einsum(forms[covariance_type], q, delta, delta)
+
+
+def mdn_log_prob(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Tensor, floor: float) -> Tensor:
+    """``log sum_k w_k N(y; mu_k, diag sigma_k^2)`` with parameters per sample; ``log sigma`` is ``log_scale`` floored at ``floor``."""
+    y, weight_logits, means, log_scale = _compute_all([y, weight_logits, means, log_scale])
+    if log_scale.ndim < means.ndim:
+        log_scale = log_scale.unsqueeze(-1)
+    log_s = log_scale if floor == -math.inf else log_scale.clamp(min=floor)
+    delta = _difference(y.unsqueeze(-2), means)
+    log_s = log_s.expand(torch.broadcast_shapes(delta.shape, log_s.shape))
+    log_n = -(log_s + 0.5 * _standardise(delta, log_s) ** 2 + 0.5 * LOG_2PI).sum(-1)
+    return logsumexp(weight_logits.log_softmax(-1) + log_n, -1, None)

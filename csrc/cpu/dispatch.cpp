@@ -1,46 +1,18 @@
-// Picks the instruction set, splits the work among threads. Work is cut by shape alone, and partial sums are added in a fixed order, so no
-// result depends on how many threads there are.
+// Picks the instruction set, splits the work among threads; partial sums are added in a fixed order.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "parallel.h"
 #include "table.h"
-#if defined(VF_NO_TORCH)  // the native tests, which link no torch
-#include "serial.h"
-#else
-#include <ATen/Parallel.h>
-#endif
 
 namespace vae_fast {
 namespace cpu {
 namespace {
 
-constexpr int64_t kBlockElements = 8192;    // one unit of work: about a microsecond and 64 KB of data
-constexpr int64_t kThreadElements = 16384;  // less than this is not worth waking a thread for
-constexpr int64_t kLongRow = 65536;         // longer rows are split among threads too,
-constexpr int64_t kLongRowPiece = 32768;    // in pieces of this many columns
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/// Calls f(begin, end) over [0, blocks), each of about `elements` elements.
-template <class F>
-void for_blocks(int64_t blocks, int64_t elements, const F& f) {
-  if (blocks <= 0) return;
-  const int64_t grain = ceil_div(kThreadElements, elements > 0 ? elements : 1);
-  if (blocks <= grain) return f(int64_t{0}, blocks);
-  at::parallel_for(0, blocks, grain, f);
-}
-
-/// Calls f(r0, r1) over blocks of rows of `columns` elements.
-template <class F>
-void for_rows(int64_t rows, int64_t columns, const F& f) {
-  const int64_t step = columns >= kBlockElements ? 1 : kBlockElements / (columns > 0 ? columns : 1);
-  for_blocks(ceil_div(rows, step), step * columns, [&](int64_t begin, int64_t end) {
-    const int64_t r1 = end * step < rows ? end * step : rows;
-    f(begin * step, r1);
-  });
-}
+constexpr int64_t kLongRow = 65536;       // longer rows are split among threads too,
+constexpr int64_t kLongRowPiece = 32768;  // in pieces of this many columns
 
 void store_value(void* to, bool is_double, int64_t at, double v) {
   if (is_double) {
@@ -209,6 +181,21 @@ void logsumexp(const LogSumExpArgs& a) {
 void logsumexp_backward(const LogSumExpBackwardArgs& b) {
   const auto kernel = table().logsumexp_backward[b.forward.is_double];
   for_sums(b.forward, [&](int64_t o0, int64_t o1, int64_t i0, int64_t i1) { kernel(b, o0, o1, i0, i1); });
+}
+
+double fma_probe(int64_t iterations, float* sink) {
+  const int threads = at::get_num_threads();
+  std::vector<float> sinks(static_cast<size_t>(threads), 0.0f);
+  std::vector<double> flops(static_cast<size_t>(threads), 0.0);
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) flops[static_cast<size_t>(i)] = table().fma_probe(iterations, &sinks[static_cast<size_t>(i)]);
+  });
+  double total = 0.0;
+  for (size_t i = 0; i < flops.size(); ++i) {
+    total += flops[i];
+    *sink += sinks[i];
+  }
+  return total;
 }
 
 void scale(void* data, DType dtype, int64_t count, double by) {

@@ -6,6 +6,27 @@
 namespace vae_fast {
 namespace cpu {
 
+/// How a mixture is cut: rows of a chunk, dimensions rounded up to whole vectors, components of one sweep, scratch memory of a thread.
+struct MixturePlan {
+  int rows = 0, padded_dims = 0, components = 0;
+  int64_t scratch_bytes = 0;
+};
+
+/// A mixture's parameters as the loops read them: means, and reciprocal standard deviations, in rows of padded_dims filled up with zeros.
+struct MixtureParameters {
+  const void* means = nullptr;
+  const void* scale = nullptr;  // full: the factors as they are
+  double farthest_mean = 0.0, largest_scale = 0.0;
+};
+
+/// Where a piece's sums over rows go: rows of padded_dims, added to.
+struct MixtureSums {
+  double* counts = nullptr;  // null: no sums are wanted
+  double* first = nullptr;
+  double* second = nullptr;
+  int64_t second_stride = 0;  // full: from one component to the next
+};
+
 /// Index 0 computes in float, 1 in double. Ranges are [begin, end).
 struct KernelTable {
   const char* isa;
@@ -14,6 +35,14 @@ struct KernelTable {
   void (*sample_backward_rows[2])(const SampleBackwardArgs&, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1);
   void (*logsumexp[2])(const LogSumExpArgs&, int64_t o0, int64_t o1, int64_t i0, int64_t i1);
   void (*logsumexp_backward[2])(const LogSumExpBackwardArgs&, int64_t o0, int64_t o1, int64_t i0, int64_t i1);
+  MixturePlan (*mixture_plan[2])(const MixtureArgs&);
+  void (*mixture_rows[2])(const MixtureForwardArgs&, const MixturePlan&, const MixtureParameters&, int64_t r0, int64_t r1, void* scratch);
+  void (*mixture_backward_rows[2])(const MixtureBackwardArgs&, const MixturePlan&, const MixtureParameters&, int64_t r0, int64_t r1,
+                                   const MixtureSums&, void* scratch);
+  int64_t (*mdn_scratch_bytes[2])(const MdnArgs&);
+  void (*mdn_rows[2])(const MdnArgs&, int64_t r0, int64_t r1, void* scratch);
+  void (*mdn_backward_rows[2])(const MdnBackwardArgs&, int64_t r0, int64_t r1, void* scratch);
+  double (*fma_probe)(int64_t iterations, float* sink);
   void (*scale)(void* data, DType dtype, int64_t begin, int64_t end, double by);
 };
 

@@ -1,5 +1,8 @@
 #include "device.h"
 
+#include "layout.h"
+#include "ops.h"
+
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Dispatch.h>
 
@@ -50,32 +53,31 @@ void launch_row_terms(const at::Tensor& like, RowTermsArgs& args) {
   VF_LAUNCH(like, row_terms, args);
 }
 
-namespace {
-DType dtype_of_grad(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kDouble:
-      return DType::kDouble;
-    case at::kHalf:
-      return DType::kHalf;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    default:
-      return DType::kFloat;
+double fma_probe(at::Tensor sink, int64_t iterations) {
+  TORCH_CHECK_VALUE(sink.scalar_type() == at::kFloat && sink.numel() > 0 && iterations > 0,
+                    "sink: expected a float32 tensor, iterations > 0");
+#if defined(VF_WITH_CUDA)
+  if (sink.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(sink.device());
+    double flops = 0.0;
+    C10_CUDA_CHECK(cuda::fma_probe(iterations, sink.data_ptr<float>(), &flops, c10::cuda::getCurrentCUDAStream()));
+    return flops;
   }
+#endif
+  return cpu::fma_probe(iterations, sink.data_ptr<float>());
 }
-}  // namespace
 
 void scale_unless_one(at::Tensor& grad, const at::Tensor& upstream) {
 #if defined(VF_WITH_CUDA)
   if (grad.is_cuda()) {
     const c10::cuda::CUDAGuard guard(grad.device());
-    C10_CUDA_CHECK(cuda::scale_unless_one(grad.data_ptr(), dtype_of_grad(grad), grad.numel(), upstream.const_data_ptr(),
+    C10_CUDA_CHECK(cuda::scale_unless_one(grad.data_ptr(), dtype_of(grad), grad.numel(), upstream.const_data_ptr(),
                                           upstream.scalar_type() == at::kDouble, c10::cuda::getCurrentCUDAStream()));
     return;
   }
 #endif
   const double s = upstream.scalar_type() == at::kDouble ? *upstream.const_data_ptr<double>() : *upstream.const_data_ptr<float>();
-  if (s != 1.0) cpu::scale(grad.data_ptr(), dtype_of_grad(grad), grad.numel(), s);
+  if (s != 1.0) cpu::scale(grad.data_ptr(), dtype_of(grad), grad.numel(), s);
 }
 
 PhiloxSeed draw_seed(const at::Tensor& like, const std::optional<at::Generator>& generator) {

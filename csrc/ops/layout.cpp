@@ -218,11 +218,15 @@ Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is
   return t;
 }
 
-Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout) {
+Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double) {
   // A broadcast input's gradient is summed afterwards, so it is kept in the compute type until then.
   const bool full = input.sizes() == at::IntArrayRef(layout.shape);
-  const bool same = full && (input.scalar_type() == at::kDouble) == args.is_double;
-  Tensor grad = layout.empty(same ? input.options() : input.options().dtype(compute_type(args.is_double)));
+  const bool same = full && (input.scalar_type() == at::kDouble) == is_double;
+  return layout.empty(same ? input.options() : input.options().dtype(compute_type(is_double)));
+}
+
+Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout) {
+  Tensor grad = gradient_buffer(input, layout, args.is_double);
   args.grad[k] = dense_stream(grad, layout.columns);
   return grad;
 }

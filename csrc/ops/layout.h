@@ -68,6 +68,9 @@ Stream dense_stream(const Tensor& t, int64_t columns);
 
 Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, double eps, double floor);
 
+/// A fresh dense buffer for the gradient of an input that was broadcast to the layout.
+Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double);
+
 /// Upstream gradients of `rows` rows, as the kernels read them.
 RowGrad row_grad(const Tensor& grad, at::IntArrayRef batch, bool is_double, std::vector<Tensor>& keep);
 

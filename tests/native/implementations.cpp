@@ -85,6 +85,17 @@ Implementation cuda_implementation() {
   i.logsumexp_backward = [](const vae_fast::LogSumExpBackwardArgs& args) {
     require(cuda::logsumexp_backward(args, nullptr), "logsumexp_backward"), finish("logsumexp_backward");
   };
+  i.mixture = [](const vae_fast::MixtureForwardArgs& args) { require(cuda::mixture(args, nullptr), "mixture"), finish("mixture"); };
+  i.mixture_backward = [](const vae_fast::MixtureBackwardArgs& given) {
+    vae_fast::MixtureBackwardArgs args = given;
+    Block scratch(cuda_memory, static_cast<size_t>(cuda::mixture_scratch_bytes(args)));
+    args.scratch = scratch.data();
+    require(cuda::mixture_backward(args, nullptr), "mixture_backward"), finish("mixture_backward");
+  };
+  i.mdn = [](const vae_fast::MdnArgs& args) { require(cuda::mdn(args, nullptr), "mdn"), finish("mdn"); };
+  i.mdn_backward = [](const vae_fast::MdnBackwardArgs& args) {
+    require(cuda::mdn_backward(args, nullptr), "mdn_backward"), finish("mdn_backward");
+  };
   i.scale = [](void* data, DType dtype, int64_t count, double by) {
     const bool is_double = dtype == DType::kDouble;
     Block scale(cuda_memory, is_double ? 8 : 4);
@@ -113,16 +124,20 @@ std::vector<Implementation> implementations() {
 #endif
 #if defined(VF_NATIVE_CPU)
   namespace cpu = vae_fast::cpu;
-  all.push_back({"cpu",
-                 &host_memory,
-                 cpu::row_terms,
-                 cpu::sample,
-                 cpu::sample_backward,
-                 cpu::logsumexp,
-                 cpu::logsumexp_backward,
-                 cpu::scale,
-                 {},
-                 false});
+  Implementation i;
+  i.name = "cpu";
+  i.memory = &host_memory;
+  i.row_terms = cpu::row_terms;
+  i.sample = cpu::sample;
+  i.sample_backward = cpu::sample_backward;
+  i.logsumexp = cpu::logsumexp;
+  i.logsumexp_backward = cpu::logsumexp_backward;
+  i.mixture = cpu::mixture;
+  i.mixture_backward = cpu::mixture_backward;
+  i.mdn = cpu::mdn;
+  i.mdn_backward = cpu::mdn_backward;
+  i.scale = cpu::scale;
+  all.push_back(i);
 #endif
   return all;
 }

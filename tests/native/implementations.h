@@ -18,6 +18,11 @@ struct Implementation {
   std::function<void(const vae_fast::LogSumExpArgs&)> logsumexp;
   std::function<void(const vae_fast::LogSumExpBackwardArgs&)> logsumexp_backward;
   std::function<void(void* data, DType dtype, int64_t count, double by)> scale;
+  // Empty where an implementation lacks them.
+  std::function<void(const vae_fast::MixtureForwardArgs&)> mixture = {};
+  std::function<void(const vae_fast::MixtureBackwardArgs&)> mixture_backward = {};
+  std::function<void(const vae_fast::MdnArgs&)> mdn = {};
+  std::function<void(const vae_fast::MdnBackwardArgs&)> mdn_backward = {};
   /// Changes what must not change a result: the order of threads, say. May be empty.
   std::function<void(unsigned)> disturb;
   bool device = false;  // a real device: large inputs are affordable
@@ -32,6 +37,8 @@ void check_row_terms_edges(Implementation& implementation);
 void check_sample(Implementation& implementation, int rounds);
 void check_logsumexp(Implementation& implementation, int rounds);
 void check_scale(Implementation& implementation);
+void check_mixture(Implementation& implementation, int rounds);
+void check_mdn(Implementation& implementation, int rounds);
 /// More than 2^31 elements and rows.
 void check_huge(Implementation& implementation);
 

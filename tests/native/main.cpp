@@ -1,5 +1,5 @@
 // Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31
-// elements).
+// elements), --only NAME (row_terms, sample, logsumexp, mixture or mdn).
 #include <cstdlib>
 #include <cstring>
 
@@ -9,24 +9,30 @@
 int main(int argc, char** argv) {
   int rounds = 40;
   bool huge = false;
+  const char* only = nullptr;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--huge") == 0) {
       huge = true;
     } else if (std::strcmp(argv[i], "--rounds") == 0 && i + 1 < argc) {
       rounds = std::atoi(argv[++i]);
+    } else if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+      only = argv[++i];
     } else {
-      std::fprintf(stderr, "usage: %s [--rounds N] [--huge]\n", argv[0]);
+      std::fprintf(stderr, "usage: %s [--rounds N] [--huge] [--only NAME]\n", argv[0]);
       return 2;
     }
   }
-  native::check_philox();
+  const auto wanted = [&](const char* name) { return only == nullptr || std::strcmp(only, name) == 0; };
+  if (wanted("sample")) native::check_philox();
   for (native::Implementation& implementation : native::implementations()) {
     const Tally before = tally;
-    native::check_row_terms(implementation, rounds);
-    native::check_row_terms_edges(implementation);
-    native::check_sample(implementation, rounds);
-    native::check_logsumexp(implementation, rounds);
-    native::check_scale(implementation);
+    if (wanted("row_terms")) native::check_row_terms(implementation, rounds);
+    if (wanted("row_terms")) native::check_row_terms_edges(implementation);
+    if (wanted("sample")) native::check_sample(implementation, rounds);
+    if (wanted("logsumexp")) native::check_logsumexp(implementation, rounds);
+    if (wanted("logsumexp")) native::check_scale(implementation);
+    if (wanted("mixture")) native::check_mixture(implementation, rounds);
+    if (wanted("mdn")) native::check_mdn(implementation, rounds);
     if (huge) native::check_huge(implementation);
     std::printf("%-12s %ld passed, %ld failed\n", implementation.name.c_str(), tally.passed - before.passed, tally.failed - before.failed);
   }

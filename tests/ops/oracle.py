@@ -5,6 +5,7 @@ not exceed. Nothing here is shared with the package.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -244,6 +245,19 @@ def assert_within_contract(value, truth, plain=None, slack=1e-6):
     allowed = slack + (0.0 if plain is None else relative_error(plain, truth))
     error = relative_error(value, truth)
     assert error <= allowed, f"relative error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_refused(call, kind, words):
+    """The call raises ``kind`` with one line that holds every one of ``words``; returns the message."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    for word in words:
+        pattern = re.escape(word) if len(word) > 2 else rf"\b{word}\b"
+        assert re.search(pattern, message), f"{word!r} is not in: {message}"
+    assert "\n" not in message
+    return message
 
 
 def leaves(tensors, wanted=None):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch._dynamo.utils
+from mixtures import COVARIANCES, LOG_PROBS, MDNS, MIXTURES, problem
 from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, SCALES, TERMS, leaves, needs_kernels, value_and_grads
 
 import vae_fast
@@ -34,7 +35,7 @@ def same_as_eager(f, g, tensors, wanted=None):
         assert a is None or a.dtype == b.dtype
 
 
-INDUCTOR = [TERMS[0], TERMS[8], TERMS[10], TERMS[15], TERMS[19], ELBOS[0], ELBOS[9], *LOGSUMEXPS, SAMPLES[0]]
+INDUCTOR = [TERMS[0], TERMS[8], TERMS[10], TERMS[15], TERMS[19], ELBOS[0], ELBOS[9], *LOGSUMEXPS, SAMPLES[0], LOG_PROBS[0], MDNS[0]]
 
 
 @pytest.mark.parametrize("case", INDUCTOR, ids=str)
@@ -43,7 +44,7 @@ def test_inductor(case, device):
     same_as_eager(case.ours, compiled(case.ours), tensors, [True, True, False] if case in SAMPLES else None)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_aot_eager(case, device):
     tensors = case.tensors((6, 11), (6, 4), torch.float32, device)
     same_as_eager(case.ours, compiled(case.ours, backend="aot_eager"), tensors, [True, True, False] if case in SAMPLES else None)
@@ -137,6 +138,29 @@ def test_dynamic_shapes(f, device):
         tensors = ELBOS[0].tensors((batch, width), (batch, latent), torch.float32, device)
         same_as_eager(f, g, tensors)
     assert graphs_compiled() == 1
+
+
+@pytest.mark.parametrize("case", [LOG_PROBS[0], LOG_PROBS[3], MIXTURES[4], *MDNS], ids=str)
+def test_dynamic_shapes_of_mixtures(case, device):
+    g = compiled(lambda *t: case.ours(*t), dynamic=True, backend="aot_eager")
+    for batch, width in ((4, 11), (7, 13), (32, 5)):
+        same_as_eager(case.ours, g, case.tensors((batch, width), dtype=torch.float32, device=device))
+    assert graphs_compiled() == 1
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["posterior", "given"])
+@pytest.mark.parametrize("covariance_type", COVARIANCES)
+def test_the_sums_of_an_m_step(covariance_type, given, device):
+    def sums(q, weight, *t):
+        return vae_fast.mixture_statistics(*t, covariance_type=covariance_type, responsibilities=q if given else None, sample_weight=weight)
+
+    g = compiled(sums, backend="aot_eager")
+    tensors = problem(40, 3, 4, covariance_type, torch.float32, device)
+    q, weight = torch.rand(40, 3, device=device), torch.rand(40, device=device)
+    found, want = g(q, weight, *tensors), sums(q, weight, *tensors)
+    assert type(found) is type(want) is vae_fast.MixtureStatistics
+    torch.testing.assert_close(tuple(t for t in found if t is not None), tuple(t for t in want if t is not None))
+    assert (found.log_prob is None) == given
 
 
 @pytest.mark.parametrize("with_samples", [False, True])

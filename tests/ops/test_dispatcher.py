@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from mixtures import LOG_PROBS, MDNS, MIXTURES, mdn_problem, problem
 from oracle import ALL, ELBOS, SAMPLES, TERMS, leaves, needs_kernels, value_and_grads
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,7 +42,34 @@ def op_calls(dtype, device):
         ),
         "logsumexp": (ops.logsumexp, (mu, logvar.exp(), -1)),
         "logsumexp.plain": (ops.logsumexp, (mu, None, 0)),
+        **mixture_calls(dtype, device),
         "logsumexp_backward": (ops.logsumexp_backward, (rows, mu, logvar.exp(), torch.logsumexp(mu + logvar, -1), 1, [True, True])),
+    }
+
+
+def mixture_calls(dtype, device):
+    """The same for the ops of mixtures."""
+    diag, spherical, tied, full = (problem(3, 4, 2, c, dtype, device) for c in ("diag", "spherical", "tied", "full"))
+    mdn, shared = mdn_problem((3,), 4, 2, False, dtype, device), mdn_problem((3,), 4, 2, True, dtype, device)
+    rows, q = torch.randn(3, dtype=dtype, device=device), torch.rand(3, 4, dtype=dtype, device=device)
+    with torch.no_grad():
+        saved = ops.mixture(*full, "full")[1]
+        posterior = ops.mixture_responsibilities(*tied, "tied")
+        log_prob = ops.mdn(*mdn, NO_FLOOR)
+    return {
+        "mixture": (ops.mixture, (*diag, "diag")),
+        "mixture.full": (ops.mixture, (*full, "full")),
+        "mixture_backward": (ops.mixture_backward, (rows, *full, saved, "full", [True, True, False, True])),
+        "mixture_responsibilities": (ops.mixture_responsibilities, (*spherical, "spherical")),
+        "mixture_responsibilities_backward": (
+            ops.mixture_responsibilities_backward,
+            (q, *tied, posterior, "tied", [False, True, True, True]),
+        ),
+        "mixture_statistics": (ops.mixture_statistics, (*full, None, rows, "full")),
+        "mixture_statistics.given": (ops.mixture_statistics, (*tied, q, None, "tied")),
+        "mdn": (ops.mdn, (*mdn, NO_FLOOR)),
+        "mdn.shared": (ops.mdn, (*shared, -0.5)),
+        "mdn_backward": (ops.mdn_backward, (rows, *mdn, log_prob, NO_FLOOR, [True, False, True, True])),
     }
 
 
@@ -54,7 +82,7 @@ def wanting_gradients(value):
 
 
 NAMES = list(op_calls(torch.float32, "cpu")) if _backend.C is not None else []
-INNER = {"elbo_loss_with_grad"}  # called below autograd only
+INNER = {"elbo_loss_with_grad", "mixture_statistics", "mixture_statistics.given"}  # called below autograd only, or without gradients
 
 
 def test_every_op_is_checked():
@@ -68,8 +96,11 @@ def test_opcheck_without_gradients(name, device):
     torch.library.opcheck(op.default, args)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in INNER])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(n, d) for n in NAMES if n not in INNER for d in (torch.float32, torch.float64) if d == torch.float64 or not n.startswith("m")],
+    ids=str,
+)
 def test_opcheck_with_gradients(name, dtype, device):
     op, args = op_calls(dtype, device)[name]
     torch.library.opcheck(op.default, tuple(wanting_gradients(a) for a in args), rtol=1e-4, atol=1e-5)
@@ -79,7 +110,7 @@ def test_opcheck_with_gradients(name, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones(case, dtype, device):
     tensors = case.tensors((2, 3, 4), (2, 3, 2), dtype, device)
     wanted = [True, True, False] if case in SAMPLES else None
@@ -131,7 +162,7 @@ class Record(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_dispatch_modes_see_the_ops(case, device):
     tensors = case.tensors((3, 4), (3, 2), torch.float32, device)
     wanted = [True, True, False] if case in SAMPLES else None
@@ -196,7 +227,7 @@ class Wrapped(torch.Tensor):
         return torch.utils._pytree.tree_map(wrap, func(*args, **kwargs))
 
 
-@pytest.mark.parametrize("case", [*TERMS[::4], *ELBOS[::3], ALL[-7], ALL[-6], ALL[-1]], ids=str)
+@pytest.mark.parametrize("case", [*TERMS[::4], *ELBOS[::3], ALL[-7], ALL[-6], ALL[-1], LOG_PROBS[0], MIXTURES[7], MDNS[1]], ids=str)
 @pytest.mark.parametrize("kind", [Tagged, Wrapped, torch.nn.Parameter], ids=lambda c: c.__name__)
 def test_tensor_subclasses(case, kind, device):
     tensors = case.tensors((3, 4), (3, 2), torch.float32, device)
@@ -241,7 +272,7 @@ def test_results_can_be_copied_and_changed_in_place(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_autocast_changes_nothing(case, dtype, device):
     """The ops compute in float32 whatever comes, so autocast has nothing to cast."""
     tensors = case.tensors((3, 4), (3, 2), torch.float32, device)

@@ -8,7 +8,7 @@ import pytest
 import vae_fast
 from vae_fast import _backend, reference
 
-FUNCTIONS = {name: getattr(vae_fast, name) for name in vae_fast.__all__}
+FUNCTIONS = {name: getattr(vae_fast, name) for name in vae_fast.__all__ if not isinstance(getattr(vae_fast, name), type)}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from mixtures import LOG_PROBS, MDNS
 from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, TERMS, assert_within_contract, draw, std_of, value_and_grads
 
 import vae_fast
@@ -25,7 +26,7 @@ def assert_rounded(got, want, formula):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *LOG_PROBS, *MDNS], ids=str)
 def test_halves_are_computed_in_float32(case, dtype, device, backend):
     tensors = case.tensors((9, 83), (9, 11), dtype, device)
     wanted = [True, True, False] if case in SAMPLES else None

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from mixtures import MIXTURES
 from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, TERMS, assert_within_contract, leaves, needs_kernels, value_and_grads
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -27,13 +28,13 @@ def without_noise(case, tensors):
     return tensors[:2], lambda mu, s: case.ours(mu, s, noise)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_gradcheck(case, device, backend):
     tensors, f = without_noise(case, smooth(case, case.tensors((2, 4), (2, 3), device=device)))
     assert gradcheck(f, leaves(tensors))
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_gradgradcheck(case, device, backend):
     tensors, f = without_noise(case, smooth(case, case.tensors((2, 3), (2, 2), device=device)))
     assert gradgradcheck(f, leaves(tensors))
@@ -273,7 +274,7 @@ def test_a_gradient_with_a_graph_then_one_without(device):
     torch.testing.assert_close([g.detach() for g in with_graph], list(plain), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_no_grad_and_inference_mode_give_the_same_value(case, device):
     tensors = leaves(case.tensors((3, 4), (3, 2), torch.float32, device))
     with_grad = case.ours(*tensors)

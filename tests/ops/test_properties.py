@@ -5,6 +5,7 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mixtures import COVARIANCES, mdn_problem, problem
 from oracle import CLIPS, SCALES, draw, needs_kernels
 
 import vae_fast
@@ -162,3 +163,47 @@ def test_samples(data):
         rounding = max(torch.finfo(t.dtype).eps, 5e-5)
         typical = w.grad.abs().max().item() if w.numel() else 0.0
         torch.testing.assert_close(t.grad.double(), w.grad, rtol=rounding, atol=5e-5 * (1 + typical))
+
+
+@st.composite
+def views(draw_from, tensors):
+    """The tensors in any dtype and memory order, or as every second element of larger ones."""
+    found = []
+    for t in tensors:
+        order = draw_from(st.permutations(range(t.ndim)))
+        inverse = sorted(range(t.ndim), key=list(order).__getitem__)
+        v = t.to(draw_from(FLOATS)).permute(order).contiguous().permute(inverse)
+        found.append(torch.stack([v, v], -1)[..., draw_from(st.integers(0, 1))] if draw_from(st.booleans()) else v)
+    return found
+
+
+@bounded
+@given(st.data())
+def test_mixtures(data):
+    covariance_type = data.draw(st.sampled_from(COVARIANCES))
+    batch = data.draw(st.lists(SIZES, min_size=0, max_size=3))
+    k, d = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 9))
+    tensors = data.draw(views(problem(batch, k, d, covariance_type)))
+    if data.draw(st.booleans()):
+        ours, wide = vae_fast.mixture_log_prob, reference.mixture_log_prob
+    else:
+        ours, wide = vae_fast.mixture_responsibilities, reference.mixture_responsibilities
+    agree(lambda *t: ours(*t, covariance_type=covariance_type), lambda *t: wide(*t, covariance_type), tensors)
+
+
+@bounded
+@given(st.data())
+def test_density_networks(data):
+    batch = data.draw(st.lists(SIZES, min_size=0, max_size=3))
+    k, d = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    shared = data.draw(st.booleans())
+    y, *parameters = mdn_problem(batch, k, d, shared)
+    if batch and data.draw(st.booleans()):  # one network output for all targets of a row
+        parameters = [t[:, :1] if len(batch) > 1 else t[:1] for t in parameters]
+    floor = data.draw(st.sampled_from([0.0, 0.05]))
+    tensors = data.draw(views([y, *parameters]))
+    agree(
+        lambda *t: vae_fast.mdn_log_prob(*t, min_scale=floor),
+        lambda *t: reference.mdn_log_prob(*t, math.log(floor) if floor else -math.inf),
+        tensors,
+    )

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from mixtures import assert_each_is_right
 from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, TERMS, needs_kernels, value_and_grads
 
 import vae_fast
@@ -98,6 +99,7 @@ RUN_ALL = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from oracle import ALL, SAMPLES, value_and_grads
+from mixtures import each_once
 import vae_fast
 torch.set_num_threads(1)
 results = {{"isa": vae_fast.build_info()["isa_in_use"]}}
@@ -109,6 +111,7 @@ rng = torch.tensor([42, 8])
 for dtype in (torch.float32, torch.float64, torch.bfloat16):
     zero = torch.zeros(20011, dtype=dtype)
     results[f"noise {{dtype}}"] = torch.ops.vae_fast.reparameterize([zero, zero + 1], None, rng, "std", 0)
+results["mixtures"] = each_once()
 torch.save(results, {file!r})
 """
 
@@ -128,6 +131,7 @@ def test_instruction_sets_draw_the_same_bits_and_compute_the_same_numbers(by_isa
         python(RUN_ALL.format(tests=str(request.path.parent), file=file), VAE_FAST_ISA=name)
         results[name] = torch.load(file, weights_only=True)
         assert results[name].pop("isa") == name
+        assert_each_is_right(results[name].pop("mixtures"), name)
     base = results.pop("baseline")
     for name, other in results.items():
         for key, want in base.items():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mixtures import LOG_PROBS, MDNS, MIXTURES
 from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, TERMS, leaves, value_and_grads
 from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -16,7 +17,7 @@ def differentiable(case, tensors):
     return (lambda m, s: case.ours(m, s, noise)), (lambda m, s: case.plain(m, s, noise)), tensors[:2]
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_grad(case, device, backend):
     f, _, tensors = differentiable(case, case.tensors((3, 4), (3, 2), device=device))
     value, grads = value_and_grads(f, tensors)
@@ -58,7 +59,7 @@ def test_gradients_of_each_sample(case, device):
     torch.testing.assert_close(list(got), want)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [*ALL, *MIXTURES], ids=str)
 def test_jvp_and_vjp(case, device):
     f, plain, tensors = differentiable(case, case.tensors((3, 4), (3, 2), device=device))
     tangents = [torch.randn_like(t) for t in tensors]
@@ -79,6 +80,36 @@ def test_jacobians_and_hessians(case, device):
     torch.testing.assert_close(jacfwd(case.ours, last)(*tensors), jacfwd(case.plain, last)(*tensors))
     got = hessian(lambda *t: case.ours(*t).sum(), last)(*tensors)
     torch.testing.assert_close(got, hessian(lambda *t: case.plain(*t).sum(), last)(*tensors))
+
+
+@pytest.mark.parametrize("case", MIXTURES, ids=str)
+def test_vmap_over_the_rows_of_a_mixture(case, device, backend):
+    tensors = case.tensors((5, 4), device=device)
+    mapped = (0, 0, 0, 0) if case in MDNS else (0, None, None, None)
+    torch.testing.assert_close(vmap(case.ours, mapped)(*tensors), case.ours(*tensors))
+    slopes = vmap(grad(lambda *t: case.ours(*t).sum(), argnums=(0, 1, 2, 3)), mapped)(*tensors)
+    want = value_and_grads(case.ours, tensors)[1]
+    for got, true, m in zip(slopes, want, mapped, strict=True):
+        torch.testing.assert_close(got if m == 0 else got.sum(0), true)
+
+
+@pytest.mark.parametrize("case", LOG_PROBS, ids=str)
+def test_vmap_over_mixtures(case, device, backend):
+    """An ensemble: several sets of parameters for one batch."""
+    sets = [case.tensors((5, 4), device=device) for _ in range(3)]
+    parameters = [torch.stack(t) for t in zip(*(s[1:] for s in sets), strict=True)]
+    got = vmap(case.ours, (None, 0, 0, 0))(sets[0][0], *parameters)
+    torch.testing.assert_close(got, torch.stack([case.ours(sets[0][0], *s[1:]) for s in sets]))
+
+
+@pytest.mark.parametrize("case", [LOG_PROBS[0], LOG_PROBS[3], MDNS[0]], ids=str)
+def test_jacobians_and_hessians_of_mixtures(case, device):
+    tensors = case.tensors((2, 2), device=device)
+    for argument in range(4):
+        torch.testing.assert_close(jacrev(case.ours, argument)(*tensors), jacrev(case.plain, argument)(*tensors))
+        torch.testing.assert_close(jacfwd(case.ours, argument)(*tensors), jacfwd(case.plain, argument)(*tensors))
+        got = hessian(lambda *t: case.ours(*t).sum(), argument)(*tensors)
+        torch.testing.assert_close(got, hessian(lambda *t: case.plain(*t).sum(), argument)(*tensors))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

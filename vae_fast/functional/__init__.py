@@ -4,9 +4,12 @@ from vae_fast.functional.bernoulli import bernoulli_log_prob
 from vae_fast.functional.elbo import elbo, elbo_loss
 from vae_fast.functional.gaussian import gaussian_kl, gaussian_log_prob
 from vae_fast.functional.logsumexp import iwae_bound, logsumexp
+from vae_fast.functional.mdn import mdn_log_prob
+from vae_fast.functional.mixture import MixtureStatistics, mixture_log_prob, mixture_responsibilities, mixture_statistics
 from vae_fast.functional.reparameterize import reparameterize, reparameterize_with_kl
 
 __all__ = [
+    "MixtureStatistics",
     "bernoulli_log_prob",
     "elbo",
     "elbo_loss",
@@ -14,6 +17,10 @@ __all__ = [
     "gaussian_log_prob",
     "iwae_bound",
     "logsumexp",
+    "mdn_log_prob",
+    "mixture_log_prob",
+    "mixture_responsibilities",
+    "mixture_statistics",
     "reparameterize",
     "reparameterize_with_kl",
 ]

@@ -71,15 +71,19 @@ def same_device(**tensors: Tensor | None) -> None:
 
 def broadcast(**tensors: Tensor | None) -> torch.Size:
     """The common shape of the tensors, or an error that lists every shape."""
-    given = {name: t for name, t in tensors.items() if t is not None}
-    shapes = [t.shape for t in given.values()]
-    if all(s == shapes[0] for s in shapes[1:]):
-        return shapes[0]
+    return broadcast_shapes("", **{name: t.shape for name, t in tensors.items() if t is not None})
+
+
+def broadcast_shapes(context: str, **shapes: torch.Size) -> torch.Size:
+    """The common shape, or an error that starts with ``context`` and lists every shape."""
+    first, *others = shapes.values()
+    if all(s == first for s in others):
+        return first
     try:
-        return torch.Size(torch.broadcast_shapes(*shapes))
+        return torch.Size(torch.broadcast_shapes(first, *others))
     except RuntimeError:
-        listed = ", ".join(f"{name} has shape {tuple(t.shape)}" for name, t in given.items())
-        raise ValueError(f"{listed}: expected shapes that broadcast to one another") from None
+        listed = ", ".join(f"{name} has shape {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"{context}{listed}: expected shapes that broadcast to one another") from None
 
 
 def event_dims(name: str, value: int, of: str, shape: Sequence[int]) -> None:

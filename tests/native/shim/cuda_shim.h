@@ -45,6 +45,13 @@ T shuffle_down(unsigned mask, T value, unsigned offset) {
   return value;
 }
 
+template <typename T>
+T shuffle_xor(unsigned mask, T value, unsigned lanes) {
+  if (mask != 0xffffffffu) fail("only full-warp shuffles are modelled");
+  exchange(&value, sizeof(T), current.thread.x % 32 ^ lanes);
+  return value;
+}
+
 }  // namespace vf_shim
 
 #define threadIdx (vf_shim::current.thread)
@@ -53,6 +60,7 @@ T shuffle_down(unsigned mask, T value, unsigned offset) {
 #define gridDim (vf_shim::current.grid_size)
 #define __syncthreads vf_shim::barrier
 #define __shfl_down_sync vf_shim::shuffle_down
+#define __shfl_xor_sync vf_shim::shuffle_xor
 
 inline void __threadfence() {}
 inline unsigned atomicAdd(uint32_t* at, unsigned by) {

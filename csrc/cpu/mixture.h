@@ -1,0 +1,185 @@
+// Mixtures of Gaussians: log-density by an online log-sum-exp over components, and the backward pass, which is the M-step's sums too.
+#pragma once
+
+#include "mixture_diagonal.h"
+#include "mixture_full.h"
+
+namespace vae_fast {
+namespace VF_ISA {
+
+template <typename T>
+void energies(const MixtureChunk<T>& c, int64_t k0, int n) {
+  c.a.full ? full_energies(c, k0, n) : diagonal_energies(c, k0, n);
+}
+
+/// f(k0, n) over sweeps of as many components as fit.
+template <class F>
+inline void for_each_sweep(const MixtureArgs& a, const MixturePlan& p, const F& f) {
+  for (int64_t k = 0; k < a.components; k += p.components) {
+    f(k, static_cast<int>(a.components - k < p.components ? a.components - k : p.components));
+  }
+}
+
+/// Adds components [k_first, k_first + n), whose energies are there, to every row's running maximum and total.
+template <typename T>
+void merge(const MixtureChunk<T>& c, int64_t k_first, int n) {
+  alignas(64) T top[kTile], shift[kTile], part[kTile];
+  const int rows = c.padded_rows;  // at most kTile: mixture_plan
+  VF_SIMD
+  for (int i = 0; i < rows; ++i) top[i] = c.s.top[i];
+  for (int k = 0; k < n; ++k) {
+    const T* e = c.energies(k);
+    const T constant = c.constant[k_first + k];
+    VF_SIMD
+    for (int i = 0; i < rows; ++i) {
+      const T l = constant + e[i];
+      top[i] = l > top[i] ? l : top[i];
+    }
+  }
+  VF_SIMD
+  for (int i = 0; i < rows; ++i) {
+    shift[i] = shift_of(top[i]);
+    c.s.total[i] *= static_cast<double>(math::exp(c.s.top[i] - shift[i]));
+    c.s.top[i] = top[i];
+  }
+  for (int k0 = 0; k0 < n; k0 += kDimBlock) {
+    VF_SIMD
+    for (int i = 0; i < rows; ++i) part[i] = T(0);
+    for (int k = k0; k < n && k < k0 + kDimBlock; ++k) {
+      const T* e = c.energies(k);
+      const T constant = c.constant[k_first + k], low = c.low(k_first + k);
+      VF_SIMD
+      for (int i = 0; i < rows; ++i) part[i] += math::exp(math::mixture_exponent(constant, low, e[i], shift[i]));
+    }
+    VF_SIMD
+    for (int i = 0; i < rows; ++i) c.s.total[i] += static_cast<double>(part[i]);
+  }
+}
+
+/// What turns a row's energies into weights, from its upstream gradient, shift and total.
+template <typename T>
+void set_share(const MixtureChunk<T>& c, int i, T grad, T shift, T total) {
+  c.s.coefficient[i] = math::mixture_share(grad, shift, total);
+  c.s.top[i] = math::mixture_shift(shift);
+}
+
+/// The energies of components [k_first, k_first + n) become weights q = grad e^{l - shift} / total.
+template <typename T>
+void weigh(const MixtureChunk<T>& c, int64_t k_first, int n) {
+  for (int k = 0; k < n; ++k) {
+    T* e = c.energies(k);
+    const T constant = c.constant[k_first + k], low = c.low(k_first + k);
+    VF_SIMD
+    for (int i = 0; i < c.padded_rows; ++i) {
+      e[i] = c.s.coefficient[i] * math::exp(math::mixture_exponent(constant, low, e[i], c.s.top[i]));
+    }
+  }
+}
+
+template <typename T>
+void mixture_rows(const MixtureForwardArgs& f, const MixturePlan& plan, const MixtureParameters& parameters, int64_t r0, int64_t r1,
+                  void* scratch) {
+  MixtureChunk<T> c(f.mixture, plan, parameters, scratch);
+  const double baseline = *f.mixture.baseline;
+  for (int64_t r = r0; r < r1; r += plan.rows) {
+    c.load_rows(r, static_cast<int>(r1 - r < plan.rows ? r1 - r : plan.rows), false);
+    for (int i = 0; i < c.padded_rows; ++i) {
+      c.s.top[i] = -math::infinity<T>();
+      c.s.total[i] = 0.0;
+    }
+    int sweeps = 0;
+    for_each_sweep(f.mixture, plan, [&](int64_t k, int n) {
+      energies(c, k, n);
+      merge(c, k, n);
+      ++sweeps;
+    });
+    T* log_prob = static_cast<T*>(f.log_prob);
+    T* shift = static_cast<T*>(f.shift);
+    T* total = static_cast<T*>(f.total);
+    for (int i = 0; i < c.rows; ++i) {
+      const T sum = static_cast<T>(c.s.total[i]);
+      if (log_prob != nullptr)
+        log_prob[r + i] = static_cast<T>(baseline + static_cast<double>(c.s.top[i]) + static_cast<double>(math::log(sum)));
+      if (shift != nullptr) shift[r + i] = c.s.top[i];
+      if (total != nullptr) total[r + i] = sum;
+    }
+    if (f.responsibilities == nullptr) continue;
+    T* q = static_cast<T*>(f.responsibilities) + r * f.mixture.components;
+    for (int i = 0; i < c.padded_rows; ++i) set_share(c, i, T(1), c.s.top[i], static_cast<T>(c.s.total[i]));
+    for_each_sweep(f.mixture, plan, [&](int64_t k, int n) {
+      if (sweeps > 1) energies(c, k, n);
+      weigh(c, k, n);
+      for (int i = 0; i < c.rows; ++i) {
+        for (int j = 0; j < n; ++j) q[i * f.mixture.components + k + j] = c.energies(j)[i];
+      }
+    });
+  }
+}
+
+template <typename T>
+void load_weights(const MixtureChunk<T>& c, const T* weights, int64_t k, int n) {
+  for (int j = 0; j < n; ++j) {
+    T* q = c.energies(j);
+    for (int i = 0; i < c.rows; ++i) q[i] = weights[(c.first + i) * c.a.components + k + j];
+    for (int i = c.rows; i < c.padded_rows; ++i) q[i] = T(0);
+  }
+}
+
+/// The chunk's gradient, negated, as dense rows.
+template <typename T>
+void store_gradient(const MixtureChunk<T>& c, const Stream& to) {
+  constexpr int width = kWidth<T>;
+  const int64_t dims = c.dims();
+  T* dense = c.a.full ? c.s.grad : c.s.transposed;  // of which nothing is needed any more
+  for (int d = 0; d < dims; d += width) {
+    const int lanes = static_cast<int>(dims - d < width ? dims - d : width);
+    for (int i = 0; i < c.rows; ++i) {
+      for (int j = 0; j < lanes; ++j) {
+        const T g = c.a.full ? c.s.grad_t[c.panel(d + j) + i] : c.s.grad[c.panel(d) + i * width + j];
+        dense[i * dims + d + j] = c.x_scale == nullptr ? -g : -g * c.x_scale[d + j];
+      }
+    }
+  }
+  store(dense, to, Rect{c.first, 0, c.rows, static_cast<int>(dims)}, dims);
+}
+
+template <typename T>
+void mixture_backward_rows(const MixtureBackwardArgs& b, const MixturePlan& plan, const MixtureParameters& parameters, int64_t r0,
+                           int64_t r1, const MixtureSums& sums, void* scratch) {
+  MixtureChunk<T> c(b.mixture, plan, parameters, scratch);
+  const bool gradient = b.grad_x.data != nullptr;
+  const T* per_row = static_cast<const T*>(b.grad.data);
+  for (int64_t r = r0; r < r1; r += plan.rows) {
+    c.load_rows(r, static_cast<int>(r1 - r < plan.rows ? r1 - r : plan.rows), true);
+    if (gradient) {
+      T* grad = c.a.full ? c.s.grad_t : c.s.grad;
+      const int64_t n = static_cast<int64_t>(plan.rows) * (c.a.full ? c.dims() : plan.padded_dims);
+      for (int64_t i = 0; i < n; ++i) grad[i] = T(0);
+    }
+    if (b.weights == nullptr) {
+      const T* shift = static_cast<const T*>(b.shift) + r;
+      const T* total = static_cast<const T*>(b.total) + r;
+      for (int i = 0; i < c.rows; ++i) {
+        const T grad = static_cast<T>(b.grad.constant) * (per_row == nullptr ? T(1) : per_row[(r + i) * b.grad.stride]);
+        set_share(c, i, grad, shift[i], total[i]);
+      }
+      for (int i = c.rows; i < c.padded_rows; ++i) set_share(c, i, T(0), -math::infinity<T>(), T(1));
+    }
+    for_each_sweep(b.mixture, plan, [&](int64_t k, int n) {
+      if (b.weights != nullptr) {
+        load_weights(c, static_cast<const T*>(b.weights), k, n);
+      } else {
+        energies(c, k, n);
+        weigh(c, k, n);
+      }
+      if (sums.counts != nullptr) {
+        for (int j = 0; j < n; ++j) sums.counts[k + j] += sum(c.energies(j), c.rows);
+      }
+      c.a.full ? full_sums(c, k, n, sums, gradient) : diagonal_sums(c, k, n, sums, gradient);
+    });
+    if (gradient) store_gradient(c, b.grad_x);
+  }
+}
+
+}  // namespace VF_ISA
+}  // namespace vae_fast

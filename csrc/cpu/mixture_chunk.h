@@ -1,0 +1,167 @@
+// Mixtures of Gaussians, a chunk of rows at a time: what exists of N x K is one chunk's, in the cache.
+//
+// A chunk holds its rows twice: transposed, so that energies are summed with rows in the vector lanes and nothing across lanes, and in
+// panels of one vector of dimensions by all rows, so that sums over rows are taken with dimensions in the lanes (and walk through memory in
+// order: long rows one below the other would take a page each). Sums within a chunk are float, sums of chunks double.
+#pragma once
+
+#include "../math/logsumexp.h"
+#include "../math/mixture.h"
+#include "simd.h"
+#include "table.h"
+#include "tile.h"
+
+namespace vae_fast {
+namespace VF_ISA {
+
+using cpu::MixtureParameters;
+using cpu::MixturePlan;
+using cpu::MixtureSums;
+
+constexpr int kRowVectors = 4;                           // vectors of rows that energies are summed for at a time,
+constexpr int kComponentBlock = kManyRegisters ? 4 : 2;  // for as many components
+constexpr int kDimBlock = 32;                            // terms of one float sum
+
+template <typename T>
+constexpr int kRowBlock = kRowVectors * kWidth<T>;
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/// Everything of a chunk that lies in scratch memory.
+template <typename T>
+struct MixtureScratch {
+  T *rows, *transposed, *energies, *top, *coefficient, *grad;
+  double* total;                                         // of a row, in double: components may be thousands
+  T *difference, *weighted, *difference_t, *y, *grad_t;  // full covariances
+  int64_t count = 0;
+
+  MixtureScratch(const MixtureArgs& a, const MixturePlan& p, T* base) {
+    const auto take = [&](int64_t n) {
+      T* const field = base == nullptr ? nullptr : base + count;
+      count += round_up(n, 64 / static_cast<int64_t>(sizeof(T)));
+      return field;
+    };
+    const int64_t r = p.rows, panels = r * p.padded_dims, column_major = r * a.dims, full = a.full ? 1 : 0;
+    rows = take(panels);
+    transposed = take(column_major);
+    energies = take(r * round_up(p.components, kComponentBlock));
+    top = take(r);
+    total = reinterpret_cast<double*>(take(r * static_cast<int64_t>(sizeof(double) / sizeof(T))));
+    coefficient = take(r);
+    grad = take(panels);
+    difference = take(full * panels);
+    weighted = take(full * panels);
+    difference_t = take(full * column_major);
+    y = take(full * column_major);
+    grad_t = take(full * column_major);
+  }
+};
+
+/// Chunks of up to 256 rows, fewer where rows are long or there are few of them; as many components at a time as keep a chunk's energies in
+/// the second-level cache. It depends on the shape alone.
+template <typename T>
+MixturePlan mixture_plan(const MixtureArgs& a) {
+  constexpr int64_t block = kRowBlock<T>;
+  const auto blocks_of = [](int64_t rows) { return rows <= block ? block : rows > 256 ? round_up(256, block) : round_up(rows, block); };
+  MixturePlan p;
+  const int64_t by_cache = blocks_of((int64_t{1} << 15) / static_cast<int64_t>(sizeof(T)) / (a.dims > 0 ? a.dims : 1));
+  const int64_t by_count = blocks_of((a.rows + 7) / 8);
+  p.rows = static_cast<int>(by_cache < by_count ? by_cache : by_count);
+  p.padded_dims = static_cast<int>(round_up(a.dims, kWidth<T>));
+  const int64_t most = round_up(32768 / p.rows, kComponentBlock);
+  p.components = static_cast<int>(a.components < most ? a.components : most);
+  p.scratch_bytes = static_cast<int64_t>(sizeof(T)) * MixtureScratch<T>(a, p, nullptr).count;
+  return p;
+}
+
+/// Parameters as the loops want them, and the rows that were last loaded.
+template <typename T>
+struct MixtureChunk {
+  const MixtureArgs& a;
+  const MixturePlan& p;
+  const MixtureParameters& parameters;
+  const T* means;                    // rows of padded_dims
+  const T* scale;                    // the same, or factors
+  const T *constant, *constant_low;  // (components,)
+  const T* x_scale;                  // (dims,), or null
+  MixtureScratch<T> s;
+  int64_t first = 0;
+  int rows = 0;          // loaded
+  int padded_rows = 0;   // the same, rounded up to the row block; rows beyond `rows` are 0
+  bool careful = false;  // a product of a difference and a scale may overflow: 0 * inf has to be kept out of the sums
+
+  MixtureChunk(const MixtureArgs& args, const MixturePlan& plan, const MixtureParameters& given, void* scratch)
+      : a(args),
+        p(plan),
+        parameters(given),
+        means(static_cast<const T*>(given.means)),
+        scale(static_cast<const T*>(given.scale)),
+        constant(static_cast<const T*>(args.constant)),
+        constant_low(static_cast<const T*>(args.constant_low)),
+        x_scale(static_cast<const T*>(args.x_scale)),
+        s(args, plan, static_cast<T*>(scratch)) {
+    const int64_t count = static_cast<int64_t>(plan.rows) * plan.padded_dims;
+    for (int64_t i = 0; i < count; ++i) s.rows[i] = T(0);  // what pads a panel stays zero
+  }
+
+  T low(int64_t k) const { return constant_low == nullptr ? T(0) : constant_low[k]; }
+  int dims() const { return static_cast<int>(a.dims); }
+  /// Of the k-th component of the sweep, one value per row.
+  T* energies(int k) const { return s.energies + static_cast<int64_t>(k) * p.rows; }
+  /// Where the panel of dimensions [d, d + kWidth) begins; its rows are kWidth apart.
+  int64_t panel(int d) const { return static_cast<int64_t>(d) * p.rows; }
+
+  VF_INLINE T read(T x, int d) const { return x_scale == nullptr ? math::bounded(x) : math::bounded(math::bounded(x) * x_scale[d]); }
+
+  /// Rows [from, from + n); the panels only if they are wanted.
+  void load_rows(int64_t from, int n, bool panels) {
+    constexpr int width = kWidth<T>;
+    first = from;
+    rows = n;
+    padded_rows = static_cast<int>(round_up(n, kRowBlock<T>));
+    const int dims = this->dims();
+    const T* x = load(a.x, Rect{from, 0, n, dims}, a.dims, s.grad);
+    T top = T(0);
+    for (int d = 0; d < dims; d += width) {
+      const int lanes = dims - d < width ? dims - d : width;
+      T* panel_rows = s.rows + panel(d);
+      const bool through_panel = panels || dims > width;
+      if (through_panel) {
+        for (int i = 0; i < n; ++i) {
+          for (int j = 0; j < lanes; ++j) panel_rows[i * width + j] = read(x[static_cast<int64_t>(i) * dims + d + j], d + j);
+        }
+      }
+      const T* column = through_panel ? panel_rows : x + d;
+      const int64_t step = through_panel ? width : dims;
+      for (int j = 0; j < lanes; ++j) {
+        T* to = s.transposed + panel(d + j);
+        const T by = x_scale == nullptr || through_panel ? T(1) : x_scale[d + j];
+#pragma omp simd reduction(max : top)
+        for (int i = 0; i < n; ++i) {
+          const T v = math::bounded(math::bounded(column[i * step + j]) * by), size = math::abs(v);
+          to[i] = v;
+          top = size > top ? size : top;
+        }
+        for (int i = n; i < padded_rows; ++i) to[i] = T(0);
+      }
+    }
+    const double reach = (static_cast<double>(top) + parameters.farthest_mean) * parameters.largest_scale * (a.full ? dims : 1);
+    careful = !(reach < 0.1 * static_cast<double>(math::largest<T>()));
+  }
+
+  bool row_is_number(int i) const {
+    bool all = true;
+    for (int d = 0; d < dims(); ++d) all &= s.transposed[panel(d) + i] == s.transposed[panel(d) + i];
+    return all;
+  }
+};
+
+/// to[i] += from[i]
+template <typename T>
+VF_INLINE void add_to_double(double* to, Vec<T> from) {
+  VF_SIMD
+  for (int i = 0; i < kWidth<T>; ++i) to[i] += static_cast<double>(from[i]);
+}
+
+}  // namespace VF_ISA
+}  // namespace vae_fast

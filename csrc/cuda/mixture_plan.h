@@ -1,0 +1,67 @@
+// How the backward pass of a mixture is cut up: which rows at a time, which threads take which components and dimensions, and where its
+// parts lie in scratch memory. Sizes depend on the arguments and the device alone, so the order of every sum does too.
+#pragma once
+
+#include "launch.h"
+
+namespace vae_fast {
+namespace cuda {
+
+/// How blocks share sums over rows: `left` x `right` threads, a few sums each, times `groups` that take turns at the rows of a tile.
+struct SumsShape {
+  int32_t left = 1, right = 1, groups = 1;
+  int32_t tile_rows = 1;                    // rows in shared memory at once
+  int32_t left_tiles = 1, right_tiles = 1;  // blocks that cover the sums
+  int32_t matrices = 1;                     // ... of so many matrices
+  int32_t pieces = 1;                       // of the rows; each leaves its own sums
+};
+
+template <typename C>
+struct SumsTile {
+  static constexpr int kLeft = 4, kRight = sizeof(C) == 8 ? 2 : 4;   // moments of a thread: components x dimensions
+  static constexpr int kStage = 8192 / static_cast<int>(sizeof(C));  // values in one of the two buffers of shared memory
+  static constexpr int kFlush = 512;  // rows that a thread adds up before it adds their sum, in double, to its piece's
+};
+
+/// Rows of a call and their responsibilities, and where the sums of pieces go: [piece][...]. `fresh` is the first call for a piece, whose
+/// sums nothing has cleared.
+struct PieceSums {
+  const void* weights;  // of `rows` rows from first_row on
+  int64_t first_row, rows;
+  double *counts, *first, *second;
+  bool fresh;
+};
+
+/// Rows of a call and their responsibilities, for their gradient.
+struct GradientRows {
+  const void* weights;
+  int64_t first_row, rows;
+  void* slabs;  // full: for each block, rows x dims of q u and of the gradient so far
+};
+
+/// What is in the scratch memory: offsets in bytes.
+struct MixturePlan {
+  int64_t chunk = 0;  // rows whose responsibilities are held at once
+  SumsShape moments, products;
+  int32_t slabs = 0;  // blocks of the full gradient
+  int64_t counts = 0, first = 0, second = 0, weights = 0, slab = 0, bytes = 0;
+};
+
+constexpr int kRowsOfBlock[2] = {128, 64};  // rows of a tile, in float and double
+
+/// Start the kernels for compute type C; mixture_*.cu compile them.
+template <typename C>
+cudaError_t launch_mixture(const MixtureForwardArgs& args, cudaStream_t stream);
+/// The responsibilities, weighed by the gradient, of `rows` rows from first_row on.
+template <typename C>
+cudaError_t launch_mixture_weights(const MixtureBackwardArgs& args, int64_t first_row, int64_t rows, void* to, cudaStream_t stream);
+template <typename C>
+cudaError_t launch_mixture_moments(const MixtureArgs& m, const SumsShape& shape, const PieceSums& to, cudaStream_t stream);
+template <typename C>
+cudaError_t launch_mixture_products(const MixtureArgs& m, const SumsShape& shape, const PieceSums& to, cudaStream_t stream);
+template <typename C>
+cudaError_t launch_mixture_gradient(const MixtureArgs& m, const Stream& grad_x, const GradientRows& rows, int32_t slabs,
+                                    cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace vae_fast

@@ -1,0 +1,52 @@
+// The formulas of a mixture of Gaussians, one element at a time; csrc/kernels.h says what is summed over what.
+#pragma once
+
+#include "elementary.h"
+
+VF_MATH_BEGIN
+
+/// What bounded() reads at most: the difference of two such numbers is finite.
+template <typename T>
+VF_INLINE constexpr T mixture_far() {
+  return sizeof(T) == 8 ? static_cast<T>(8.9e307) : static_cast<T>(1.5e38f);
+}
+
+/// x, or the largest number of its sign that is read (for infinity too); NaN stays NaN.
+template <typename T>
+VF_INLINE T bounded(T x) {
+  const T far = mixture_far<T>();
+  const T below = x > far ? far : x;
+  return below < -far ? -far : below;
+}
+
+/// u = (x - mean) / sigma of bounded x and mean, with r = 1 / sigma. Infinite where it is out of range, never NaN unless an argument is.
+template <typename T>
+VF_INLINE T standardise(T x, T mean, T r) {
+  return (x - mean) * r;
+}
+
+/// What the weights of a row have in common: grad / total; 0 where no component explains the row. A NaN row has a NaN shift and total.
+template <typename T>
+VF_INLINE T mixture_share(T grad, T shift, T total) {
+  return shift == -infinity<T>() ? T(0) : grad / total;
+}
+
+/// A shift that makes e^(l - shift) 0 where no component explains the row, whatever l is.
+template <typename T>
+VF_INLINE T mixture_shift(T shift) {
+  return shift == -infinity<T>() ? infinity<T>() : shift;
+}
+
+/// l_k - shift of l_k = constant + low + energy: the first difference is exact where it matters, so the parts' own sizes cost nothing.
+template <typename T>
+VF_INLINE T mixture_exponent(T constant, T low, T energy, T shift) {
+  return ((constant - shift) + low) + energy;
+}
+
+/// q = grad e^(l - shift) / total, and 0 where shift is -infinity.
+template <typename T>
+VF_INLINE T mixture_weight(T grad, T l, T shift, T total) {
+  return mixture_share(grad, shift, total) * exp(l - mixture_shift(shift));
+}
+
+VF_MATH_END
