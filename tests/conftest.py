@@ -81,3 +81,15 @@ def python():
         return done
 
     return run
+
+
+@pytest.fixture
+def one_thread(_reproducible):
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def sklearn_data():
+    """scikit-learn's own data sets by name, float64."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    return lambda name: getattr(datasets, f"load_{name}")().data.astype("float64")

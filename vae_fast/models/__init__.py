@@ -1,6 +1,26 @@
 """Modules built from :mod:`vae_fast.functional`."""
 
+from vae_fast.models._em import SingularCovarianceError
+from vae_fast.models._estimator import ConvergenceWarning, DeadComponentWarning, NotFittedError
+from vae_fast.models._mixture_distribution import MixtureDistribution
+from vae_fast.models.mdn import MDNOutput, MixtureDensityNetwork
+from vae_fast.models.mixture import MixtureOfGaussians
 from vae_fast.models.mlp import MLPVAE
+from vae_fast.models.priors import VampPrior
 from vae_fast.models.vae import VAE, Losses, VAEOutput
 
-__all__ = ["MLPVAE", "VAE", "Losses", "VAEOutput"]
+__all__ = [
+    "MLPVAE",
+    "VAE",
+    "ConvergenceWarning",
+    "DeadComponentWarning",
+    "Losses",
+    "MDNOutput",
+    "MixtureDensityNetwork",
+    "MixtureDistribution",
+    "MixtureOfGaussians",
+    "NotFittedError",
+    "SingularCovarianceError",
+    "VAEOutput",
+    "VampPrior",
+]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
+from vae_fast.models._posterior import posterior_of
+from vae_fast.reference import reduce
 
 Recon = Tensor | tuple[Tensor, Tensor]
 
@@ -51,8 +53,14 @@ class VAE(nn.Module):
         prior_mu: mean of the prior, broadcast against z; None is 0. A tensor becomes a buffer, an ``nn.Parameter`` is
             trained.
         prior_logvar: log-variance of the prior; None is 0.
+        prior: any other prior, instead: a module with ``log_prob(z)``, ``(..., L)`` to ``(...)``, and ``sample(n)``, ``(n, L)`` (or a tuple
+            that begins with it): a :class:`vae_fast.models.MixtureOfGaussians` with ``n_features=L``, a
+            :class:`vae_fast.models.VampPrior`, ... A latent with several dimensions is flattened for it. It is trained with the model.
         free_bits: least value of each KL element in the loss, in nats.
         event_dim: number of trailing dimensions of one ``x``: 1 for vectors, 3 for images ``(C, H, W)``.
+
+    With ``prior`` there is no closed form of the KL divergence: its place is taken by ``log q(z|x) - log p(z)`` at the z that is decoded,
+    whose mean over z it is.
 
     ``x`` may be floating (in the dtype of the encoder), bool or uint8: the encoder is given ``x / 255``, the likelihood
     reads the bytes themselves.
@@ -72,6 +80,7 @@ class VAE(nn.Module):
 
     prior_mu: Tensor | None
     prior_logvar: Tensor | None
+    prior: Any  # a module with log_prob and sample, or None
 
     def __init__(
         self,
@@ -85,6 +94,7 @@ class VAE(nn.Module):
         beta: float = 1.0,
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
+        prior: nn.Module | None = None,
         free_bits: float | None = None,
         event_dim: int = 1,
     ) -> None:
@@ -98,12 +108,20 @@ class VAE(nn.Module):
         check.positive_int("event_dim", event_dim)
         if free_bits is not None:
             check.real("free_bits", free_bits, 0.0)
+        if prior is not None:
+            for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar), ("free_bits", free_bits)):
+                if value is not None:
+                    raise ValueError(f"prior and {name} were both given: expected one of them, {name} belongs to a Gaussian prior")
+            if not (
+                isinstance(prior, nn.Module) and callable(getattr(prior, "log_prob", None)) and callable(getattr(prior, "sample", None))
+            ):
+                raise TypeError(f"prior={type(prior).__name__}: expected a torch.nn.Module with log_prob(z) and sample(n)")
         self.latent_shape: tuple[int, ...] | None = None
         if latent_dim is not None:
             self.latent_shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
             for size in self.latent_shape:
                 check.positive_int("latent_dim", size)
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.likelihood, self.clip, self.eps = likelihood, clip, eps
         self.beta, self.free_bits, self.event_dim = beta, free_bits, event_dim
         self._set_prior("prior_mu", prior_mu)
@@ -148,20 +166,7 @@ class VAE(nn.Module):
             x = x.to(self._anchor().dtype) / 255.0
         elif x.dtype == torch.bool:
             x = x.to(self._anchor().dtype)
-        out = self.encoder(x)
-        if isinstance(out, Tensor):
-            dim = out.ndim - self.latent_ndim
-            if dim < 0 or out.shape[dim] % 2:
-                raise ValueError(
-                    f"encoder returned a tensor of shape {tuple(out.shape)}: expected mu and logvar one after the "
-                    f"other along dimension {-self.latent_ndim} (an even size), or a (mu, logvar) pair"
-                )
-            mu, logvar = out.chunk(2, dim)
-            return mu, logvar
-        if not isinstance(out, tuple | list) or len(out) != 2:
-            came = f"{len(out)} items" if isinstance(out, tuple | list) else type(out).__name__
-            raise TypeError(f"encoder returned {came}: expected a (mu, logvar) pair or one tensor holding both")
-        return out[0], out[1]
+        return posterior_of(self.encoder(x), self.latent_ndim)
 
     def decode(self, z: Tensor) -> Recon:
         """The decoder's raw output: logits, probabilities, a mean or a ``(mean, logvar)`` pair, by ``likelihood``."""
@@ -237,8 +242,8 @@ class VAE(nn.Module):
     ) -> Losses:
         """:meth:`loss` and, for the log, the KL divergence of the same pass; arguments as in :meth:`loss`.
 
-        The KL is without beta and free bits and carries no gradient. It reads only mu and logvar: the network and the
-        likelihood run once. The reconstruction term is ``loss - beta * kl`` (without free bits).
+        The KL is without beta and free bits and carries no gradient; with ``prior`` it is the one draw that the loss
+        holds. The network and the likelihood run once. The reconstruction term is ``loss - beta * kl`` (without free bits).
 
         Example:
             >>> import torch
@@ -251,12 +256,34 @@ class VAE(nn.Module):
 
     def losses_of(self, x: Tensor, output: VAEOutput, *, reduction: str = "mean") -> Losses:
         """:meth:`losses` from what :meth:`forward` gave for ``x``."""
+        if self.prior is not None:
+            kl = self._log_ratio(output)
+            return Losses(self._loss_with(kl, x, output, reduction), reduce(kl.detach(), reduction))
         mu, logvar = output.mu.detach(), output.logvar.detach()
         prior_mu, prior_logvar = (None if p is None else p.detach() for p in (self.prior_mu, self.prior_logvar))
         kl = F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, event_dim=self.latent_ndim, reduction=reduction)
         return Losses(self._elbo_loss(x, output, reduction), kl)
 
+    def _log_prior(self, z: Tensor) -> Tensor:
+        """``log p(z)``, summed over the latent dimensions."""
+        if self.prior is not None:
+            log_p: Tensor = self.prior.log_prob(z if self.latent_ndim == 1 else z.flatten(-self.latent_ndim))
+            return log_p
+        zero = z.new_zeros(z.shape[z.ndim - self.latent_ndim :])
+        prior_mu = zero if self.prior_mu is None else self.prior_mu.expand(zero.shape)
+        return F.gaussian_log_prob(z, prior_mu, self.prior_logvar, event_dim=self.latent_ndim)
+
+    def _log_ratio(self, output: VAEOutput) -> Tensor:
+        """``log q(z|x) - log p(z)`` for each sample: one draw of the KL divergence."""
+        return F.gaussian_log_prob(output.z, output.mu, output.logvar, event_dim=self.latent_ndim) - self._log_prior(output.z)
+
+    def _loss_with(self, kl: Tensor, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
+        check.one_of("reduction", reduction, check.REDUCTIONS)
+        return reduce(self.beta * kl - self.log_likelihood(x, output.recon), reduction)
+
     def _elbo_loss(self, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
+        if self.prior is not None:
+            return self._loss_with(self._log_ratio(output), x, output, reduction)
         return F.elbo_loss(
             x,
             output.recon,
@@ -330,9 +357,6 @@ class VAE(nn.Module):
     def _log_weights(self, x: Tensor, num_samples: int, at_once: int, generator: torch.Generator | None) -> Tensor:
         """``log p(x, z_k) - log q(z_k|x)``, shape (num_samples, batch)."""
         mu, logvar = self.encode(x)
-        n = self.latent_ndim
-        zero = mu.new_zeros(mu.shape[mu.ndim - n :])
-        prior_mu = zero if self.prior_mu is None else self.prior_mu.expand(zero.shape)
         weights = []
         for start in range(0, num_samples, at_once):
             count = min(at_once, num_samples - start)
@@ -342,8 +366,8 @@ class VAE(nn.Module):
                 recon = recon.unflatten(0, (count, -1))
             else:
                 recon = (recon[0].unflatten(0, (count, -1)), recon[1].unflatten(0, (count, -1)))
-            log_p = self.log_likelihood(x, recon) + F.gaussian_log_prob(z, prior_mu, self.prior_logvar, event_dim=n)
-            weights.append(log_p - F.gaussian_log_prob(z, mu, logvar, event_dim=n))
+            log_p = self.log_likelihood(x, recon) + self._log_prior(z)
+            weights.append(log_p - F.gaussian_log_prob(z, mu, logvar, event_dim=self.latent_ndim))
         return torch.cat(weights)
 
     # --- generation ---------------------------------------------------------------------------------------------------
@@ -364,6 +388,10 @@ class VAE(nn.Module):
         if self.latent_shape is None:
             raise ValueError("latent_dim is not known: build the model with VAE(..., latent_dim=L) to sample from it")
         like = self._anchor()
+        if self.prior is not None:
+            drawn = self.prior.sample(n) if generator is None else self.prior.sample(n, generator=generator)
+            z = torch.as_tensor(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=like.dtype, device=like.device)
+            return self.mean_of(self.decode(z.reshape(n, *self.latent_shape)))
         zero = torch.zeros((n, *self.latent_shape), dtype=like.dtype, device=like.device)
         mu = zero if self.prior_mu is None else self.prior_mu.expand_as(zero)
         logvar = zero if self.prior_logvar is None else self.prior_logvar.expand_as(zero)

@@ -1,0 +1,215 @@
+"""A mixture of Gaussians as a module: its parameters, and all that is read off them."""
+
+# ruff: noqa: N803  scikit-learn names the data X
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vae_fast import functional as F
+from vae_fast.functional import _arguments as check
+from vae_fast.models import _em
+from vae_fast.models._ascent import constrain, unconstrain
+from vae_fast.models._em import Parameters
+from vae_fast.models._estimator import Estimator, RandomState, generator_of
+from vae_fast.models._mixture_data import Rows, block_rows
+from vae_fast.models._mixture_distribution import MixtureDistribution
+
+Array = np.ndarray[Any, Any]
+_NAMES = ("weight_logits", "means", "scale")
+
+
+class MixtureModule(Estimator):
+    """Everything of :class:`vae_fast.models.MixtureOfGaussians` that does not change the parameters."""
+
+    n_components: int
+    covariance_type: str
+    random_state: RandomState
+    batch_size: int | None
+    dtype: torch.dtype | None
+    _from_data: bool  # whether the parameters come of data or of a state_dict: else they are a random start
+    _gives_numpy: bool
+    weight_logits: nn.Parameter | None
+    means: nn.Parameter | None
+    scale: nn.Parameter | None
+    n_steps: Tensor
+
+    _learned = frozenset(
+        {"weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_", "n_features_in_"}
+        | {"converged_", "n_iter_", "lower_bound_", "lower_bounds_"}
+    )
+
+    # --- the module ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _set(self, parameters: Parameters) -> None:
+        """Take over parameters; in place where shape, dtype and device are those of now, so that optimisers keep theirs."""
+        free = parameters._replace(scale=unconstrain(parameters.scale, self.covariance_type))
+        for name, value in zip(_NAMES, free, strict=True):
+            old = getattr(self, name)
+            if old is not None and (old.shape, old.dtype, old.device) == (value.shape, value.dtype, value.device):
+                old.copy_(value)
+            else:
+                setattr(self, name, nn.Parameter(value.clone(memory_format=torch.contiguous_format)))
+        self.n_steps = self.n_steps.to(parameters.means.device)
+
+    def _now(self) -> Parameters:
+        """The arguments of :func:`vae_fast.mixture_log_prob`, with gradients."""
+        if self.weight_logits is None or self.means is None or self.scale is None:
+            self._not_fitted("parameters")
+        return Parameters(self.weight_logits, self.means, constrain(self.scale, self.covariance_type))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = {name: state_dict[prefix + name] for name in _NAMES if prefix + name in state_dict}
+        if self.means is None and len(saved) == len(_NAMES) and len(saved["means"]) == self.n_components:
+            for name, t in saved.items():
+                setattr(self, name, nn.Parameter(torch.empty_like(t, dtype=self.dtype or t.dtype, device=self.n_steps.device)))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._from_data = self._from_data or (bool(saved) and self.means is not None)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats, ``(..., D)`` to ``(...)``: :func:`vae_fast.mixture_log_prob` of the parameters, differentiable in all.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MixtureOfGaussians
+            >>> prior = MixtureOfGaussians(10, covariance_type="diag", n_features=2)
+            >>> prior.log_prob(torch.zeros(5, 3, 2)).shape
+            torch.Size([5, 3])
+        """
+        return F.mixture_log_prob(x, *self._now(), covariance_type=self.covariance_type)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """:meth:`log_prob`."""
+        return self.log_prob(x)
+
+    def distribution(self) -> MixtureDistribution:
+        """The mixture as a :class:`torch.distributions.Distribution` over ``(D,)``; gradients of ``log_prob`` reach the parameters."""
+        return MixtureDistribution(*self._now(), covariance_type=self.covariance_type)
+
+    def extra_repr(self) -> str:
+        """What identifies the mixture."""
+        shown = ["n_components", "covariance_type"] + ["method"] * (self.method != "em")
+        dim = "" if self.means is None else f", n_features={self.means.shape[1]}"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown) + dim
+
+    # --- using it -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _map(self, X: Any, f: Callable[[Tensor, Parameters], Tensor]) -> tuple[Rows, Iterator[Tensor]]:
+        now = Parameters(*(t.detach() for t in self._now()))
+        k, d = now.means.shape
+        rows = Rows(X, batch_size=self.batch_size, device=now.means.device, n_features=d)
+        limit = max(1, 2**24 // k)  # rows of K responsibilities
+        return rows, (f(x, now) for x in rows.checked(min(limit, block_rows(k, d) or limit)))
+
+    def score_samples(self, X: Any) -> Any:
+        """The log-likelihood of each sample, ``(N,)``, in nats."""
+        rows, blocks = self._map(X, lambda x, now: F.mixture_log_prob(x, *now, covariance_type=self.covariance_type))
+        return rows.back(list(blocks))
+
+    def predict_proba(self, X: Any) -> Any:
+        """The responsibilities ``p(k | x)``, ``(N, K)``."""
+        rows, blocks = self._map(X, self._responsibilities)
+        return rows.back(list(blocks))
+
+    def predict(self, X: Any) -> Any:
+        """The most probable component of each sample, int64 ``(N,)``."""
+        rows, blocks = self._map(X, lambda x, now: self._responsibilities(x, now).argmax(1))
+        return rows.back(list(blocks))
+
+    def _responsibilities(self, x: Tensor, now: Parameters) -> Tensor:
+        return F.mixture_responsibilities(x, *now, covariance_type=self.covariance_type)
+
+    def _total(self, X: Any) -> tuple[float, int]:
+        """The log-likelihood of all samples together, and their number."""
+        _, blocks = self._map(X, lambda x, now: F.mixture_log_prob(x, *now, covariance_type=self.covariance_type))
+        total, n = 0.0, 0
+        for log_prob in blocks:
+            total, n = total + log_prob.double().sum().item(), n + len(log_prob)
+        return total, n
+
+    def score(self, X: Any, y: object = None) -> float:
+        """The mean log-likelihood of the samples, in nats; ``y`` is ignored."""
+        total, n = self._total(X)
+        return total / n
+
+    def _free_parameters(self) -> int:
+        k, d = self._now().means.shape
+        scale = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}[self.covariance_type]
+        return scale + k * d + k - 1
+
+    def bic(self, X: Any) -> float:
+        """The Bayesian information criterion, ``-2 log L + p log N`` for p free parameters; the lower the better."""
+        total, n = self._total(X)
+        return -2.0 * total + self._free_parameters() * math.log(n)
+
+    def aic(self, X: Any) -> float:
+        """Akaike's information criterion, ``-2 log L + 2 p`` for p free parameters; the lower the better."""
+        return -2.0 * self._total(X)[0] + 2.0 * self._free_parameters()
+
+    def sample(self, n_samples: int = 1, *, generator: torch.Generator | None = None) -> tuple[Any, Any]:
+        """Independent draws ``(n_samples, D)`` and the component of each ``(n_samples,)``.
+
+        NumPy arrays if the mixture was fitted to one, else tensors on its device. Without ``generator`` they are drawn from
+        ``random_state``: with an int, the same each time. (:meth:`distribution` has any shape of sample.)
+
+        Example:
+            >>> from vae_fast.models import MixtureOfGaussians
+            >>> x, component = MixtureOfGaussians(3, n_features=2).sample(5)
+            >>> x.shape, component.shape
+            (torch.Size([5, 2]), torch.Size([5]))
+        """
+        check.positive_int("n_samples", n_samples)
+        now = self._now()
+        generator = generator_of(self.random_state, now.means.device) if generator is None else generator
+        x, component = self.distribution().sample_with_component((n_samples,), generator=generator)
+        return (x.cpu().numpy(), component.cpu().numpy()) if self._gives_numpy else (x, component)
+
+    # --- results in scikit-learn's form -------------------------------------------------------------------------------
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """For scikit-learn's check_is_fitted."""
+        return self.means is not None
+
+    def _array(self, t: Tensor) -> Array:
+        out: Array = t.detach().to(self._now().means.dtype).cpu().numpy()
+        return out
+
+    @property
+    def n_features_in_(self) -> int:
+        """D."""
+        return self._now().means.shape[1]
+
+    @property
+    def weights_(self) -> Array:
+        """``(K,)``."""
+        return self._array(self._now().weight_logits.double().softmax(0))
+
+    @property
+    def means_(self) -> Array:
+        """``(K, D)``."""
+        return self._array(self._now().means.clone())
+
+    @property
+    def covariances_(self) -> Array:
+        """``(K, D, D)``, ``(D, D)``, ``(K, D)`` or ``(K,)`` for full, tied, diag or spherical."""
+        return self._array(_em.covariances_of(self._now(), self.covariance_type))
+
+    @property
+    def precisions_cholesky_(self) -> Array:
+        """Upper triangular ``P`` with precision ``P P^T``, or the inverse standard deviations; the shape of ``covariances_``."""
+        scale = self._now().scale
+        return self._array(scale.clone() if self.covariance_type in ("full", "tied") else (-scale.double()).exp())
+
+    @property
+    def precisions_(self) -> Array:
+        """The inverses of ``covariances_``."""
+        scale = self._now().scale.double()
+        return self._array(scale @ scale.mT if self.covariance_type in ("full", "tied") else (-2.0 * scale).exp())
