@@ -125,22 +125,31 @@ void load_weights(const MixtureChunk<T>& c, const T* weights, int64_t k, int n) 
   }
 }
 
-/// The chunk's gradient, negated, as dense rows.
+/// The chunk's gradient, negated and in units of x, as rows.
 template <typename T>
 void store_gradient(const MixtureChunk<T>& c, const Stream& to) {
   constexpr int width = kWidth<T>;
   const int64_t dims = c.dims();
-  T* dense = c.a.full ? c.s.grad : c.s.transposed;  // of which nothing is needed any more
-  for (int d = 0; d < dims; d += width) {
-    const int lanes = static_cast<int>(dims - d < width ? dims - d : width);
-    for (int i = 0; i < c.rows; ++i) {
-      for (int j = 0; j < lanes; ++j) {
-        const T g = c.a.full ? c.s.grad_t[c.panel(d + j) + i] : c.s.grad[c.panel(d) + i * width + j];
-        dense[i * dims + d + j] = c.x_scale == nullptr ? -g : -g * c.x_scale[d + j];
-      }
+  const Rect rect{c.first, 0, c.rows, static_cast<int>(dims)};
+  T* const place = in_place<T>(to, rect, dims);
+  T* const dense = place != nullptr ? place : c.s.transposed;  // of which nothing is needed any more
+  int d = 0;
+  for (; d + width <= dims; d += width) {
+    const Vec<T> by = c.x_scale == nullptr ? every(T(-1)) : -load_vec(c.x_scale + d);
+    for (int r = 0; r < c.rows; r += width) {
+      Vec<T> v[width];
+      for (int i = 0; i < width; ++i) v[i] = load_vec(c.a.full ? c.s.grad_t + c.panel(d + i) + r : c.s.grad + c.panel(d) + (r + i) * width);
+      if (c.a.full) transpose<T>(v);
+      for (int i = 0; i < width && r + i < c.rows; ++i) store_vec(dense + (r + i) * dims + d, v[i] * by);
     }
   }
-  store(dense, to, Rect{c.first, 0, c.rows, static_cast<int>(dims)}, dims);
+  for (; d < dims; ++d) {
+    const T by = c.x_scale == nullptr ? T(-1) : -c.x_scale[d];
+    const T* from = c.a.full ? c.s.grad_t + c.panel(d) : c.s.grad + c.panel(d / width * width) + d % width;
+    const int step = c.a.full ? 1 : width;
+    for (int i = 0; i < c.rows; ++i) dense[i * dims + d] = from[i * step] * by;
+  }
+  if (place == nullptr) store(dense, to, rect, dims);
 }
 
 template <typename T>

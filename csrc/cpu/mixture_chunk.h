@@ -111,42 +111,63 @@ struct MixtureChunk {
   /// Where the panel of dimensions [d, d + kWidth) begins; its rows are kWidth apart.
   int64_t panel(int d) const { return static_cast<int64_t>(d) * p.rows; }
 
-  VF_INLINE T read(T x, int d) const { return x_scale == nullptr ? math::bounded(x) : math::bounded(math::bounded(x) * x_scale[d]); }
+  VF_INLINE static Vec<T> bounded(Vec<T> x) {
+    const Vec<T> far = every(math::mixture_far<T>()), below = x > far ? far : x;
+    return below < -far ? -far : below;
+  }
 
   /// Rows [from, from + n); the panels only if they are wanted.
   void load_rows(int64_t from, int n, bool panels) {
-    constexpr int width = kWidth<T>;
     first = from;
     rows = n;
     padded_rows = static_cast<int>(round_up(n, kRowBlock<T>));
     const int dims = this->dims();
     const T* x = load(a.x, Rect{from, 0, n, dims}, a.dims, s.grad);
     T top = T(0);
-    for (int d = 0; d < dims; d += width) {
-      const int lanes = dims - d < width ? dims - d : width;
-      T* panel_rows = s.rows + panel(d);
-      const bool through_panel = panels || dims > width;
-      if (through_panel) {
-        for (int i = 0; i < n; ++i) {
-          for (int j = 0; j < lanes; ++j) panel_rows[i * width + j] = read(x[static_cast<int64_t>(i) * dims + d + j], d + j);
-        }
-      }
-      const T* column = through_panel ? panel_rows : x + d;
-      const int64_t step = through_panel ? width : dims;
-      for (int j = 0; j < lanes; ++j) {
-        T* to = s.transposed + panel(d + j);
-        const T by = x_scale == nullptr || through_panel ? T(1) : x_scale[d + j];
-#pragma omp simd reduction(max : top)
-        for (int i = 0; i < n; ++i) {
-          const T v = math::bounded(math::bounded(column[i * step + j]) * by), size = math::abs(v);
-          to[i] = v;
-          top = size > top ? size : top;
-        }
-        for (int i = n; i < padded_rows; ++i) to[i] = T(0);
-      }
-    }
+    int d = 0;
+    for (; d + kWidth<T> <= dims; d += kWidth<T>) top = load_panel(x, d, panels, top);
+    for (; d < dims; ++d) top = load_column(x, d, panels, top);
     const double reach = (static_cast<double>(top) + parameters.farthest_mean) * parameters.largest_scale * (a.full ? dims : 1);
     careful = !(reach < 0.1 * static_cast<double>(math::largest<T>()));
+  }
+
+  /// A vector of dimensions of every row; returns the largest absolute value.
+  T load_panel(const T* x, int d, bool keep, T top) {
+    constexpr int width = kWidth<T>;
+    const int64_t stride = dims();
+    Vec<T> largest = every(top);
+    for (int r = 0; r < padded_rows; r += width) {
+      Vec<T> v[width];
+      for (int i = 0; i < width; ++i) {
+        v[i] = r + i < rows ? bounded(load_vec(x + (r + i) * stride + d)) : Vec<T>{};
+        if (x_scale != nullptr) v[i] = bounded(v[i] * load_vec(x_scale + d));
+        const Vec<T> size = v[i] < Vec<T>{} ? -v[i] : v[i];
+        largest = size > largest ? size : largest;
+        if (keep) store_vec(s.rows + panel(d) + (r + i) * width, v[i]);
+      }
+      transpose<T>(v);
+      for (int i = 0; i < width; ++i) store_vec(s.transposed + panel(d + i) + r, v[i]);
+    }
+    for (int i = 0; i < width; ++i) top = largest[i] > top ? largest[i] : top;
+    return top;
+  }
+
+  /// One of the dimensions that are left over.
+  T load_column(const T* x, int d, bool keep, T top) {
+    constexpr int width = kWidth<T>;
+    const int64_t stride = dims();
+    const T by = x_scale == nullptr ? T(1) : x_scale[d];
+    T* to = s.transposed + panel(d);
+#pragma omp simd reduction(max : top)
+    for (int i = 0; i < rows; ++i) {
+      const T v = math::bounded(math::bounded(x[i * stride + d]) * by), size = math::abs(v);
+      to[i] = v;
+      top = size > top ? size : top;
+    }
+    for (int i = rows; i < padded_rows; ++i) to[i] = T(0);
+    T* lane = s.rows + panel(d / width * width) + d % width;
+    for (int i = 0; keep && i < rows; ++i) lane[i * width] = to[i];
+    return top;
   }
 
   bool row_is_number(int i) const {

@@ -1,6 +1,8 @@
 // Vectors of the instruction set's width, for the loops that hold many sums in registers and that the compiler does not find by itself.
 #pragma once
 
+#include <type_traits>
+
 #include "../math/portable.h"
 
 #if defined(__x86_64__)
@@ -55,6 +57,40 @@ VF_INLINE V madd(V a, V b, V c) {
   return a * b + c;
 }
 #endif
+
+/// Rows become columns.
+template <typename T>
+VF_INLINE void transpose(Vec<T> (&v)[kWidth<T>]) {
+  constexpr int width = kWidth<T>;
+#if defined(__GNUC__) && !defined(__clang__)
+  // Swaps the off-diagonal halves, then those of the halves, ... (Eklundh 1972).
+  using Lane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+#pragma GCC unroll 4
+  for (int half = width / 2; half > 0; half /= 2) {
+    Vec<Lane> upper, lower;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < width; ++lane) {
+      upper[lane] = static_cast<Lane>((lane & half) != 0 ? width + lane - half : lane);
+      lower[lane] = static_cast<Lane>((lane & half) != 0 ? width + lane : lane + half);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) {
+      if ((i & half) != 0) continue;
+      const Vec<T> a = v[i], b = v[i + half];
+      v[i] = __builtin_shuffle(a, b, upper);
+      v[i + half] = __builtin_shuffle(a, b, lower);
+    }
+  }
+#else
+  for (int i = 0; i < width; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const T t = v[i][j];
+      v[i][j] = v[j][i];
+      v[j][i] = t;
+    }
+  }
+#endif
+}
 
 }  // namespace VF_ISA
 }  // namespace vae_fast
