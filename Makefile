@@ -12,7 +12,7 @@ export MAX_JOBS ?= $(JOBS)
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo test native sanitize cuda-gate gpu-check bench lint format clean
+.PHONY: help env build demo experiments test native sanitize cuda-gate gpu-check bench bench-results lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,10 @@ build: $(BIN)/.built    ## the extension, in place
 
 demo: build  ## train a VAE on real data (DATASET=digits|mnist|frey), print the result, write pictures to runs/demo
 	$(BIN)/vae-fast train --dataset $(DATASET) --latent 10 --epochs 300 --out $(OUT) --overwrite
+
+experiments: build  ## every example with --quick, into runs/experiments, and a table of their numbers
+	$(BIN)/python -c 'import pyro' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'pyro-ppl>=1.9'
+	$(BIN)/python examples/all.py --quick --out runs/experiments
 
 test: build  ## every Python test, and every example in the README and the docstrings
 	$(BIN)/python -m pytest
@@ -51,8 +55,12 @@ cuda-gate: $(BIN)/.installed  ## compile all CUDA code for sm_80 and sm_90 and r
 gpu-check:  ## on a machine with a GPU and its own torch: build, test, sanitize, measure; writes benchmarks/results/<gpu>/
 	$(PYTHON) tools/gpu_check.py
 
-bench: build  ## the performance table, against eager PyTorch and torch.compile, in one run
-	$(BIN)/python benchmarks/elbo.py
+bench: build  ## the performance tables, against PyTorch, torch.compile, torch.distributions and scikit-learn: ten minutes at most
+	$(BIN)/vae-fast bench
+
+bench-results: build  ## the same and the sweeps, written to benchmarks/results/<machine>/ and from there into the README: a quiet machine
+	$(BIN)/vae-fast bench --suite all --threads $(JOBS) --budget 2400 --out 'benchmarks/results/{machine}'
+	$(BIN)/python benchmarks/readme.py
 
 lint: $(BIN)/.installed  ## formatters, linters and type checks
 	$(BIN)/ruff format --check .

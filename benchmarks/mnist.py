@@ -12,10 +12,11 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import measure
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-from vae_fast.cli import main as vae_fast_main
+from vae_fast.bench import machine  # noqa: E402  of this checkout
+from vae_fast.cli import main as vae_fast_main  # noqa: E402
 
 SOURCE_LOSS = 95.786946  # the thesis, section 5.1.1.4: epoch 50, latent 20
 SHOWN = (1, 2, 5, 10, 20, 50)
@@ -24,7 +25,7 @@ SHOWN = (1, 2, 5, 10, 20, 50)
 def main() -> int:
     """Train, collect, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=measure.ROOT / "runs" / "mnist", help="folder of the run (default runs/mnist)")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mnist", help="folder of the run (default runs/mnist)")
     parser.add_argument("--data-dir", help="where the MNIST files are (default $VAE_FAST_DATA)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=50)
@@ -38,7 +39,7 @@ def main() -> int:
     with (args.out / "metrics.csv").open() as file:
         history = list(csv.DictReader(file))
     results = json.loads((args.out / "results.json").read_text())
-    facts = measure.machine("cpu")
+    facts = machine.facts("cpu")
     row = {
         "machine": facts,
         "epochs": [{"epoch": int(r["epoch"]), "loss": float(r["loss"]), "kl": float(r["kl"])} for r in history if int(r["epoch"]) in SHOWN],
@@ -49,7 +50,7 @@ def main() -> int:
         "num_samples": results["importance_samples"],
         "samples_per_second": statistics.median(float(r["samples_per_second"]) for r in history),
     }
-    out = measure.folder(facts)
+    out = ROOT / "benchmarks" / "results" / machine.name(facts)
     out.mkdir(parents=True, exist_ok=True)
     (out / "mnist.json").write_text(json.dumps(row, indent=1) + "\n")
     print(f"wrote {out / 'mnist.json'}", file=sys.stderr)

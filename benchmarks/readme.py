@@ -5,46 +5,44 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 ROOT = Path(__file__).resolve().parent.parent
-STALE = " **Stale: the code has changed since this commit.**"
+sys.path.insert(0, str(ROOT))
+
+from vae_fast.bench import machine, report  # noqa: E402  of this checkout
+
+SHOWN = ("kernels", "mixtures", "memory", "training")
+STALE = " **Stale: the kernels have changed since this commit.**"
 
 
-def stale(result: dict, paths: list[str]) -> str:
-    """A word of warning if the code has changed since the commit that was measured; nothing where that commit is not known."""
-    commit = result["machine"]["commit"].removesuffix("+changes")
-    done = subprocess.run(["git", "diff", "--quiet", commit, "HEAD", "--", *paths], cwd=ROOT, capture_output=True)
-    return STALE if done.returncode == 1 else ""
-
-
-def elbo_section() -> str:
-    """Every table of the ELBO there is a result for."""
-    from elbo import table
-
+def tables() -> str:
+    """Every table there is a result for, machine by machine."""
     parts = []
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*/elbo.json")):
-        result = json.loads(path.read_text())
-        parts.append(table(result) + stale(result, ["csrc"]))
+    for folder in sorted(p for p in (ROOT / "benchmarks" / "results").iterdir() if p.is_dir()):
+        for suite in SHOWN:
+            if (folder / f"{suite}.json").exists():
+                result = report.read(folder / f"{suite}.json")
+                facts = result["machine"]
+                stale = STALE if report.is_stale(facts) else ""
+                parts += [report.markdown(report.table(suite, result["rows"])), report.footer(facts, result["rows"]) + stale]
     return "\n\n".join(parts)
 
 
-def mnist_section() -> str:
+def mnist() -> str:
     """The run on MNIST, if there is a result."""
     parts = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("*/mnist.json")):
         r = json.loads(path.read_text())
         epochs = ", ".join(f"{e['loss']:.2f} (epoch {e['epoch']})" for e in r["epochs"])
+        stale = machine.stale(r["machine"]["commit"], r["machine"]["device"], "vae_fast/models", "vae_fast/training.py")
         parts.append(
             f"MNIST as in the source (55,000 grey images, latent 20, batch 100), mean training loss in nats: {epochs}; "
             f"the source's own {r['source_loss']:.2f} at epoch 50, the entropy floor of grey targets {r['entropy_floor']:.2f}. "
             f"Test ELBO {-r['test_loss']:.2f}, importance-weighted log p(x) {r['test_log_prob']:.2f} ({r['num_samples']} samples). "
             f"{r['samples_per_second']:,.0f} images per second on {r['machine']['threads']} CPU threads; commit {r['machine']['commit']}."
-            + stale(r, ["csrc", "vae_fast/models", "vae_fast/training.py"])
+            + (STALE if stale else "")
         )
     return "\n\n".join(parts)
 
@@ -58,7 +56,7 @@ def main() -> int:
     args = parser.parse_args()
     readme = ROOT / "README.md"
     old = text = readme.read_text()
-    for name, section in {"table": elbo_section(), "mnist": mnist_section()}.items():
+    for name, section in {"table": tables(), "mnist": mnist()}.items():
         text = re.sub(
             rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)",
             lambda m, section=section: m[1] + (section + "\n" if section else "") + m[2],

@@ -128,15 +128,15 @@ def test_run_killed_in_its_second_epoch_resumes_bitwise(tmp_path):
     assert train(unbroken, "--epochs", 3, "--threads", 1) == 0
     program = f"""
 import os, sys
-from vae_fast import cli, training
-once = training._Step.epoch
+from vae_fast import _run, cli
+once = _run.Step.epoch
 calls = []
 def epoch(self, *rest):
     calls.append(1)
     if len(calls) == 2:
         os._exit(9)
     return once(self, *rest)
-training._Step.epoch = epoch
+_run.Step.epoch = epoch
 cli.main(["train", "--out", {str(broken)!r}, "--epochs", "3", "--threads", "1", *{FAST!r}])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

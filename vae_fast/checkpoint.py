@@ -29,6 +29,8 @@ _FIELDS: dict[str, type] = {
     "history": list,
     "config": dict,
 }
+#: Where a run stands inside an epoch: a field of the checkpoints that are written there.
+_PARTIAL = ("step", "loss", "kl", "seconds")
 
 
 def save(
@@ -62,24 +64,127 @@ def save(
         ...     load(file)["config"]
         {'lr': 0.001}
     """
-    path = Path(path)
+    state = snapshot(model=model, optimizer=optimizer, shuffle=shuffle.get_state(), history=history, config=config)
+    write(path, state | {"rng": rng_state(device_of(model))})
+
+
+def snapshot(
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    shuffle: Tensor,
+    history: Sequence[Mapping[str, float]],
+    config: Mapping[str, Any],
+    partial: Mapping[str, float] | None = None,
+    keep: bool = True,
+) -> dict[str, Any]:
+    """What a checkpoint holds, all but ``rng``; with sharded weights every process has to call it.
+
+    A sharded model is saved whole, so that the file is the same for every number of processes.
+
+    Args:
+        model, optimizer, history, config: as in :func:`save`.
+        shuffle: the state of the generator of the batch order; inside an epoch, from before its order was drawn.
+        partial: inside an epoch, the ``step`` it has come to and the sums so far.
+        keep: False in the processes that do not write: the whole tensors are dropped there.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> adam = torch.optim.Adam(model.parameters())
+        >>> state = snapshot(model=model, optimizer=adam, shuffle=torch.Generator().get_state(), history=[], config={})
+        >>> state["epoch"], sorted(state["model"])
+        (0, ['bias', 'weight'])
+    """
     state = {
         "format": FORMAT,
         "version": VERSION,
         "torch": str(torch.__version__),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "shuffle": shuffle.get_state(),
-        "rng": _rng_state(device_of(model)),
+        "model": whole(model.state_dict(), keep),
+        "optimizer": whole(optimizer.state_dict(), keep),
+        "shuffle": shuffle,
         "epoch": len(history),
         "history": [dict(record) for record in history],
         "config": dict(config),
     }
+    return state if partial is None else state | {"partial": dict(partial)}
+
+
+def write(path: str | os.PathLike[str], state: Mapping[str, Any], *, previous: bool = False) -> None:
+    """Write a checkpoint's content in one step.
+
+    Args:
+        path: replaced once the new file is complete.
+        state: from :func:`snapshot`, with ``rng``.
+        previous: keep what was at ``path`` under the name :func:`previous_of` gives.
+
+    Raises:
+        FileError: if the file cannot be written; what was there before is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for _ in range(2):
+        ...         write(Path(folder) / "a.pt", {}, previous=True)
+        ...     sorted(file.name for file in Path(folder).iterdir())
+        ['a.previous.pt', 'a.pt']
+    """
+    path = Path(path)
     try:
         with atomic_write(path) as file:
-            torch.save(state, file)
+            torch.save(dict(state), file)
+            if previous and path.exists():
+                file.flush()
+                os.fsync(file.fileno())  # the new one is on the disk before the old ones are touched
+                _set_aside(path, previous_of(path))
     except RuntimeError as error:  # torch's writer turns a failed write into a RuntimeError
         raise FileError(f"{path}: cannot be written: {error.__context__ or error}") from error
+
+
+def _set_aside(path: Path, name: Path) -> None:
+    """Give a file a second name in one step, so that it is never without one."""
+    part = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    try:
+        part.unlink(missing_ok=True)
+        os.link(path, part)
+    except OSError:  # a file system without links
+        path.replace(name)
+    else:
+        part.replace(name)
+
+
+def previous_of(path: str | os.PathLike[str]) -> Path:
+    """Where the checkpoint before the newest is kept.
+
+    Example:
+        >>> previous_of("run/checkpoint.pt").name
+        'checkpoint.previous.pt'
+    """
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def newest(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str | None]:
+    """The newest checkpoint that can be read, and why an older one was taken, if one was.
+
+    Raises:
+        FileError: as :func:`load`, about ``path``, if the one before is of no use either.
+
+    Example:
+        >>> newest("nowhere/checkpoint.pt")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        FileError: nowhere/checkpoint.pt: cannot be read: No such file or directory
+    """
+    try:
+        return load(path), None
+    except FileError as error:
+        older = previous_of(path)
+        if not older.exists():
+            raise
+        try:
+            state = load(older)
+        except FileError:
+            raise error from None
+        return state, f"{error}: fell back on {older.name}"
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -113,6 +218,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise FileError(f"{path}: broken: {name!r} is {type(state.get(name)).__name__}, expected {kind.__name__}")
     if len(state["history"]) != state["epoch"] or not all(_is_record(r) for r in state["history"]):
         raise FileError(f"{path}: broken: expected 'history' to hold one record of numbers for each of {state['epoch']} epochs")
+    partial = state.get("partial")
+    if partial is not None and not (isinstance(partial, dict) and all(isinstance(partial.get(k), int | float) for k in _PARTIAL)):
+        raise FileError(f"{path}: broken: expected 'partial' to hold the numbers {', '.join(_PARTIAL)}")
     return state
 
 
@@ -134,27 +242,115 @@ def restore(
     Raises:
         FileError: naming the file and what does not fit: a setting, a weight's shape, the optimizer's state.
     """
-    path = Path(path)
     state = load(path)
+    adopt(path, state, model=model, optimizer=optimizer, shuffle=shuffle, config=config)
+    return list(state["history"])
+
+
+def adopt(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    shuffle: torch.Generator,
+    config: Mapping[str, Any],
+    rank: int = 0,
+) -> None:
+    """:func:`restore` from a checkpoint that is loaded; it need not come from as many processes.
+
+    Args:
+        path: for the messages.
+        state: from :func:`load`.
+        model, optimizer: sharded or not.
+        shuffle, config: as in :func:`restore`.
+        rank: whose random number generators are set; those of rank 0 where the file holds none for it.
+
+    Raises:
+        FileError: as :func:`restore`.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> parts = {"model": model, "optimizer": torch.optim.Adam(model.parameters()), "config": {}}
+        >>> state = snapshot(shuffle=torch.Generator().get_state(), history=[], **parts) | {"rng": rng_state(device_of(model))}
+        >>> adopt("checkpoint.pt", state, shuffle=torch.Generator(), **parts)
+    """
+    path = Path(path)
     for key in sorted((config.keys() | state["config"].keys()) - {"epochs"}):
         here, there = config.get(key), state["config"].get(key)
         if here != there:
             raise FileError(f"{path}: was trained with {key}={there!r}, this run has {key}={here!r}: expected the same")
-    _compare_weights(path, state["model"], model.state_dict())
+    here_weights = model.state_dict()
+    _compare_weights(path, state["model"], here_weights)
     _compare_optimizer(path, state["optimizer"], optimizer)
     try:
+        rng = state["rng"].get("ranks", {}).get(rank, state["rng"])
         torch.Generator().set_state(state["shuffle"])
-        torch.Generator().set_state(state["rng"]["cpu"])
-    except (RuntimeError, TypeError, KeyError) as error:
+        torch.Generator().set_state(rng["cpu"])
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
         _broken(path, "random number generator state", error)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    weights, moments = state["model"], state["optimizer"]
+    if any(hasattr(t, "device_mesh") for t in here_weights.values()):
+        weights = {name: like(value, here_weights[name]) for name, value in weights.items()}
+        moments = _sharded(moments, optimizer)
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(moments)
     shuffle.set_state(state["shuffle"])
-    torch.set_rng_state(state["rng"]["cpu"])
+    torch.set_rng_state(rng["cpu"])
     device = device_of(model)
-    if device.type == "cuda" and "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"], device)
-    return list(state["history"])
+    if device.type == "cuda" and "cuda" in rng:
+        torch.cuda.set_rng_state(rng["cuda"], device)
+
+
+def world_size_of(state: Mapping[str, Any]) -> int:
+    """How many processes wrote a checkpoint.
+
+    Example:
+        >>> world_size_of({"rng": {}})
+        1
+    """
+    return 1 + len(state["rng"].get("ranks", ()))
+
+
+def _sharded(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state with each tensor sharded as its parameter is."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = {i: {k: like(v, params[i]) for k, v in values.items()} for i, values in state["state"].items()}
+    return {**state, "state": parts}
+
+
+# --- whole tensors and parts ------------------------------------------------------------------------------------------
+
+
+def whole(value: Any, keep: bool = True) -> Any:
+    """A state dict with its sharded tensors made whole, on the CPU. Every process has to call it; ``keep=False``: what is whole is dropped.
+
+    Example:
+        >>> whole({"a": [torch.ones(1), 2]})
+        {'a': [tensor([1.]), 2]}
+    """
+    if isinstance(value, Mapping):
+        parts = {k: whole(v, keep) for k, v in value.items()}
+        return parts if any(parts[k] is not v for k, v in value.items()) else value
+    if hasattr(value, "full_tensor"):
+        full = value.full_tensor()
+        return full.cpu() if keep else None
+    return value
+
+
+def like(value: Any, target: Tensor) -> Any:
+    """A whole tensor sharded as ``target`` is, or itself; nothing is sent: every process has the whole.
+
+    Example:
+        >>> like(torch.ones(2), torch.zeros(2))
+        tensor([1., 1.])
+    """
+    mesh: Any = getattr(target, "device_mesh", None)
+    if mesh is None or not isinstance(value, Tensor) or value.shape != target.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(target.device), mesh, target.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -186,7 +382,13 @@ def _is_record(value: object) -> bool:
     )
 
 
-def _rng_state(device: torch.device) -> dict[str, Tensor]:
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """torch's random number generators of this process: the CPU's and the device's.
+
+    Example:
+        >>> list(rng_state(torch.device("cpu")))
+        ['cpu']
+    """
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

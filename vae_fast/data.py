@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -307,7 +308,7 @@ def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
             f"{folder}: holds none of {', '.join(_FREY_NAMES)}. Get frey_rawface.mat from "
             "https://cs.nyu.edu/~roweis/data.html and name its directory with --data-dir or VAE_FAST_DATA"
         )
-    frames = _read_mat(path) if path.suffix == ".mat" else _read_npy(path)
+    frames = _read_mat(path) if path.suffix == ".mat" else read_npy(path)
     if frames.dtype != np.uint8:
         raise FileError(f"{path}: dtype {frames.dtype}: expected uint8")
     if frames.shape[1:] not in ((28, 20), (560,)) or len(frames) < 10:
@@ -316,7 +317,19 @@ def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     return _spread_split("frey", torch.from_numpy(flat), torch.arange(len(flat)), "frame", (28, 20))
 
 
-def _read_npy(path: Path) -> np.ndarray[Any, Any]:
+def read_npy(path: Path) -> np.ndarray[Any, Any]:
+    """The array of a ``.npy`` file, mapped, never unpickled.
+
+    Raises:
+        FileError: if the file is not there, not a ``.npy``, truncated or a pickle.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> np.save(folder / "x.npy", np.zeros((3, 2)))
+        >>> read_npy(folder / "x.npy").shape
+        (3, 2)
+    """
     try:
         with path.open("rb") as file:
             if file.read(6) != b"\x93NUMPY":
@@ -327,6 +340,66 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
         raise
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise FileError(f"{path}: broken or truncated .npy file: {error}") from None
+
+
+def load_file(path: str | os.PathLike[str], *, held: int = 10_000) -> Dataset:
+    """The images of a ``.npy`` file, for data that do not fit: the training rows stay mapped, only what is indexed is read.
+
+    The last tenth of the rows is held out, at most ``held`` for validation and as many for testing; these are read.
+
+    Args:
+        path: ``(n, height, width)`` or ``(n, d)``, n at least 10; uint8 (read as ``x / 255``), bool or floating in [0, 1].
+        held: most rows of each held-out part.
+
+    Raises:
+        FileError: naming the file and why it cannot be used. Of floating values, those held out are looked at.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "x.npy"
+        >>> np.save(file, np.zeros((40, 4, 4), dtype=np.uint8))
+        >>> load_file(file).train.shape
+        torch.Size([36, 16])
+    """
+    path = Path(path)
+    array = read_npy(path)
+    if array.dtype not in (np.uint8, np.bool_, np.float16, np.float32, np.float64):
+        raise FileError(f"{path}: dtype {array.dtype}: expected uint8, bool, float16, float32 or float64")
+    if array.ndim not in (2, 3) or len(array) < 10 or array[0].size == 0 or not array.flags.c_contiguous:
+        raise FileError(f"{path}: shape {array.shape}: expected (n, height, width) or (n, d) in C order, with n at least 10")
+    side = math.isqrt(array[0].size)
+    shape = array.shape[1:] if array.ndim == 3 else (side, side) if side**2 == array.shape[1] else (1, array.shape[1])
+    flat = array.reshape(len(array), -1)
+    part = max(1, min(held, len(flat) // 20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about a tensor that must not be written to
+        train = torch.from_numpy(flat[: -2 * part])
+    valid, test = torch.from_numpy(np.array(flat[-2 * part :])).split(part)
+    if train.is_floating_point() and not ((valid >= 0) & (valid <= 1)).all():
+        raise FileError(f"{path}: holds values that are not in [0, 1]")
+    return Dataset(path.stem, train, in_model_dtype(valid), in_model_dtype(test), torch.arange(part), "row", (int(shape[0]), int(shape[1])))
+
+
+def in_model_dtype(x: Tensor) -> Tensor:
+    """A batch as the models take it: floating values as float32, uint8 and bool as they are.
+
+    Example:
+        >>> in_model_dtype(torch.zeros(2, dtype=torch.float64)).dtype
+        torch.float32
+    """
+    return x.float() if x.is_floating_point() else x
+
+
+def binarized(x: Tensor) -> Tensor:
+    """A batch drawn anew: each value is 1 with probability x (x / 255 for uint8), bool; from torch's own generator.
+
+    Example:
+        >>> binarized(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([False,  True])
+    """
+    if x.dtype == torch.uint8:
+        return torch.randint(0, 255, x.shape, dtype=torch.uint8, device=x.device) < x  # u < x for x of the 255 values of u
+    return x if x.dtype == torch.bool else torch.rand(x.shape, device=x.device) < x
 
 
 def _read_mat(path: Path) -> np.ndarray[Any, Any]:

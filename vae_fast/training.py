@@ -6,8 +6,7 @@ import contextlib
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vae_fast import checkpoint as checkpoints
+from vae_fast import distributed as processes
 from vae_fast._errors import DivergedError
+from vae_fast._run import Record, Saver, Step, Transform, autocast
+from vae_fast.distributed import Engine, Objective, World
 from vae_fast.functional import _arguments as check
 from vae_fast.models import VAE
 
-Record = dict[str, float]
+__all__ = ["COLUMNS", "Record", "Transform", "adam", "autocast", "evaluate", "evaluate_log_prob", "fit", "progress_bar", "say"]
 #: The columns of a record, in order; ``valid_*`` only with validation data. Only the last two vary from run to run.
 COLUMNS = ("epoch", "loss", "kl", "valid_loss", "valid_kl", "samples_per_second", "seconds")
 _EVALUATION_SEED = 20131220
@@ -43,11 +45,23 @@ def fit(
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callable[[list[Record]], object]] = (),
     progress: bool | None = None,
+    accumulate: int = 1,
+    transform: Transform | None = None,
+    resident: bool = True,
+    checkpoint_every: int | None = None,
+    keep_previous: bool | None = None,
+    distributed: str = "auto",
+    shard: bool = False,
+    timeout: float = processes.TIMEOUT,
 ) -> list[Record]:
     """Minimise ``model.loss`` with Adam; the defaults are the source's.
 
     The data stay on the model's device in the dtype they come in (uint8 is read as ``x / 255`` by the models here) and
     each batch is gathered once. The loss is summed on the device: there is no host synchronisation inside an epoch.
+
+    Started by ``torchrun``, the processes train one model: each takes its part of every batch, and the loss and the
+    gradient are those of the whole batch, whatever the number of processes. So is the order of the batches. Each process
+    has noise of its own, decided by rank 0's generator. Only rank 0 writes, prints and calls ``callbacks``.
 
     Args:
         model: anything with ``loss(x)``, a mean over the batch. If it has ``losses(x) -> (loss, kl)``, as
@@ -56,7 +70,7 @@ def fit(
         valid: ``(m, *event)``: evaluated after each epoch, see :func:`evaluate`; it does not disturb the training's
             random numbers.
         epochs: number of epochs in all, those of a resumed run included.
-        batch_size: rows per step.
+        batch_size: rows per step, of all processes together.
         lr: learning rate of Adam (betas 0.9 and 0.999, epsilon 1e-8); not used with ``optimizer``.
         optimizer: another optimizer over the model's parameters.
         drop_last: True, as in the source: ``n // batch_size`` batches per epoch, the rest of the shuffled rows is left
@@ -65,12 +79,24 @@ def fit(
             it.
         amp: ``torch.bfloat16`` runs the model under autocast; None does not.
         checkpoint: file that is replaced after every epoch, see :mod:`vae_fast.checkpoint`.
-        resume: continue from ``checkpoint``: on the CPU, with the same number of threads, to the same bits as an
-            unbroken run. torch's random number generators are set to what they were.
+        resume: continue from ``checkpoint``: on the CPU, with the same number of threads and processes, to the same bits
+            as an unbroken run. torch's random number generators are set to what they were. With another number of
+            processes the batches are the same and the noise is drawn anew; a broken newest checkpoint gives way to the one
+            before; both are said on stderr.
         config: plain values kept in the checkpoint; a resumed run must give the same. ``batch_size``, ``lr``,
             ``drop_last``, ``seed``, ``amp``, the optimizer's type and ``n`` are always compared.
         callbacks: each is called with the history after every epoch, when the checkpoint is written.
         progress: a progress bar on stderr, with tqdm; None: if stderr is a terminal and tqdm is installed.
+        accumulate: number of pieces each batch is computed in, one after the other: for batches that do not fit.
+        transform: applied to each batch (of ``valid`` too) on the model's device, as :func:`vae_fast.data.binarized`.
+        resident: False leaves ``train`` where it is, for data that do not fit on the device (or, mapped from a file, in
+            memory): each batch is gathered there and moved.
+        checkpoint_every: also write ``checkpoint`` after every so many steps.
+        keep_previous: keep the checkpoint before the newest too; None: under ``torchrun`` and with ``checkpoint_every``.
+        distributed: ``"auto"`` or ``"none"``, see :func:`vae_fast.distributed.join`.
+        shard: True: FSDP2's ``fully_shard`` instead of DistributedDataParallel: each process holds its part of the weights,
+            gradients and moments, and ``model`` stays sharded. The checkpoint holds them whole.
+        timeout: seconds after which a process that does not answer is given up.
 
     Returns:
         The history, one record per epoch: ``epoch``, ``loss``, ``kl`` (NaN if the model does not give it),
@@ -81,6 +107,8 @@ def fit(
         TypeError, ValueError: naming the argument, what came and what was expected.
         FileError: if the checkpoint cannot be written or does not fit.
         DivergedError: if an epoch's mean loss is not finite; the checkpoint of the epoch before is kept.
+        RunError: if the processes do not fit each other, or one is lost; for an error in another process.
+        Terminated: (exit code 143) after SIGTERM, with ``checkpoint``: it is written at the end of the step, to resume from.
 
     Example:
         >>> from vae_fast.models import MLPVAE
@@ -88,45 +116,62 @@ def fit(
         >>> [record["epoch"] for record in history]
         [1, 2]
     """
-    _check(model, train, valid, epochs, batch_size, drop_last, amp, checkpoint, resume)
-    device = checkpoints.device_of(model)
-    optimizer = adam(model, lr) if optimizer is None else optimizer
-    shuffle = torch.Generator().manual_seed(seed)
-    settings = {
-        "batch_size": batch_size,
-        "lr": lr,
-        "drop_last": drop_last,
-        "seed": seed,
-        "amp": str(amp),
-        "n": len(train),
-    }
-    settings |= {"optimizer": type(optimizer).__name__, "epochs": epochs, **(config or {})}
-    history: list[Record] = []
-    if resume and checkpoint is not None:
-        history = checkpoints.restore(checkpoint, model=model, optimizer=optimizer, shuffle=shuffle, config=settings)
-    train = train.to(device)
-    valid = None if valid is None else valid.to(device)
-    rows = len(train) // batch_size * batch_size if drop_last else len(train)
-    step = _Step(model, optimizer, device, amp)
-    with _bar(progress, epochs * rows, len(history) * rows) as bar:
-        for epoch in range(len(history) + 1, epochs + 1):
-            if bar is not None:
-                bar.set_description(f"epoch {epoch}/{epochs}")
-            start = time.perf_counter()
-            order = torch.randperm(len(train), generator=shuffle)[:rows].to(device)
-            loss, kl = step.epoch(train, order.split(batch_size), bar)
-            seconds = time.perf_counter() - start
-            if not math.isfinite(loss):
-                kept = f"; {checkpoint} holds epoch {epoch - 1}" if checkpoint is not None and epoch > 1 else ""
-                raise DivergedError(f"epoch {epoch}: the mean loss is {loss}: try a smaller learning rate than {lr:g}{kept}")
-            record = {"epoch": epoch, "loss": loss, "kl": kl}
-            if valid is not None:
-                record |= {f"valid_{k}": v for k, v in evaluate(model, valid, amp=amp).items()}
-            history.append(record | {"samples_per_second": rows / seconds, "seconds": seconds})
-            if checkpoint is not None:
-                checkpoints.save(checkpoint, model=model, optimizer=optimizer, shuffle=shuffle, history=history, config=settings)
-            for callback in callbacks:
-                callback(history)
+    device = checkpoints.device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+    with processes.join(device, timeout=timeout, mode=distributed) as world:
+        world.together(lambda: _check(model, train, valid, epochs, batch_size, drop_last, amp, checkpoint, resume))
+        world.together(lambda: _check_parts(world, batch_size, accumulate, checkpoint_every, checkpoint, shard, optimizer))
+        settings = {
+            "batch_size": batch_size,
+            "lr": lr,
+            "drop_last": drop_last,
+            "seed": seed,
+            "amp": str(amp),
+            "n": len(train),
+        }
+        kind = "Adam" if optimizer is None else type(optimizer).__name__
+        settings |= {"optimizer": kind, "epochs": epochs, **(config or {})}
+        shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
+        rest = {
+            "model": shapes,
+            "train": (tuple(train.shape[1:]), str(train.dtype)),
+            "valid": None if valid is None else tuple(valid.shape),
+        }
+        world.same(settings | rest | {"accumulate": accumulate, "shard": shard, "resume": resume, "checkpoint_every": checkpoint_every})
+        engine = world.together(lambda: Engine(model, world, device, shard=shard))
+        optimizer = adam(model, lr) if optimizer is None else optimizer
+        if keep_previous is None:
+            keep_previous = processes.launched() or checkpoint_every is not None
+        path = None if checkpoint is None else Path(checkpoint)
+        saver = Saver(path, engine, optimizer, torch.Generator().manual_seed(seed), settings, checkpoint_every, keep_previous)
+        partial = saver.resume() if resume else None
+        if not resume:
+            world.reseed()
+        data = train.to(device) if resident else train
+        rows = len(train) // batch_size * batch_size if drop_last else len(train)
+        step = Step(engine, optimizer, device, amp, accumulate, transform)
+        history = saver.history
+        done = len(history) * rows + (0 if partial is None else int(partial["step"]) * batch_size)
+        with (
+            processes.sigterm(checkpoint is not None) as saver.stop,
+            progress_bar(progress if world.main else False, epochs * rows, done) as bar,
+        ):
+            for epoch in range(len(history) + 1, epochs + 1):
+                if bar is not None:
+                    bar.set_description(f"epoch {epoch}/{epochs}")
+                saver.begin(partial)
+                order = torch.randperm(len(train), generator=saver.shuffle)[:rows].to(data.device)
+                loss, kl = step.epoch(data, order.split(batch_size), bar, saver, partial)
+                seconds, partial = saver.seconds(), None
+                if not math.isfinite(loss):
+                    kept = f"; {checkpoint} holds epoch {epoch - 1}" if checkpoint is not None and epoch > 1 else ""
+                    raise DivergedError(f"epoch {epoch}: the mean loss is {loss}: try a smaller learning rate than {lr:g}{kept}")
+                record = {"epoch": epoch, "loss": loss, "kl": kl}
+                if valid is not None:
+                    found = _evaluate(engine.objective, model, valid, 1000, amp, transform, world)
+                    record |= {f"valid_{k}": v for k, v in found.items()}
+                history.append(record | {"samples_per_second": rows / seconds, "seconds": seconds})
+                saver.save()
+                world.on_main(lambda: [callback(history) for callback in callbacks] and None)
     return history
 
 
@@ -141,7 +186,14 @@ def adam(model: nn.Module, lr: float = 1e-3) -> Optimizer:
     return torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
-def evaluate(model: nn.Module, data: Tensor, *, batch_size: int = 1000, amp: torch.dtype | None = None) -> Record:
+def evaluate(
+    model: nn.Module,
+    data: Tensor,
+    *,
+    batch_size: int = 1000,
+    amp: torch.dtype | None = None,
+    transform: Transform | None = None,
+) -> Record:
     """Mean loss and KL over a data set, in nats per sample.
 
     The model is put in evaluation mode and back; gradients are off. The noise is the same at every call, and torch's
@@ -151,7 +203,7 @@ def evaluate(model: nn.Module, data: Tensor, *, batch_size: int = 1000, amp: tor
         model: as in :func:`fit`.
         data: ``(n, *event)``, n at least 1.
         batch_size: rows at once.
-        amp: as in :func:`fit`.
+        amp, transform: as in :func:`fit`.
 
     Returns:
         ``{"loss": ..., "kl": ...}``; the KL is NaN if the model does not give it.
@@ -164,20 +216,45 @@ def evaluate(model: nn.Module, data: Tensor, *, batch_size: int = 1000, amp: tor
         >>> sorted(evaluate(MLPVAE(latent_dim=2, data_dim=16, hidden_dim=8), torch.rand(30, 16)))
         ['kl', 'loss']
     """
-    with _evaluating(model, data, amp) as device:
+    return _evaluate(Objective(model), model, data, batch_size, amp, transform, World())
+
+
+def _evaluate(
+    objective: nn.Module,
+    model: nn.Module,
+    data: Tensor,
+    batch_size: int,
+    amp: torch.dtype | None,
+    transform: Transform | None,
+    world: World,
+) -> Record:
+    """:func:`evaluate`, each process its part of every batch with noise of its own."""
+    with _evaluating(model, data, amp, world.rank) as device:
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        for x in data.split(batch_size):
-            total.add_(_both(model, x.to(device))[1], alpha=len(x))
-    loss, kl = (total / len(data)).tolist()
+        for batch in data.split(batch_size):
+            part, count = world.share(batch)
+            x = part.to(device)
+            both = objective(x if transform is None else transform(x))[1]
+            if count:
+                total.add_(both, alpha=count)
+    loss, kl = (world.sum(total) / len(data)).tolist()
     return {"loss": loss, "kl": kl}
 
 
-def evaluate_log_prob(model: VAE, data: Tensor, num_samples: int = 100, *, batch_size: int = 1000, amp: torch.dtype | None = None) -> float:
+def evaluate_log_prob(
+    model: VAE,
+    data: Tensor,
+    num_samples: int = 100,
+    *,
+    batch_size: int = 1000,
+    amp: torch.dtype | None = None,
+    transform: Transform | None = None,
+) -> float:
     """Mean importance-weighted estimate of ``log p(x)`` over a data set, in nats per sample.
 
     Args:
         model: its ``log_prob`` is called, see :meth:`vae_fast.models.VAE.log_prob`.
-        data, batch_size, amp: as in :func:`evaluate`.
+        data, batch_size, amp, transform: as in :func:`evaluate`.
         num_samples: importance samples per row.
 
     Example:
@@ -186,12 +263,13 @@ def evaluate_log_prob(model: VAE, data: Tensor, num_samples: int = 100, *, batch
         True
     """
     with _evaluating(model, data, amp) as device:
-        total = sum(model.log_prob(x.to(device), num_samples).double().sum() for x in data.split(batch_size))
+        parts = (x.to(device) if transform is None else transform(x.to(device)) for x in data.split(batch_size))
+        total = sum(model.log_prob(x, num_samples).double().sum() for x in parts)
     return float(total) / len(data)
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module, data: Tensor, amp: torch.dtype | None) -> Iterator[torch.device]:
+def _evaluating(model: nn.Module, data: Tensor, amp: torch.dtype | None, rank: int = 0) -> Iterator[torch.device]:
     """Evaluation mode, no gradients, the evaluation's own noise; everything is as it was afterwards."""
     if len(data) == 0:
         raise ValueError(f"data has shape {tuple(data.shape)}: expected at least one row")
@@ -199,21 +277,10 @@ def _evaluating(model: nn.Module, data: Tensor, amp: torch.dtype | None) -> Iter
     model.eval()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), autocast(device, amp):
-            torch.manual_seed(_EVALUATION_SEED)
+            torch.manual_seed(_EVALUATION_SEED + rank)
             yield device
     finally:
         model.train(was_training)
-
-
-def autocast(device: torch.device, amp: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
-    """torch's autocast for the device, or nothing.
-
-    Example:
-        >>> with autocast(torch.device("cpu"), torch.bfloat16):
-        ...     torch.is_autocast_enabled("cpu")
-        True
-    """
-    return contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
 
 
 def say(line: str) -> None:
@@ -223,51 +290,21 @@ def say(line: str) -> None:
         >>> say("epoch 1")
         epoch 1
     """
-    tqdm = sys.modules.get("tqdm")  # loaded by _bar only
+    tqdm = sys.modules.get("tqdm")  # loaded by progress_bar only
     if tqdm is None or not sys.stderr.isatty():
         print(line, flush=True)
     else:
         tqdm.tqdm.write(line)
 
 
-class _Step:
-    """One epoch's inner loop."""
+def progress_bar(progress: bool | None, total: int, done: int) -> contextlib.AbstractContextManager[Any | None]:
+    """A tqdm bar of samples on stderr, or None: if ``progress`` is False, or is None and nobody is watching, or tqdm is not installed.
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, device: torch.device, amp: torch.dtype | None) -> None:
-        self.model, self.optimizer, self.device, self.amp = model, optimizer, device, amp
-
-    def epoch(self, data: Tensor, batches: Iterable[Tensor], bar: Any | None) -> tuple[float, float]:
-        """Mean loss and KL over the rows of the batches; the one host synchronisation is at the end."""
-        self.model.train()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        count = 0
-        for rows in batches:
-            x = data.index_select(0, rows)
-            with autocast(self.device, self.amp):
-                loss, both = _both(self.model, x)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            total.add_(both, alpha=len(rows))
-            count += len(rows)
-            if bar is not None:
-                bar.update(len(rows))
-        mean_loss, mean_kl = (total / count).tolist()
-        return mean_loss, mean_kl
-
-
-def _both(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss, and (loss, kl) without gradients in one tensor."""
-    losses = getattr(model, "losses", None)
-    if losses is not None:
-        loss, kl = losses(x)
-    else:
-        loss = model.loss(x)  # type: ignore[operator]
-        kl = torch.full_like(loss, math.nan)
-    return loss, torch.stack((loss.detach(), kl.to(loss.dtype)))
-
-
-def _bar(progress: bool | None, total: int, done: int) -> contextlib.AbstractContextManager[Any | None]:
+    Example:
+        >>> with progress_bar(False, 100, 0) as bar:
+        ...     bar is None
+        True
+    """
     if progress is False or (progress is None and not sys.stderr.isatty()):
         return contextlib.nullcontext()
     try:
@@ -305,3 +342,23 @@ def _check(
         raise ValueError("resume=True: expected a checkpoint to resume from, got checkpoint=None")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise ValueError(f"checkpoint={str(checkpoint)!r}: expected a file name, this is a directory")
+
+
+def _check_parts(
+    world: World,
+    batch_size: int,
+    accumulate: int,
+    checkpoint_every: int | None,
+    checkpoint: str | os.PathLike[str] | None,
+    shard: bool,
+    optimizer: Optimizer | None,
+) -> None:
+    check.positive_int("accumulate", accumulate)
+    if batch_size < world.size * accumulate:
+        raise ValueError(f"batch_size={batch_size}: expected a row for each of {world.size} process(es) and accumulate={accumulate} pieces")
+    if checkpoint_every is not None:
+        check.positive_int("checkpoint_every", checkpoint_every)
+        if checkpoint is None:
+            raise ValueError(f"checkpoint_every={checkpoint_every}: expected a checkpoint to write, got checkpoint=None")
+    if shard and optimizer is not None:
+        raise ValueError("shard=True: expected optimizer=None, one made before the weights are sharded would train none of them")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,28 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_fast._errors import optional_import
-from vae_fast._files import atomic_write
-
-PathLike = str | os.PathLike[str]
-_INK, _QUIET = "#222222", "#8a8a8a"
-
-
-def require() -> None:
-    """Say so now, not after the training, if pictures cannot be drawn.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
-    optional_import("matplotlib.figure", "matplotlib", "drawing pictures (or give --no-pictures)")
-
-
-def _figure(width: float, height: float) -> Any:
-    return optional_import("matplotlib.figure", "matplotlib", "drawing pictures").Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Any, path: PathLike) -> None:
-    with atomic_write(Path(path)) as file:
-        figure.savefig(file, format="png", dpi=150)
+from vae_fast.plots._figure import BLUE, GRID, INK, ORANGE, QUIET, PathLike, bare, new_figure, save
 
 
 def loss_curve(path: PathLike, history: Sequence[Mapping[str, float]], floor: float | None = None, title: str = "") -> None:
@@ -49,26 +26,26 @@ def loss_curve(path: PathLike, history: Sequence[Mapping[str, float]], floor: fl
         MissingExtraError: without matplotlib.
         FileError: if the file cannot be written.
     """
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     epochs = [int(r["epoch"]) for r in history]
     marker = "o" if len(epochs) < 15 else None
-    axes.plot(epochs, [r["loss"] for r in history], color="#1f5fa8", marker=marker, markersize=4, label="training")
+    axes.plot(epochs, [r["loss"] for r in history], color=BLUE, marker=marker, markersize=4, label="training")
     if history and "valid_loss" in history[0]:
         valid = [r["valid_loss"] for r in history]
-        axes.plot(epochs, valid, color="#d9772b", marker=marker, markersize=4, linestyle="--", label="validation")
+        axes.plot(epochs, valid, color=ORANGE, marker=marker, markersize=4, linestyle="--", label="validation")
     if floor is not None:
-        axes.axhline(floor, color=_QUIET, linewidth=1.2, linestyle=":", label=f"entropy floor of grey targets ({floor:.2f})")
+        axes.axhline(floor, color=QUIET, linewidth=1.2, linestyle=":", label=f"entropy floor of grey targets ({floor:.2f})")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     if len(epochs) < 15:
         axes.set_xlim(0.5, len(epochs) + 0.5)
     axes.set_ylabel("loss = -ELBO, nats per image")
-    axes.set_title(title, loc="left", color=_INK)
-    axes.grid(color="#e6e6e6", linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", color=INK)
+    axes.grid(color=GRID, linewidth=0.7)
+    bare(axes)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def image_grid(path: PathLike, rows: Sequence[Tensor], shape: tuple[int, int], labels: Sequence[str] = ()) -> None:
@@ -92,14 +69,14 @@ def image_grid(path: PathLike, rows: Sequence[Tensor], shape: tuple[int, int], l
             top, left = i * (height + 1) + 1, j * (width + 1) + 1
             sheet[top : top + height, left : left + width] = image
     inches = 9.0
-    figure = _figure(inches, max(1.0, inches * sheet.shape[0] / sheet.shape[1]))
+    figure = new_figure(inches, max(1.0, inches * sheet.shape[0] / sheet.shape[1]))
     axes = figure.add_subplot()
     axes.imshow(sheet, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([i * (height + 1) + 0.5 * height for i in range(len(labels))], labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def latent_scatter(path: PathLike, mu: Tensor, labels: Tensor, label_name: str = "label") -> None:
@@ -117,7 +94,7 @@ def latent_scatter(path: PathLike, mu: Tensor, labels: Tensor, label_name: str =
     """
     points, names = _plane(mu.detach().double().cpu())
     colours, values = labels.cpu().numpy(), np.unique(labels.cpu().numpy())
-    figure = _figure(6.0, 5.4)
+    figure = new_figure(6.0, 5.4)
     axes = figure.add_subplot()
     size = float(np.clip(20000 / max(1, len(points)), 3.0, 24.0))
     if len(values) <= 10:
@@ -134,8 +111,8 @@ def latent_scatter(path: PathLike, mu: Tensor, labels: Tensor, label_name: str =
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
     axes.set_aspect("equal", adjustable="datalim")
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    bare(axes)
+    save(figure, path)
 
 
 def _plane(mu: Tensor) -> tuple[np.ndarray[Any, Any], tuple[str, str]]:

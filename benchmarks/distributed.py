@@ -1,0 +1,86 @@
+"""Samples per second of a VAE's training with one process and with two: python benchmarks/distributed.py [--out FILE]
+
+Each row is a ``torchrun`` of its own, which starts this file again as its workers; the batch is the same size for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# A script's own folder comes first, and this file's name is a package's of torch: take it off the path.
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT / "benchmarks"]
+
+#: how, processes, options of the worker
+ROWS = (("one process", 1, ()), ("DistributedDataParallel", 2, ()), ("fully_shard", 2, ("--shard",)))
+
+
+def work(args: argparse.Namespace) -> None:
+    """One process of a row; rank 0 writes what it measured."""
+    import torch
+
+    from vae_fast import training
+    from vae_fast.distributed import local_device
+    from vae_fast.models import MLPVAE
+
+    device = torch.device(local_device(args.device))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (args.rows, 784), dtype=torch.uint8)
+
+    def write(history: list[training.Record]) -> None:
+        rates = [record["samples_per_second"] for record in history[1:]]  # the first epoch warms up
+        if rates:
+            args.worker.write_text(json.dumps({"samples_per_second": statistics.median(rates), "loss": history[-1]["loss"]}))
+
+    options = {"batch_size": args.batch_size, "epochs": args.epochs + 1, "shard": args.shard, "progress": False}
+    training.fit(MLPVAE().to(device), images, callbacks=[write], **options)
+
+
+def measure(processes: int, options: tuple[str, ...], args: argparse.Namespace) -> dict[str, float]:
+    """One row, in processes of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), __file__]
+        command += ["--worker", str(found), "--device", args.device, "--rows", str(args.rows)]
+        command += ["--batch-size", str(args.batch_size), "--epochs", str(args.epochs), *options]
+        subprocess.run(command, check=True)
+        return json.loads(found.read_text())
+
+
+def main() -> int:
+    """Print a table, then JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--rows", type=int, default=16384, help="images (default: 16384)")
+    parser.add_argument("--batch-size", type=int, default=4096, help="images per step, of all processes together (default: 4096)")
+    parser.add_argument("--epochs", type=int, default=5, help="measured epochs; the median counts (default: 5)")
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--shard", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker is not None:
+        work(args)
+        return 0
+    rows = [{"how": how, "processes": n} | measure(n, options, args) for how, n, options in ROWS]
+    print("| how | processes | samples/s | against one |\n|---|---|---|---|")
+    for row in rows:
+        rate = row["samples_per_second"]
+        print(f"| {row['how']} | {row['processes']} | {rate:,.0f} | {rate / rows[0]['samples_per_second']:.2f}x |")
+    text = json.dumps({"device": args.device, "batch_size": args.batch_size, "images": args.rows, "rows": rows}, indent=2)
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

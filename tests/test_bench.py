@@ -1,0 +1,472 @@
+"""`vae-fast bench`: its files and lines, the comparison, the advice, staleness, and one-line errors."""
+
+import csv
+import doctest
+import importlib
+import itertools
+import json
+import pkgutil
+import random
+import subprocess
+import time
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from vae_fast import bench, cli
+from vae_fast.bench import advice, cases_head, compare, machine, measure, report, suites
+from vae_fast.bench.case import Bench, Case, Work, leaf, plain
+from vae_fast.bench.limits import Probe
+
+MODULES = [f"vae_fast.bench.{m.name}" for m in pkgutil.iter_modules(bench.__path__)]
+SMALL = ["--quick", "--shape", "64,16,4", "--contenders", "ours", "eager", "--seconds", "0.01", "--threads", "1"]
+
+
+def run(*options):
+    return cli.main(["bench", *map(str, options)])
+
+
+def one_line(capsys, code, *words):
+    """Exit code 2 and one line on stderr with these words."""
+    err = capsys.readouterr().err
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert err.startswith("vae-fast: error: ")
+    for word in words:
+        assert str(word) in err
+    assert "Traceback" not in err
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    monkeypatch.setattr(compare, "PAUSE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench")
+    threads = torch.get_num_threads()
+    assert run("--suite", "kernels", "--suite", "mixtures", "--suite", "memory", "--suite", "sweeps", "--out", out, *SMALL) == 0
+    torch.set_num_threads(threads)
+    return out
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suite", ["kernels", "mixtures", "memory", "sweeps"])
+def test_a_row_per_measure_says_where_it_was_taken(written, suite):
+    result = json.loads((written / f"{suite}.json").read_text())
+    with (written / f"{suite}.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(result["rows"]) > 0
+    for row, line in zip(result["rows"], lines, strict=True):
+        assert row["machine"] == line["machine"] == machine.processor()
+        assert (row["torch"], row["commit"]) == (str(torch.__version__), machine.commit())
+        assert row["threads"] == (2 if "2 threads" in row["case"] else 1)
+        assert row["date"] and row["shape"] and row["dtype"] == line["dtype"]
+        assert line["case"] == row["case"] and line["contender"] == row["contender"] in ("ours", "eager")
+    assert report.read(written / f"{suite}.json")["suite"] == suite
+
+
+def test_every_direction_is_timed_with_quantiles_and_limits(written):
+    rows = json.loads((written / "kernels.json").read_text())["rows"]
+    first = [r for r in rows if r["case"] == "elbo_loss, logits, B=64 D=16 L=4"]
+    assert {(r["contender"], r["direction"]) for r in first} == {(c, d) for c in ("ours", "eager") for d in ("both", "forward", "backward")}
+    for r in first:
+        assert 0 < r["q20"] <= r["seconds"] <= r["q80"]
+        if r["direction"] == "both":
+            assert r["peak_bytes"] > 0 and r["host_microseconds"] > 0
+            assert r["reached"] == pytest.approx(r["limit_seconds"] / r["seconds"])
+            assert r["gb_per_second"] == pytest.approx(r["least_bytes"] / r["seconds"] / 1e9)
+            assert r["copy_gb_per_second"] > 0.5
+
+
+def test_markdown_and_pictures(written):
+    text = (written / "kernels.md").read_text()
+    assert text.startswith("| forward + backward | ours | eager | limit, reached | peak memory: ours / eager |\n|---|---|---|---|---|\n")
+    assert "commit " + machine.commit() in text
+    for name in ("speed", "memory", "roofline"):
+        assert min(imread(written / f"{name}.png").shape[:2]) >= 500
+
+
+def test_random_images_stand_in_for_mnist(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VAE_FAST_DATA", str(tmp_path))
+    assert run("--suite", "training", "--quick", "--contenders", "ours", "eager") == 0
+    out, err = capsys.readouterr()
+    assert "random images in place of MNIST" in err
+    assert "one epoch of 550 steps" in out
+
+
+def test_what_does_not_fit_is_skipped_with_a_line():
+    lines = []
+    case = cases_head.elbo(8, 4, 2, against=())
+    huge = Case(**{**vars(case), "needs": {"eager": 1 << 60}})
+    rows = suites.measure_case("kernels", huge, suites.Options(quick=True, seconds=0.01, say=lines.append), None)
+    assert {r["contender"] for r in rows} == {"ours"}
+    assert len(lines) == 1 and lines[0].startswith("skipped eager of elbo_loss")
+    lines.clear()
+    assert suites.run("kernels", suites.Options(quick=True, deadline=0.0, say=lines.append)) == []
+    assert all(line.endswith("no time left") for line in lines) and len(lines) == 4
+
+
+# --- how it is measured -----------------------------------------------------------------------------------------------
+
+
+def test_small_inputs_are_rotated_and_gradients_dropped():
+    bench_ = Bench(cases_head.elbo(8, 4, 2), "cpu")
+    assert len(bench_.sets) == 3
+    work = bench_.work("ours")
+    assert len({work.prepare()[1].data_ptr() for _ in range(6)}) == 3
+    work()
+    assert sum(s[1].grad is not None for s in bench_.sets) == 1
+    for _ in range(3):
+        work.prepare()
+    assert all(s[1].grad is None for s in bench_.sets)
+
+
+def test_contenders_compute_the_same():
+    for case in (
+        cases_head.elbo(8, 12, 3),
+        cases_head.elbo(8, 12, 3, probs=True),
+        *suites.cases("mixtures", suites.Options(quick=True))[:1],
+    ):
+        bench_ = Bench(case, "cpu")
+        with torch.no_grad():
+            results = [case.contenders[n]()(*bench_.sets[0]) for n in case.contenders if n in ("ours", "eager", "distributions")]
+        for other in results[1:]:
+            torch.testing.assert_close(results[0], other, rtol=1e-4, atol=1e-4)
+
+
+def test_forward_and_backward_are_told_apart():
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            time.sleep(0.004)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            time.sleep(0.008)
+            return g
+
+    work = Work(Slow.apply, [(leaf(torch.zeros(2)),)], None)
+    times = measure.in_turns({"slow": work}, "cpu", seconds=0.1, rounds=2)["slow"]
+    forward, backward, both = (times.quantiles(d)[0] for d in ("forward", "backward", "both"))
+    assert 0.004 <= forward < 0.008 <= backward < both
+    assert both == pytest.approx(forward + backward, rel=0.2)
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    work = Work(lambda x: (x + 1).sum() + (x + 2).sum(), [(torch.zeros(1 << 20),)], None)
+    assert 4 << 20 <= measure.peak_memory(work, "cpu") < 6 << 20
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def synthetic(case, contender, seconds):
+    return {
+        "suite": "kernels", "case": case, "name": case, "contender": contender, "direction": "both", "shape": {"B": 1}, "dtype": "float32",
+        "seconds": seconds, "q20": seconds * 0.98, "q80": seconds * 1.02, "peak_bytes": 1 << 20, "least_bytes": 10**6, "flops": 10**6,
+        "gflops": 1e-3 / seconds, "copy_gb_per_second": 40.0, "fma_gflops": 100.0,
+        "limit_seconds": 1e-4, "usual_limit_seconds": 1e-4, "limit": "copy",
+        "reached": 1e-4 / seconds, "target": None, "memory_target": None,
+    }  # fmt: skip
+
+
+def result(slowed=None, by=1.0, noise=0.0, load=1.0, seed=0):
+    """A result of four cases on a machine that is ``load`` times as slow, each figure disturbed by up to ``noise``."""
+    generator = random.Random(seed)
+    rows = []
+    for i, case in enumerate(("elbo", "kl", "sample", "mixture")):
+        limit = 1e-4 * load * (1 + noise * generator.random())
+        for contender, times in (("ours", 2), ("eager", 10)):
+            seconds = 1e-4 * (i + 1) * times * load * (1 + noise * generator.random())
+            seconds *= by if (case, contender) == (slowed, "ours") else 1.0
+            rows.append(synthetic(case, contender, seconds) | {"usual_limit_seconds": limit})
+    facts = {"device": "cpu", "processor": "p", "commit": "unknown", "torch": str(torch.__version__), "threads": 1}
+    return {"suite": "kernels", "machine": facts, "options": {}, "rows": rows}
+
+
+def slower(before, now, again=None, tolerance=0.05):
+    options = suites.Options()
+    return compare.check(before, options, tolerance, measured=now["rows"], again=again)[1]
+
+
+@pytest.mark.parametrize("case", ["elbo", "kl", "sample", "mixture"])
+@pytest.mark.parametrize("load", [1.0, 1.7])
+def test_a_fifth_slower_is_named_whatever_the_load(case, load):
+    again = lambda cases: result(case, 1.2, noise=0.04, load=load, seed=7)["rows"]  # noqa: E731
+    found = slower(result(), result(case, 1.2, noise=0.04, load=load, seed=3), again)
+    assert [c.case for c in found] == [case]
+    assert 0.1 < found[0].by < 0.3
+    assert str(found[0]).startswith(f"{case}: time +")
+
+
+def test_noise_and_load_pass():
+    """Nineteen times in twenty, with every median off by up to 8 % and the machine up to three times as slow."""
+    seeds = itertools.count(1000)
+    passed = 0
+    for i in range(100):
+        load = 1.0 + i / 50
+        again = lambda cases, load=load: result(noise=0.08, load=load, seed=next(seeds))["rows"]  # noqa: E731
+        passed += slower(result(noise=0.08, seed=next(seeds)), result(noise=0.08, load=load, seed=next(seeds)), again) == []
+    assert passed >= 95
+
+
+def test_one_disturbed_yardstick_decides_nothing():
+    now = result()
+    for row in now["rows"]:
+        if row["contender"] == "eager":
+            row["seconds"] /= 1.5  # the peer alone was disturbed when the earlier result was taken
+    assert slower(result(), now) == []
+
+
+def test_a_suspect_is_measured_again_and_cleared():
+    asked = []
+
+    def again(cases):
+        asked.append(list(cases))
+        return result()["rows"]
+
+    assert slower(result(), result("kl", 1.2), again) == []
+    assert asked == [["kl"]]
+
+
+def test_the_fastest_calls_see_through_a_load():
+    before, now = result(), result("kl", 1.2, load=2.0)
+    for rows, disturbed in ((before["rows"], 1.0), (now["rows"], 2.0)):
+        for row in rows:
+            row |= {"fastest": row["seconds"] / disturbed}  # half of the machine was taken, but not all the time
+            if row["contender"] == "eager":
+                row["seconds"] *= disturbed  # by chance, the peer's median more than ours
+    found = slower(before, now)
+    assert [(c.case, c.what) for c in found] == [("kl", "time of the fastest calls")]
+    assert found[0].by == pytest.approx(0.2)
+
+
+def test_more_memory_is_named():
+    now = result()
+    now["rows"][0]["peak_bytes"] *= 2
+    assert [(c.case, c.what) for c in slower(result(), now)] == [("elbo", "memory")]
+
+
+def test_comparing_two_files(tmp_path, capsys):
+    before, same, worse = tmp_path / "before.json", tmp_path / "same.json", tmp_path / "worse.json"
+    before.write_text(json.dumps(result()))
+    same.write_text(json.dumps(result()))
+    worse.write_text(json.dumps(result("sample", 1.2)))
+    assert run("--compare", before, "--result", same) == 0
+    assert run("--compare", before, "--result", worse) == 1
+    assert "slower: sample: time +20%" in capsys.readouterr().out
+    assert run("--compare", before, "--result", worse, "--fail-if-slower", "25%") == 0
+
+
+def test_a_kernel_that_takes_longer_is_measured_so():
+    """Sleeps in place of kernels, so that nothing else on the machine decides."""
+
+    def took(slower):
+        case = cases_head.elbo(8, 4, 2, against=())
+        sleeping = {"ours": plain(lambda *inputs: time.sleep(0.005) or inputs[1].sum())}
+        options = suites.Options(quick=True, seconds=0.05, rounds=2, slower=slower)
+        rows = suites.measure_case("kernels", Case(**{**vars(case), "contenders": sleeping}), options, Probe("cpu", True))
+        return next(r["seconds"] for r in rows if r["direction"] == "forward")
+
+    assert 2.0 < took({"elbo_loss, logits": 2.0}) / took({}) < 4.5
+
+
+def test_suspects_alone_are_measured_again(tmp_path, capsys, monkeypatch):
+    """What the command measures is replaced: the first time two cases are slow, then one of them."""
+    asked = []
+
+    def measured(suite, options, only=None):
+        asked.append(only)
+        rows = result("kl", 1.2)["rows"]
+        if only is None:
+            for key in ("seconds", "q20"):
+                rows[0][key] *= 1.3
+        return rows
+
+    monkeypatch.setattr(compare, "run", measured)
+    (tmp_path / "before.json").write_text(json.dumps(result()))
+    assert run("--compare", tmp_path / "before.json") == 1
+    out, err = capsys.readouterr()
+    assert asked == [None, ["elbo", "kl"], ["kl"], ["kl"], ["kl"]]
+    assert [line for line in out.splitlines() if line.startswith("slower")] == ["slower: kl: time +20% (0.4 -> 0.48 ms)"]
+    assert "measuring again (5 of 5): kl" in err
+    monkeypatch.setattr(compare, "run", lambda suite, options, only=None: result()["rows"])
+    assert run("--compare", tmp_path / "before.json") == 0
+
+
+# --- tables and staleness ---------------------------------------------------------------------------------------------
+
+
+def test_losing_rows_are_shown_as_losing():
+    rows = [synthetic("a", "ours", 2.0), synthetic("a", "eager", 1.0), synthetic("a", "compile", 9.0) | {"target": 5.0}]
+    text = report.markdown(report.table("kernels", rows))
+    assert "**0.50x, slower**" in text and "**4.5x, below 5x**" in text
+    assert "slower" in report.terminal(report.table("kernels", rows)) and "**" not in report.terminal(report.table("kernels", rows))
+
+
+def test_the_faster_way_to_compile_counts():
+    rows = [synthetic("a", "ours", 1.0), synthetic("a", "compile", 4.0) | {"target": 3.0}, synthetic("a", "compile-max", 2.0)]
+    assert "**2.0x, below 3x**" in report.markdown(report.table("kernels", rows))
+
+
+def test_a_result_older_than_its_kernels_is_stale():
+    log = ["git", "log", "-1", "--format=%H", "--"]
+    last = subprocess.run([*log, "csrc/cpu", "vae_fast/functional"], cwd=machine.ROOT, capture_output=True, text=True).stdout.strip()
+    if not last:
+        pytest.skip("no history here")
+    assert not machine.stale("HEAD", "cpu")
+    assert machine.stale(f"{last}~1", "cpu")
+    assert machine.stale(f"{last}~1+changes", "cpu")
+    assert not machine.stale("0" * 40, "cpu")
+
+
+# --- the advice -------------------------------------------------------------------------------------------------------
+
+MODEL = """
+import time, torch
+
+class Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, seconds):
+        ctx.seconds = seconds
+        time.sleep(seconds)
+        return x.clone()
+    @staticmethod
+    def backward(ctx, g):
+        time.sleep(2 * ctx.seconds)
+        return g, None
+
+w = torch.ones(3, requires_grad=True)
+scale = torch.ones(3, requires_grad=True)
+
+def loss(y, *, factor):
+    return (Wait.apply(y, LOSS) * factor * scale).sum()
+
+def step():
+    w.grad = scale.grad = None
+    loss(Wait.apply(w * 2, REST), factor=3.0).backward()
+"""
+
+
+def model(tmp_path, loss, rest):
+    (tmp_path / "model.py").write_text(MODEL.replace("LOSS", str(loss)).replace("REST", str(rest)))
+    return advice._load(tmp_path / "model.py")
+
+
+def test_the_share_of_the_loss_is_told(tmp_path):
+    module = model(tmp_path, 0.01, 0.03)
+    found = advice.advise(module.step, (module, "loss"), steps=5, warm_up=1)
+    assert found.share == pytest.approx(0.25, abs=0.05)
+    assert found.most == pytest.approx(1 / 0.75, abs=0.1)
+    assert found.step_seconds == pytest.approx(0.12, abs=0.03)
+
+
+def test_advice_for_a_file(tmp_path, capsys):
+    model(tmp_path, 0.0, 0.0)
+    assert run("--advise", tmp_path / "model.py") == 0
+    assert "a faster loss can save at most that" in capsys.readouterr().out
+
+
+def test_advice_leaves_gradients_and_functions_as_they_were(tmp_path):
+    module = model(tmp_path, 0.0, 0.0)
+    before = module.loss
+    advice.advise(module.step, (module, "loss"), steps=2, warm_up=0)
+    assert module.loss is before
+    with advice._hooked([(module, "loss")]):
+        module.step()
+    assert module.w.grad.tolist() == [6.0] * 3
+    assert module.scale.grad.tolist() == [6.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1", "defines neither step() nor train_step()"),
+        ("def step(): pass", "has no function loss"),
+        ("def step(): pass\ndef loss(): pass", "step() did not call loss"),
+        ("def step(): 1 / 0\ndef loss(): pass", "step() failed: ZeroDivisionError"),
+        ("def step(:", "SyntaxError"),
+    ],
+)
+def test_a_model_that_cannot_be_used(tmp_path, capsys, text, words):
+    (tmp_path / "model.py").write_text(text)
+    one_line(capsys, run("--advise", tmp_path / "model.py"), tmp_path / "model.py", words)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--suite", "speed"], ["'speed'", "kernels", "mixtures", "overhead"]),
+        (["--shape", "10,20"], ["'10,20'", "three positive integers B,D,L"]),
+        (["--shape", "10,0,3"], ["'10,0,3'", "three positive integers"]),
+        (["--shape", "a,b,c"], ["'a,b,c'", "three positive integers"]),
+        (["--device", "tpu"], ["tpu", "expected cpu, cuda or cuda:N"]),
+        (["--dtype", "int8"], ["'int8'", "float32", "bfloat16"]),
+        (["--threads", "0"], ["'0'", "at least 1"]),
+        (["--fail-if-slower", "much"], ["'much'", "a share such as 5%"]),
+        (["--contenders", "nobody", "--quick"], ["nobody", "ours, eager"]),
+        (["--pretend-slower", "nothing=20%", "--quick"], ["nothing", "elbo_loss, logits"]),
+        (["--result", "a.json"], ["--result", "--compare FILE"]),
+        (["--compare", "nowhere.json"], ["nowhere.json", "expected a JSON file"]),
+        (["--advise", "nowhere.py"], ["nowhere.py", "step()"]),
+    ],
+)
+def test_bad_options_are_one_line(capsys, options, words):
+    one_line(capsys, run(*options), *words)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense", '{"suite": "kernels", "machine": {}, "rows": [1]}', '{"rows": 3}'])
+def test_unreadable_results_are_one_line(tmp_path, capsys, text):
+    (tmp_path / "result.json").write_text(text)
+    one_line(capsys, run("--compare", tmp_path / "result.json"), tmp_path / "result.json", "`vae-fast bench --out` wrote")
+
+
+def test_nothing_in_common_is_an_error(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps(result()))
+    other = result()
+    for row in other["rows"]:
+        row["case"] += " of another kind"
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    one_line(capsys, run("--compare", tmp_path / "a.json", "--result", tmp_path / "b.json"), "nothing to compare")
+
+
+def test_a_missing_package_is_a_skipped_contender():
+    def missing():
+        raise ImportError("no such package")
+
+    case = cases_head.elbo(8, 4, 2, against=())
+    lines = []
+    case = Case(
+        **{**vars(case), "contenders": {"ours": plain(torch.sin), "keops": missing}, "inputs": lambda d, g: (leaf(torch.zeros(2)),)}
+    )
+    rows = suites.measure_case("kernels", case, suites.Options(quick=True, say=lines.append), None)
+    assert {r["contender"] for r in rows} == {"ours"}
+    assert lines == [f"skipped keops of {case.label}: not installed"]
+
+
+def test_a_peer_that_fails_is_a_skipped_contender():
+    def fails(*inputs):
+        raise RuntimeError("no compiler\nwas found")
+
+    case = cases_head.elbo(8, 4, 2, against=())
+    lines = []
+    case = Case(**{**vars(case), "contenders": {**case.contenders, "compile": plain(fails)}})
+    rows = suites.measure_case("kernels", case, suites.Options(quick=True, say=lines.append), None)
+    assert {r["contender"] for r in rows} == {"ours", "eager"}
+    assert lines == [f"skipped compile of {case.label}: RuntimeError: no compiler"]
+    with pytest.raises(RuntimeError, match="no compiler"):
+        suites.measure_case("kernels", Case(**{**vars(case), "contenders": {"ours": plain(fails)}}), suites.Options(quick=True), None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_run(module):
+    assert doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS).failed == 0

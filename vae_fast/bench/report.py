@@ -1,0 +1,241 @@
+"""Results on paper: tables for the terminal and for Markdown, JSON and CSV with one row per measure."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vae_fast._errors import FileError
+from vae_fast._files import atomic_write, write_json
+from vae_fast.bench import machine
+
+Row = dict[str, Any]
+Table = list[list[str]]  # the first row is the head
+NAMES = {"compile": "torch.compile", "distributions": "torch.distributions", "keops": "KeOps"}
+FORMULA = {"eager": "formula, eager", "compile": "formula, compiled"}
+TITLES = {
+    "kernels": "forward + backward",
+    "mixtures": "forward + backward",
+    "sweeps": "forward + backward",
+    "training": "training",
+    "memory": "peak memory, forward + backward",
+    "overhead": "one small call",
+}
+
+
+def seconds(value: float | None) -> str:
+    """A time to read.
+
+    Example:
+        >>> seconds(0.00189), seconds(4.7e-5), seconds(12.0)
+        ('1.89 ms', '47 µs', '12.0 s')
+    """
+    if value is None:
+        return "–"
+    if value >= 1.0:
+        return f"{value:.1f} s"
+    return f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs" if value >= 1e-5 else f"{value * 1e6:.1f} µs"
+
+
+def size(value: int | None) -> str:
+    """A number of bytes to read.
+
+    Example:
+        >>> size(2048), size(3 << 29)
+        ('2 KiB', '1.5 GiB')
+    """
+    if value is None:
+        return "–"
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if value >= unit:
+            return f"{value / unit:.1f} {name}"
+    return f"{value / 2**10:.0f} KiB" if value >= 1 << 10 else f"{value} B"
+
+
+def ratio(ours: float, other: float, target: float | None, *, overlap: bool = False) -> str:
+    """How many times as fast, with what was promised if that is not reached; with ``overlap`` the difference is within the noise.
+
+    Example:
+        >>> ratio(1.0, 13.0, 9), ratio(1.0, 5.0, 9), ratio(1.0, 0.9, 0.8), ratio(1.0, 0.99, None, overlap=True)
+        ('13.0x', '**5.0x, below 9x**', '**0.90x, slower**', '0.99x, the same within noise')
+    """
+    r = other / ours
+    text = f"{r:,.0f}x" if r >= 100 else f"{r:.1f}x" if r >= 1.1 else f"{r:.2f}x"
+    if overlap and target is None and 0.9 < r < 1.1:
+        return f"{text}, the same within noise"
+    short = target is not None and r < target
+    text += (", slower" if r < 1.0 else "") + (f", below {target:g}x" if short else "")
+    return f"**{text}**" if r < 1.0 or short else text
+
+
+def _grouped(rows: Iterable[Row], direction: str = "both") -> dict[str, dict[str, Row]]:
+    """By case, then contender; of the ways to compile, the fastest (where nothing was timed, the first)."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row["direction"] != direction:
+            continue
+        name = "compile" if row["contender"] == "compile-max" else row["contender"]
+        group = found.setdefault(row["case"], {})
+        if name not in group or (row["seconds"] or 0.0) < (group[name]["seconds"] or 0.0):
+            group[name] = row if "target" not in group.get(name, {}) else {**row, "target": row["target"] or group[name]["target"]}
+    return found
+
+
+def _peers(groups: dict[str, dict[str, Row]]) -> list[str]:
+    order = ["eager", "compile", "distributions", "keops", "scikit-learn"]
+    present = dict.fromkeys(name for group in groups.values() for name in group if name != "ours")
+    return sorted(present, key=lambda n: order.index(n) if n in order else len(order))
+
+
+def table(suite: str, rows: Sequence[Row]) -> Table:
+    """The cells of a suite's table."""
+    if suite == "overhead":
+        return _overhead_table(rows)
+    groups = _grouped(rows)
+    peers = _peers(groups)
+    names = {**NAMES, **(FORMULA if suite == "mixtures" else {})}
+    head = [TITLES[suite], "ours", *(names.get(p, p) for p in peers)]
+    if suite == "memory":
+        return [head, *([case, *_memory_cells(group, peers)] for case, group in groups.items())]
+    limits = any(g[n]["limit_seconds"] for g in groups.values() for n in g)
+    memory = any(g[n]["peak_bytes"] for g in groups.values() for n in g)
+    head += ["limit, reached"] * limits + ["peak memory: ours / " + " / ".join(names.get(p, p) for p in peers)] * memory
+    return [head, *([case, *_time_cells(group, peers, limits, memory)] for case, group in groups.items())]
+
+
+def _time_cells(group: dict[str, Row], peers: Sequence[str], limits: bool, memory: bool) -> list[str]:
+    ours = group.get("ours")
+    cells = [seconds(ours["seconds"]) if ours else "–"]
+    for name in peers:
+        row = group.get(name)
+        if row is None:
+            cells.append("–")
+        elif ours is None:
+            cells.append(seconds(row["seconds"]))
+        else:
+            overlap = bool(ours["q20"] <= row["q80"] and row["q20"] <= ours["q80"])
+            cells.append(f"{seconds(row['seconds'])}: {ratio(ours['seconds'], row['seconds'], row['target'], overlap=overlap)}")
+    if limits:
+        has = ours is not None and ours["limit_seconds"]
+        cells.append(f"{seconds(ours['limit_seconds'])} ({ours['limit']}), {ours['reached']:.0%}" if ours is not None and has else "–")
+    if memory:
+        cells.append(" / ".join(size(group[n]["peak_bytes"]) if n in group else "–" for n in ("ours", *peers)))
+    return cells
+
+
+def _memory_cells(group: dict[str, Row], peers: Sequence[str]) -> list[str]:
+    cells = [size(group[n]["peak_bytes"]) if n in group else "–" for n in ("ours", *peers)]
+    target = group["ours"]["memory_target"] if "ours" in group else None
+    if target is not None:
+        kept = group["ours"]["peak_bytes"] <= target
+        cells[0] += f" (at most {size(target)})" if kept else f" **(above {size(target)})**"
+    return cells
+
+
+def _overhead_table(rows: Sequence[Row]) -> Table:
+    forward, both = _grouped(rows, "forward"), _grouped(rows)
+    out = [[TITLES["overhead"], "route", "forward", "forward + backward"]]
+    for case, group in both.items():
+        for name, row in group.items():
+            out.append([case, NAMES.get(name, name), seconds(forward[case][name]["seconds"]), seconds(row["seconds"])])
+    return out
+
+
+def markdown(cells: Table) -> str:
+    """As Markdown.
+
+    Example:
+        >>> print(markdown([["a", "b"], ["1", "2"]]))
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    head, *body = cells
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in body)])
+
+
+def terminal(cells: Table) -> str:
+    """In columns.
+
+    Example:
+        >>> print(terminal([["a", "b"], ["long", "**2**"]]))
+        a     b
+        ----  -
+        long  2
+    """
+    plain = [[cell.replace("**", "") for cell in row] for row in cells]
+    widths = [max(len(row[i]) for row in plain) for i in range(len(plain[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in plain]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def footer(facts: dict[str, Any], rows: Sequence[Row]) -> str:
+    """Where and when, and what the machine can do."""
+    where = (
+        facts.get("gpu") or f"{facts['processor']}, {facts['instruction_set']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    )
+    parts = [where, f"torch {facts['torch']}"] + ([f"CUDA {facts['cuda']}"] if facts.get("gpu") else [])
+    parts += [f"commit {facts['commit']}", str(facts["date"])]
+    limits = []
+    for key, text, unit in (("copy_gb_per_second", "copy", "GB/s"), ("fma_gflops", "multiply-adds", "GFLOP/s")):
+        values = [row[key] for row in rows if row.get(key) and row.get("limit_seconds")]
+        if values:
+            limits.append(f"{text} {statistics.median(values):,.1f} {unit}")
+    return "; ".join(parts + limits) + "."
+
+
+def is_stale(facts: dict[str, Any]) -> bool:
+    """Whether the kernels have changed since the result was taken."""
+    return machine.stale(facts["commit"], facts["device"])
+
+
+def write(out: Path, suite: str, facts: dict[str, Any], rows: Sequence[Row], options: dict[str, Any] | None = None) -> list[Path]:
+    """``<suite>.json``, ``.csv`` and ``.md`` in ``out``; ``options`` are those that measure the same cases again.
+
+    Raises:
+        FileError: if a file cannot be written.
+    """
+    paths = [out / f"{suite}{end}" for end in (".json", ".csv", ".md")]
+    write_json(paths[0], {"suite": suite, "machine": facts, "options": options or {}, "rows": list(rows)})
+    columns = list(rows[0]) if rows else []
+    lines = [",".join(columns)] + [",".join(_csv_cell(row[c]) for c in columns) for row in rows]
+    for path, text in ((paths[1], "\n".join(lines)), (paths[2], markdown(table(suite, rows)) + "\n\n" + footer(facts, rows))):
+        with atomic_write(path) as file:
+            file.write((text + "\n").encode())
+    return paths
+
+
+def _csv_cell(value: Any) -> str:
+    if isinstance(value, dict):
+        value = " ".join(f"{k}={v}" for k, v in value.items())
+    text = "" if value is None else str(value)
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file.
+
+    Raises:
+        FileError: if it is not one, saying what is expected.
+    """
+    expected = "expected a JSON file that `vae-fast bench --out` wrote"
+    try:
+        result = json.loads(path.read_text())
+    except IsADirectoryError:
+        raise FileError(f"{path}: is a directory; {expected}") from None
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}; {expected}") from None
+    except ValueError:
+        raise FileError(f"{path}: not JSON; {expected}") from None
+    try:
+        good = all(isinstance(row[key], str) for row in result["rows"] for key in ("suite", "case", "name", "contender", "direction"))
+        good = good and all(row["seconds"] is None or row["seconds"] > 0 for row in result["rows"])
+        good = good and isinstance(result["suite"], str) and isinstance(result["machine"]["commit"], str)
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise FileError(f"{path}: not a result; {expected}")
+    return dict(result)

@@ -1,0 +1,265 @@
+"""``vae-fast mog``: a mixture of Gaussians on points or images."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_fast import __version__, build_info, models, plots, toys, training
+from vae_fast._errors import RunError, VaeFastError
+from vae_fast._files import atomic_write, write_json
+from vae_fast.cli import _points
+from vae_fast.cli._common import machine_options, number, prepare, usable_device, write_csv
+from vae_fast.functional.mixture import COVARIANCE_TYPES
+from vae_fast.models._em import DEAD_COUNT
+
+_PICTURES = ("log_likelihood.png", "density.png", "means.png", "samples.png")
+_WRITTEN = ("mixture.npz", "config.json", "metrics.csv", "results.json", *_PICTURES)
+_COLUMNS = ("start", "iteration", "log_likelihood", "seconds")
+_MOST_IMAGES = 100
+#: Options that say where and how to run, not what the result is.
+_NOT_SETTINGS = ("run", "interrupted", "data_dir", "out", "overwrite", "threads", "no_pictures")
+
+
+def add_command(commands: Any) -> None:
+    """Add ``mog`` to the commands of the parser."""
+    mog = commands.add_parser(
+        "mog",
+        help="fit a mixture of Gaussians",
+        description="Fit a mixture of K Gaussians to points or images, by expectation maximisation or by Adam on the log-likelihood, "
+        "and write the mixture, metrics and pictures.",
+        epilog="Files in DIR: mixture.npz (weights (K,), means (K, D), covariances (K, D, D), (D, D), (K, D) or (K,) by --covariance, and "
+        "covariance_type; numpy.load reads it), config.json, metrics.csv (one row per iteration), results.json, log_likelihood.png; "
+        "density.png for points of one or two dimensions; means.png (the heaviest first) and samples.png for images. Log-likelihoods "
+        "are means in nats per point; images are read in [0, 1]. A component is dead when it is responsible for less than a tenth of a "
+        "training point. Exit code: 0, 2 for an error (one line on stderr), 130 when interrupted. "
+        "Example: vae-fast mog --data galaxy -k 50 --out runs/galaxy",
+    )
+    mog.set_defaults(run=_mog, interrupted="the iterations there were are in metrics.csv")
+    _data_options(mog)
+    _mixture_options(mog)
+    add = mog.add_argument
+    add("--out", metavar="DIR", type=Path, help="where to write (default: runs/mog-NAME, NAME from --data)")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    machine_options(mog)
+
+
+def _data_options(mog: argparse.ArgumentParser) -> None:
+    add = mog.add_argument
+    text = "FILE.npy with one point per row; the images of digits, mnist or frey; or a toy: " + ", ".join(toys.TOYS)
+    add("--data", metavar="DATA", required=True, help=text)
+    text = f"training points, and as many test points, drawn of a toy (default: {_points.TOY_POINTS})"
+    add("--points", metavar="N", type=number(int, 2), help=text)
+    text = "share of the rows of FILE.npy kept for the test, below 1 (default: 0; images and toys have test points)"
+    add("--holdout", metavar="X", type=number(float, 0.0), default=0.0, help=text)
+    text = "where the files of mnist and frey are; missing MNIST files are downloaded there"
+    add("--data-dir", metavar="DIR", type=Path, help=f"{text} (default: $VAE_FAST_DATA, else the user's cache)")
+
+
+def _mixture_options(mog: argparse.ArgumentParser) -> None:
+    add, positive, share = mog.add_argument, number(int, 1), number(float, 0.0)
+    add("-k", "--components", metavar="K", type=positive, required=True, help="number of Gaussians")
+    text = "form of the covariances (default: full)"
+    add("--covariance", choices=COVARIANCE_TYPES, default="full", help=text)
+    text = "em: expectation maximisation; adam: gradient steps on the log-likelihood (default: em)"
+    add("--method", choices=("em", "adam"), default="em", help=text)
+    add("--max-iter", metavar="N", type=positive, default=100, help="iterations at most; of adam: passes over the data (default: 100)")
+    text = "stop once an iteration gains less than this many nats per point (default: 0.001)"
+    add("--tol", metavar="X", type=share, default=1e-3, help=text)
+    add("--reg-covar", metavar="X", type=share, default=1e-6, help="added to the variances (default: 1e-06)")
+    add(
+        "--lr",
+        metavar="X",
+        type=number(float, 0.0, open_below=True),
+        help="step size, of adam only, relative to the spread of the data (default: 0.05)",
+    )
+    add("--batch-size", metavar="B", type=positive, help="points per step, of adam only (default: all)")
+    text = "move dead components to the points the mixture fits worst, of em only"
+    add("--reseed-dead", action="store_true", help=text)
+    add("--n-init", metavar="N", type=positive, default=1, help="starts, of which the best is kept (default: 1)")
+    add("--seed", metavar="N", type=number(int, 0), default=0, help="of starts, batches, toys and the hold-out (default: 0)")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)")
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _mog(args: argparse.Namespace) -> int:
+    for name in ("lr", "batch_size"):
+        if args.method == "em" and getattr(args, name) is not None:
+            raise RunError(f"--{name.replace('_', '-')}: goes with --method adam only")
+    if args.method == "adam" and args.reseed_dead:
+        raise RunError("--reseed-dead: goes with --method em only")
+    if args.holdout >= 1.0:
+        raise RunError(f"--holdout {args.holdout:g}: expected a share below 1")
+    device = usable_device(args.device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if not args.no_pictures:
+        plots.require()
+    dtype = torch.float64 if args.dtype == "float64" else torch.float32
+    points = _points.read(args.data, dtype, data_dir=args.data_dir, n=args.points, holdout=args.holdout, seed=args.seed)
+    if args.components > len(points.train):
+        raise RunError(f"-k {args.components}: {points.name} has only {len(points.train):,} training points")
+    out: Path = args.out or Path("runs") / f"mog-{Path(points.name).stem}"
+    prepare(out, _WRITTEN, overwrite=args.overwrite)
+    print(_description(args, points, device), flush=True)
+    write_json(out / "config.json", _config(args))
+    model = models.MixtureOfGaussians(
+        args.components,
+        covariance_type=args.covariance,
+        tol=args.tol,
+        reg_covar=args.reg_covar,
+        max_iter=args.max_iter,
+        n_init=args.n_init,
+        random_state=args.seed,
+        method=args.method,
+        lr=args.lr,
+        batch_size=args.batch_size,
+        reseed_dead=args.reseed_dead,
+        dtype=dtype,
+        device=device,
+    )
+    watch = _fit(model, points.train, out, args.max_iter * args.n_init)
+    _save_mixture(out / "mixture.npz", model, args.covariance)
+    results = _results(model, points, watch)
+    write_json(out / "results.json", results)
+    print(_summary(results), flush=True)
+    if not args.no_pictures:
+        _draw(out, model, points, watch, _title(args, points))
+    print(f"wrote {out}: {', '.join(name for name in _WRITTEN if (out / name).exists())}", flush=True)
+    return 0
+
+
+class _Watch:
+    """What is recorded and printed while the model is fitted."""
+
+    def __init__(self, bar: Any | None) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._bar, self._begin = bar, time.perf_counter()
+
+    def __call__(self, model: models.MixtureOfGaussians, iteration: int, log_likelihood: float) -> None:
+        before = self.rows[-1] if self.rows else {"start": 0, "iteration": math.inf}
+        start = int(before["start"]) + (iteration <= before["iteration"])
+        seconds = time.perf_counter() - self._begin
+        self.rows.append(dict(zip(_COLUMNS, (start, iteration, float(log_likelihood), seconds), strict=True)))
+        if self._bar is not None:
+            self._bar.set_description(f"log-likelihood {log_likelihood:.4f}", refresh=False)
+            self._bar.update()
+        # 1 to 10, then every tenth, then every hundredth: the first iterations change most.
+        if iteration % 10 ** int(math.log10(max(1, iteration))) == 0:
+            begun = f"start {start}  " if start > 1 else ""
+            training.say(f"{begun}iteration {iteration:>4}  log-likelihood {log_likelihood:.4f}")
+
+    def starts(self) -> list[list[float]]:
+        """The log-likelihoods of each start."""
+        count = int(self.rows[-1]["start"]) if self.rows else 0
+        return [[row["log_likelihood"] for row in self.rows if row["start"] == i + 1] for i in range(count)]
+
+
+def _fit(model: models.MixtureOfGaussians, x: Tensor, out: Path, total: int) -> _Watch:
+    """Fit; whatever happens, the iterations there were are in metrics.csv."""
+    with training.progress_bar(None, total, 0) as bar:
+        if bar is not None:
+            bar.unit, bar.unit_scale = " iterations", False
+            bar.set_description("looking for a start")
+        watch = _Watch(bar)
+        try:
+            with warnings.catch_warnings():  # the summary says both
+                warnings.simplefilter("ignore", models.ConvergenceWarning)
+                warnings.simplefilter("ignore", models.DeadComponentWarning)
+                model.fit(x, callback=watch)
+        except VaeFastError:
+            raise
+        except (ValueError, ArithmeticError) as error:
+            raise RunError(f"the fit failed: {error}") from error
+        finally:
+            write_csv(out / "metrics.csv", _COLUMNS, watch.rows)
+    return watch
+
+
+def _config(args: argparse.Namespace) -> dict[str, Any]:
+    settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
+    return settings | {"vae_fast": __version__, "torch": str(torch.__version__)}
+
+
+def _description(args: argparse.Namespace, points: _points.Points, device: torch.device) -> str:
+    n, d = points.train.shape
+    tested = "no test points" if points.test is None else f"{len(points.test):,} test points"
+    return (
+        f"{points.name}: {n:,} training and {tested} of dimension {d}\n"
+        f"mixture: K = {args.components}, {args.covariance} covariances, by {args.method}; "
+        f"device {device}, {args.dtype}, backend {build_info()['backend']}"
+    )
+
+
+def _title(args: argparse.Namespace, points: _points.Points) -> str:
+    how = "EM" if args.method == "em" else "Adam"
+    return f"{points.name}: K = {args.components}, {args.covariance} covariances, {how}"
+
+
+def _save_mixture(path: Path, model: models.MixtureOfGaussians, covariance_type: str) -> None:
+    with atomic_write(path) as file:
+        arrays = {name: getattr(model, f"{name}_") for name in ("weights", "means", "covariances")}
+        np.savez(file, covariance_type=np.array(covariance_type), **arrays)
+
+
+def _results(model: models.MixtureOfGaussians, points: _points.Points, watch: _Watch) -> dict[str, Any]:
+    train, test = points.train, points.test
+    results: dict[str, Any] = {"train_log_likelihood": model.score(train)}
+    if test is not None:
+        results["test_log_likelihood"] = model.score(test)
+        if points.toy in toys.KNOWN:
+            results["true_test_log_likelihood"] = toys.toy_log_prob(points.toy, test).mean().item()
+    return results | {
+        "bic": model.bic(train),
+        "aic": model.aic(train),
+        "starts": len(watch.starts()),
+        "iterations": model.n_iter_,
+        "converged": model.converged_,
+        "dead_components": int((model.weights_ * len(train) < DEAD_COUNT).sum()),
+        "seconds": watch.rows[-1]["seconds"] if watch.rows else 0.0,
+    }
+
+
+def _summary(results: dict[str, Any]) -> str:
+    ended = "converged" if results["converged"] else "not converged (see --max-iter and --tol)"
+    test = f", test {results['test_log_likelihood']:.4f}" if "test_log_likelihood" in results else ""
+    true = f" (the true density: {results['true_test_log_likelihood']:.4f})" if "true_test_log_likelihood" in results else ""
+    best = f"the best of {results['starts']} starts: " if results["starts"] > 1 else ""
+    return (
+        f"{best}{ended} after {results['iterations']} iterations, {results['seconds']:.1f} s in all\n"
+        f"log-likelihood in nats per point: training {results['train_log_likelihood']:.4f}{test}{true}\n"
+        f"BIC {results['bic']:,.1f}  AIC {results['aic']:,.1f}  dead components: {results['dead_components']}"
+    )
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _draw(out: Path, model: models.MixtureOfGaussians, points: _points.Points, watch: _Watch, title: str) -> None:
+    curve_png, density_png, means_png, samples_png = (out / name for name in _PICTURES)
+    starts = sorted(watch.starts(), key=lambda values: values[-1])
+    if starts:
+        plots.log_likelihood_curve(curve_png, starts[-1], title, starts[:-1])
+    weights, means, covariances = (torch.from_numpy(t) for t in (model.weights_, model.means_, model.covariances_))
+    d = points.train.shape[1]
+    if points.image_shape is not None:
+        order = weights.argsort(descending=True)[:_MOST_IMAGES]
+        plots.image_grid(means_png, list(means[order].clamp(0.0, 1.0).split(10)), points.image_shape)
+        drawn, _ = model.sample(_MOST_IMAGES)
+        plots.image_grid(samples_png, list(drawn.clamp(0.0, 1.0).split(10)), points.image_shape)
+    elif d <= 2:
+        matrices = plots.covariance_matrices(covariances, model.covariance_type, len(weights), d)
+        if d == 1:
+            plots.density_1d(density_png, points.train, weights, means[:, 0], matrices[:, 0, 0], title)
+        else:
+            plots.density_2d(density_png, points.train, model.score_samples, weights, means, matrices, title)

@@ -1,0 +1,405 @@
+"""Training in many processes on PyTorch's own engine: who is there, what they agree on, and the gradient they share.
+
+A process of a job that ``torchrun`` started joins the others with :func:`join`; any other process is a :class:`World` of
+one, in which every method below is free. Tensors go over the group's backend (NCCL for CUDA), everything said between
+hosts over gloo, with a time-out: a process that is lost makes the others fail, not wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from vae_fast._errors import RunError
+
+T = TypeVar("T")
+TIMEOUT = 600.0
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched() -> bool:
+    """Whether ``torchrun`` (or anything that sets its variables) started this process.
+
+    Example:
+        >>> launched()
+        False
+    """
+    return all(name in os.environ for name in _VARIABLES)
+
+
+def let_others_speak() -> None:
+    """Wait a moment before this process fails: torchrun ends the others as soon as one is gone, with their errors unsaid.
+
+    Example:
+        >>> let_others_speak()
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        time.sleep(2.0)
+
+
+def restarts() -> int:
+    """How often ``torchrun --max-restarts`` has already restarted the job.
+
+    Example:
+        >>> restarts()
+        0
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def job() -> str | None:
+    """What the attempts of one job have in common, and two jobs have not; None if ``torchrun`` did not start this process.
+
+    Example:
+        >>> job() is None
+        True
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    return name if name != "none" else f"{socket.gethostname()}:{os.getppid()}"
+
+
+def local_device(name: str) -> str:
+    """``cuda`` as this process means it: the GPU of its local rank.
+
+    Example:
+        >>> local_device("cpu")
+        'cpu'
+    """
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and launched() else name
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run.
+
+    Attributes:
+        rank: this process's number.
+        size: how many there are.
+        joined: whether there is a process group; without one this is the only process.
+        control: the group, with gloo in it, that plain values go over; None is the default group.
+
+    Example:
+        >>> world = World()
+        >>> world.main, world.sum(torch.ones(2)), world.share(torch.arange(3))
+        (True, tensor([1., 1.]), (tensor([0, 1, 2]), 3))
+    """
+
+    rank: int = 0
+    size: int = 1
+    joined: bool = False
+    control: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes; ``tensor`` itself is left as it is."""
+        if self.joined:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process. No accelerator is waited for."""
+        if not self.joined:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
+        return bool(flags)
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank, in every process."""
+        if not self.joined:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def on_main(self, act: Callable[[], T]) -> T:
+        """What ``act`` gives in the main process, in every process.
+
+        Raises:
+            Exception: what ``act`` raised, in the main process; RunError with its words in the others.
+        """
+        if not self.joined:
+            return act()
+        box: list[Any] = [None, None]
+        failure = None
+        if self.main:
+            try:
+                box[0] = act()
+            except Exception as error:
+                failure, box[1] = error, _words(error)
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        if failure is not None:
+            raise failure
+        if box[1] is not None:
+            raise RunError(f"rank 0: {box[1]}")
+        return box[0]  # type: ignore[no-any-return]
+
+    def together(self, act: Callable[[], T]) -> T:
+        """``act()``, in every process; if it fails in one, every process fails.
+
+        Raises:
+            Exception: what ``act`` raised here, else RunError naming the rank it failed in and why.
+        """
+        if not self.joined:
+            return act()
+        failure, result = None, None
+        try:
+            result = act()
+        except Exception as error:
+            failure = error
+        failed = [(rank, words) for rank, words in enumerate(self.gather(None if failure is None else _words(failure))) if words]
+        if failure is not None:
+            raise failure
+        if failed:
+            raise RunError(f"rank {failed[0][0]}: {failed[0][1]}")
+        return result  # type: ignore[return-value]
+
+    def same(self, values: Mapping[str, object]) -> None:
+        """Compare plain values between the processes.
+
+        Raises:
+            RunError: in every process, if one has another value.
+        """
+        everyone = self.gather(dict(values))
+        for rank, theirs in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if theirs[name] != value:
+                    raise RunError(
+                        f"the processes do not fit each other: {name} is {value!r} on rank 0 and {theirs[name]!r} on rank {rank}"
+                    )
+
+    def share(self, rows: Tensor) -> tuple[Tensor, int]:
+        """This process's part of a batch, and how many rows of it count.
+
+        The parts differ by one row at most. A process that is left without one is given the first row of the batch, to
+        count for nothing: it has to take part in what the others exchange.
+        """
+        part = rows.tensor_split(self.size)[self.rank] if self.size > 1 else rows
+        return (part, len(part)) if len(part) else (rows[:1], 0)
+
+    def reseed(self) -> None:
+        """Noise of its own for every process, decided by the main process's random number generator. One process: nothing."""
+        if self.size > 1:
+            drawn = self.on_main(lambda: int(torch.empty((), dtype=torch.int64).random_()))
+            torch.manual_seed((drawn + self.rank * 0x9E3779B97F4A7C15) % 2**63)
+
+
+def _words(error: Exception) -> str:
+    return f"{error}" if isinstance(error, ValueError | RuntimeError | OSError) else f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def join(device: torch.device, *, timeout: float = TIMEOUT, mode: str = "auto") -> Iterator[World]:
+    """The world this process belongs to.
+
+    Args:
+        device: what the run computes on; with a GPU, tensors go over NCCL.
+        timeout: seconds after which anything the processes wait for has failed; for a group that is made here.
+        mode: ``"auto"``: the process group that is there, else the one ``torchrun`` has prepared (left at the end), else this process
+            alone. ``"none"``: this process alone.
+
+    Raises:
+        ValueError: for another mode or time-out.
+        RunError: if the others do not come, do not answer in time, or are lost.
+
+    Example:
+        >>> with join(torch.device("cpu")) as world:
+        ...     world.size
+        1
+    """
+    if mode not in ("auto", "none"):
+        raise ValueError(f"distributed={mode!r}: expected 'auto' or 'none'")
+    if not timeout > 0.0:
+        raise ValueError(f"timeout={timeout!r}: expected a number of seconds above 0")
+    there = dist.is_available() and dist.is_initialized()
+    if mode == "none" or not (there or launched()):
+        yield World()
+        return
+    with _explained(timeout):
+        if not there:
+            _init(device, timedelta(seconds=timeout))
+        try:
+            yield World(dist.get_rank(), dist.get_world_size(), True, _control_group(timeout))
+        finally:
+            if not there:
+                dist.destroy_process_group()
+
+
+def _init(device: torch.device, timeout: timedelta) -> None:
+    """The group ``torchrun`` has prepared.
+
+    A restarted job may find the store of the one before, with the addresses of processes that are gone: each attempt has its own keys.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    store = PrefixStore(f"vae_fast/attempt_{restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def _control_group(timeout: float) -> Any:
+    """None, for the default group, if plain values can go over it."""
+    speaks = "gloo" in str(dist.get_backend_config()).lower()
+    return None if speaks else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+
+@contextlib.contextmanager
+def _explained(timeout: float) -> Iterator[None]:
+    """What torch says when a process is lost or late, as one line."""
+    try:
+        yield
+    except RunError:
+        raise
+    except RuntimeError as error:  # gloo's errors have no type of their own
+        words = str(error)
+        if not (isinstance(error, dist.DistError) or any(sign in words for sign in ("gloo", "onnection", "imed out", "imeout"))):
+            raise
+        first = re.sub(r"^\[[^]]*\] *", "", words.splitlines()[0]).split(". ")[0][:200]  # less the place in gloo's source
+        raise RunError(f"another process of the run was lost or did not answer within {timeout:g} s: {first}") from error
+
+
+# --- the model ------------------------------------------------------------------------------------------------------------
+
+
+class Objective(nn.Module):
+    """A model's loss as a ``forward``, which is where the hooks of DistributedDataParallel and fully_shard sit.
+
+    Example:
+        >>> from vae_fast.models import MLPVAE
+        >>> loss, both = Objective(MLPVAE(latent_dim=2))(torch.rand(3, 784))
+        >>> loss.shape, both.shape
+        (torch.Size([]), torch.Size([2]))
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Anything with ``loss(x)``, and with ``losses(x) -> (loss, kl)`` if it has a KL."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and (loss, kl) without gradients in one tensor."""
+        losses = getattr(self.model, "losses", None)
+        if losses is not None:
+            loss, kl = losses(x)
+        else:
+            loss = self.model.loss(x)  # type: ignore[operator]
+            kl = torch.full_like(loss, torch.nan)
+        return loss, torch.stack((loss.detach(), kl.to(loss.dtype)))
+
+
+class Engine:
+    """The objective in every process, with one gradient.
+
+    Args:
+        model: the same in every process; the main process's weights are the ones that count.
+        world: from :func:`join`.
+        device: the model's.
+        shard: True: each process holds its part of the weights, gradients and optimizer state (FSDP2's ``fully_shard``; modules that
+            are already sharded stay so). The optimizer has to be made afterwards. False: each holds all (DistributedDataParallel).
+
+    Attributes:
+        objective: for evaluation.
+
+    Raises:
+        ValueError: for ``shard`` without a process group.
+
+    Example:
+        >>> engine = Engine(nn.Linear(2, 1), World(), torch.device("cpu"))
+        >>> type(engine.objective).__name__
+        'Objective'
+    """
+
+    def __init__(self, model: nn.Module, world: World, device: torch.device, *, shard: bool = False) -> None:
+        """See the class."""
+        self.world, self.model, self.sharded = world, model, shard
+        self.objective: Any = Objective(model)
+        self._trained: Any = self.objective
+        if shard:
+            if not world.joined:
+                raise ValueError("shard=True: expected a process group, start the program with torchrun")
+            self._shard(device)
+        elif world.joined:
+            devices = [device] if device.type == "cuda" else None
+            self._trained = DistributedDataParallel(self.objective, device_ids=devices, gradient_as_bucket_view=True)
+
+    def _shard(self, device: torch.device) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        for t in (*self.model.parameters(), *self.model.buffers()):
+            if not hasattr(t, "device_mesh"):
+                dist.broadcast(t.detach(), 0)
+        fully_shard(self.objective, mesh=init_device_mesh(device.type, (self.world.size,)))
+
+    def backward(self, x: Tensor, weight: float, *, last: bool, amp: contextlib.AbstractContextManager[object]) -> Tensor:
+        """Add the gradient of ``weight`` times the loss of ``x``; the processes exchange gradients, and average them, at the last call.
+
+        Returns:
+            (loss, kl) of ``x``, without gradients.
+        """
+        with self._exchanging(last):
+            with amp:
+                loss, both = self._trained(x)
+            loss.backward(None if weight == 1.0 else torch.full_like(loss, weight))
+        return both  # type: ignore[no-any-return]
+
+    def _exchanging(self, last: bool) -> contextlib.AbstractContextManager[object]:
+        if self.sharded:
+            self.objective.set_requires_gradient_sync(last)
+        elif self.world.joined and not last:
+            return self._trained.no_sync()  # type: ignore[no-any-return]
+        return contextlib.nullcontext()
+
+
+# --- being told to stop -----------------------------------------------------------------------------------------------------
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, the checkpoint is written, the process ends with 143; the run is not finished."""
+
+    def __init__(self) -> None:
+        """Exit code 128 + SIGTERM."""
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def sigterm(listen: bool) -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGTERM came. A handler of the caller's own stays in place, and so does that of other threads.
+
+    Example:
+        >>> with sigterm(True) as came:
+        ...     came()
+        False
+    """
+    event = threading.Event()
+    free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not (listen and free):
+        yield event.is_set
+        return
+    signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event.is_set
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

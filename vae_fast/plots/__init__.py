@@ -1,0 +1,32 @@
+"""Pictures of training runs and of fitted models, with matplotlib (an extra)."""
+
+from vae_fast.plots._figure import require
+from vae_fast.plots.mixture import (
+    bounds_of,
+    covariance_matrices,
+    density_1d,
+    density_2d,
+    draw_density,
+    draw_density_1d,
+    draw_ellipses,
+    draw_points,
+    log_likelihood_curve,
+)
+from vae_fast.plots.training import image_grid, latent_scatter, loss_curve, principal_components
+
+__all__ = [
+    "bounds_of",
+    "covariance_matrices",
+    "density_1d",
+    "density_2d",
+    "draw_density",
+    "draw_density_1d",
+    "draw_ellipses",
+    "draw_points",
+    "image_grid",
+    "latent_scatter",
+    "log_likelihood_curve",
+    "loss_curve",
+    "principal_components",
+    "require",
+]
