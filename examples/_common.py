@@ -1,0 +1,148 @@
+"""What the examples share: the list of them, options, JSON files, training, sheets of images, a classifier that reads digits."""
+
+import argparse
+import shlex
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+from torch import Tensor, nn
+
+from vae_fast import data
+from vae_fast._errors import VaeFastError
+from vae_fast._files import write_json
+from vae_fast.bench.machine import commit
+from vae_fast.training import fit
+
+#: Every example, in the order of the page. Each is a script and a module with ``section(results) -> Markdown`` of its JSON file.
+EXAMPLES = (
+    "mixtures",
+    "mdn_inverse_sine",
+    "autoencoders",
+    "generation",
+    "denoising",
+    "probability",
+    "faces",
+    "pixels",
+    "infinite_mixture",
+    "evidence",
+    "bayesian_networks",
+)
+PICTURES = Path(__file__).parent / "pictures"
+
+
+def options(doc: str | None, dataset: str | None = None) -> argparse.Namespace:
+    """Parse ``--quick``, ``--out``, ``--seed`` and, with a data set's name, ``--dataset``; the output folder is made, the seed set.
+
+    With ``--quick`` the data set is ``digits``, which comes with scikit-learn: nothing is looked for or downloaded.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small setting: seconds, and worse results")
+    parser.add_argument("--out", type=Path, default=PICTURES, metavar="DIR", help="where to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    if dataset is not None:
+        text = f"default: {dataset}, with --quick digits; looked for in $VAE_FAST_DATA"
+        parser.add_argument("--dataset", choices=("digits", "mnist", "frey"), help=text)
+    args = parser.parse_args()
+    if dataset is not None and args.dataset is None:
+        args.dataset = "digits" if args.quick else dataset
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    return args
+
+
+def load(name: str) -> data.Dataset:
+    """A data set, or one line that says why not."""
+    try:
+        return data.load(name)
+    except VaeFastError as error:
+        sys.exit(f"error: {error}")
+
+
+def unit(x: Tensor) -> Tensor:
+    """Grey values in [0, 1], float32."""
+    return x.float() / 255.0 if x.dtype == torch.uint8 else x.float()
+
+
+def finish(args: argparse.Namespace, results: dict[str, Any], pictures: Iterable[str]) -> None:
+    """Write the JSON file: how it was made, then the results; and say what was written."""
+    script = Path(sys.argv[0])
+    command = ["python", f"examples/{script.name}"] + ["--quick"] * args.quick
+    command += ["--seed", str(args.seed)] * (args.seed != 0)
+    if getattr(args, "dataset", "digits") != "digits":
+        command += ["--dataset", args.dataset]
+    made = {"command": shlex.join(command), "seed": args.seed, "commit": commit()}
+    write_json(args.out / f"{script.stem}.json", made | results)
+    print(f"wrote {args.out}: {', '.join([*pictures, script.stem + '.json'])}")
+
+
+def learn(model: nn.Module, x: Tensor, epochs: int, lr: float = 2e-3, batch_size: int = 100) -> float:
+    """Minimise ``model.loss`` over the rows of x with Adam, its step falling to zero along a cosine; the last epoch's loss."""
+    optimizer = torch.optim.Adam(model.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    history = fit(
+        model, x, epochs=epochs, batch_size=batch_size, optimizer=optimizer, drop_last=False, callbacks=[lambda _: schedule.step()]
+    )
+    return history[-1]["loss"]
+
+
+class Reader:
+    """A classifier of clean digits (one hidden layer), trained on half of the test images, to read what models give back."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        """Train it."""
+        self.network = MLPClassifier(256, max_iter=30 if len(images) > 1000 else 300, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.network.fit(images.numpy(), labels.numpy())
+
+    def read(self, images: Tensor) -> Tensor:
+        """The most probable class of each."""
+        return torch.from_numpy(self.network.predict(images.clamp(0.0, 1.0).numpy()))
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Share of images that are read as their label."""
+        return (self.read(images) == labels).double().mean().item()
+
+    def confidence(self, images: Tensor) -> float:
+        """Mean probability of the most probable class."""
+        return float(self.network.predict_proba(images.clamp(0.0, 1.0).numpy()).max(1).mean())
+
+
+def sheet(rows: Sequence[Tensor], shape: tuple[int, int], gap: int = 1, paper: float = 1.0) -> np.ndarray[Any, Any]:
+    """One picture of rows of images, each ``(n, height * width)`` in [0, 1]."""
+    height, width = shape
+    out = np.full((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap), paper, dtype=np.float32)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row.detach().float().clamp(0.0, 1.0).numpy().reshape(-1, height, width)):
+            top, left = i * (height + gap), j * (width + gap)
+            out[top : top + height, left : left + width] = image
+    return out
+
+
+def draw_sheet(axes: Any, rows: Sequence[Tensor], shape: tuple[int, int], labels: Sequence[str] = (), title: str = "") -> None:
+    """Draw a sheet with a word beside each row."""
+    axes.imshow(sheet(rows, shape), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([i * (shape[0] + 1) + 0.5 * shape[0] for i in range(len(labels))], labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize="medium")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, without empty margins."""
+    figure.savefig(path, dpi=100, bbox_inches="tight", pad_inches=0.05)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

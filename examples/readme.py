@@ -1,0 +1,56 @@
+"""Write examples/README.md: a section of each example, made by the example itself from its JSON file in pictures/.
+
+    python examples/readme.py [--check]
+
+The list of examples is ``EXAMPLES`` in _common.py; an example's ``section(results)`` gives its Markdown.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+from _common import EXAMPLES, PICTURES
+
+HEAD = """\
+# Examples
+
+Written by `python examples/readme.py` from the results in `pictures/`: no figure here is typed by hand. Each script takes `--help`,
+`--quick` (seconds), `--out` and `--seed`; its JSON file in `pictures/` says with which seed, command and commit it was made. The examples
+with images look for MNIST and Frey Faces in `$VAE_FAST_DATA`, and with `--quick` use the digits that come with scikit-learn. They ran on
+two CPU cores, in minutes: smaller networks, less data and fewer epochs than the best results need. `make experiments` runs them all with
+`--quick` and prints their numbers. Log-likelihoods are means in nats per point.
+"""
+
+
+def page(results: Path = PICTURES) -> str:
+    """The README's text."""
+    found = [json.loads((results / f"{name}.json").read_text()) for name in EXAMPLES]
+    sections = [importlib.import_module(name).section(values) for name, values in zip(EXAMPLES, found, strict=True)]
+    blocks = [block for part in (HEAD, *sections) for block in part.strip().split("\n\n")]
+    return "\n\n".join(block if block[0] in "#|!" else filled(block) for block in blocks) + "\n"
+
+
+def filled(text: str) -> str:
+    """A paragraph with its lines broken anew, as figures have other lengths than their names."""
+    return textwrap.fill(" ".join(text.split()), 140, break_long_words=False, break_on_hyphens=False)
+
+
+def main() -> int:
+    """Write the page, or say whether it is what would be written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not up to date")
+    args = parser.parse_args()
+    path = Path(__file__).parent / "README.md"
+    if not args.check:
+        path.write_text(page())
+    elif not path.exists() or path.read_text() != page():
+        print(f"{path} is not up to date: run python examples/readme.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

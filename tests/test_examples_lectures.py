@@ -1,0 +1,188 @@
+"""The examples that follow the lecture decks: quick runs find what the decks say, and so do the committed results."""
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NAMES = ("autoencoders", "generation", "denoising", "probability", "faces", "pixels", "infinite_mixture", "evidence")
+
+
+def committed(name):
+    return json.loads((EXAMPLES / "pictures" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A function that runs an example once with --quick, in this process, and gives its results."""
+    out, done = tmp_path_factory.mktemp("lectures") / "deep", {}
+
+    def run(name):
+        if name not in done:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.syspath_prepend(EXAMPLES)
+                patch.setattr(sys, "argv", [f"{name}.py", "--quick", "--out", str(out)])
+                importlib.import_module(name).main()
+            done[name] = json.loads((out / f"{name}.json").read_text())
+        return done[name]
+
+    run.out = out
+    return run
+
+
+def both(quick, name):
+    return (quick(name), committed(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_say_how_they_were_made(quick, name, capsys):
+    results = quick(name)
+    assert results["command"] == f"python examples/{name}.py --quick"
+    assert committed(name)["command"].startswith(f"python examples/{name}.py")
+    assert "--quick" not in committed(name)["command"]
+    assert results["seed"] == committed(name)["seed"] == 0
+    assert len(results["commit"]) >= 7
+
+
+def test_autoencoders(quick):
+    for results in both(quick, "autoencoders"):
+        for fit in results["linear"]:
+            assert fit["largest_angle_rad"] < 1e-2
+            assert fit["error_linear"] == pytest.approx(fit["error_pca"], rel=1e-3)
+        fits = {(f["dim"], f["model"]): f["test_error"] for f in results["deep"]["fits"]}
+        for dim in (2, 4, 8):
+            assert fits[dim, "mlp"] < fits[dim, "pca"] < results["variance"]
+        errors = [error for (_, kind), error in fits.items() if kind == "pca"]
+        assert errors == sorted(errors, reverse=True)
+    assert results["dataset"] == "mnist"
+    assert all(fits[dim, kind] < fits[dim, "pca"] for dim in (2, 4, 8, 16, 32) for kind in ("mlp", "cnn"))
+
+
+def test_generation(quick):
+    for results in both(quick, "generation"):
+        for dim in (16, 32):
+            fits = [f for f in results["fits"] if f["dim"] == dim]
+            assert [f["components"] for f in fits] == results["components"]
+            assert fits[0]["test_log_likelihood_of_codes"] < fits[-1]["test_log_likelihood_of_codes"]
+            assert fits[0]["distance"] > fits[-1]["distance"]  # the mixture's digits are nearer to real ones
+    assert results["fits"][0]["confidence"] < results["fits"][2]["confidence"] < results["confidence_test"]
+
+
+def test_denoising(quick):
+    for results in both(quick, "denoising"):
+        plane = results["plane"]
+        assert plane["rmse_posterior_mean"] < plane["rmse_restored"] < plane["rmse_noisy"]
+        assert plane["rms_from_posterior_mean"] < 0.5 * plane["rmse_noisy"]
+        assert len(results["digits"]["damages"]) == 4
+        for row in results["digits"]["damages"]:
+            assert row["error_restored"] < row["error_damaged"]
+    for row in results["digits"]["damages"]:
+        assert row["read_restored"] > row["read_damaged"]
+
+
+def test_probability(quick):
+    for results in both(quick, "probability"):
+        discrete, estimates = results["discrete"], results["monte_carlo"]
+        assert discrete["cross_entropy_minus_entropy_minus_kl"] < 1e-12
+        assert discrete["information_minus_entropy_difference"] < 1e-12
+        assert discrete["least_kl"] >= 0.0 == discrete["kl_of_p_and_p"]
+        assert discrete["greatest_entropy"] <= discrete["entropy_of_uniform"] + 1e-6
+        assert results["bernoulli"]["at"] == pytest.approx(0.5)
+        assert estimates["slope"] == pytest.approx(-1.0, abs=0.05)
+        assert estimates["kl_closed_form"] == pytest.approx(estimates["kl_quadrature"], rel=1e-5)
+        assert estimates["means"][-1] == pytest.approx(estimates["kl_closed_form"], abs=0.002)
+
+
+def test_faces(quick):
+    for results in both(quick, "faces"):
+        scores = [fit["test_log_likelihood"] for fit in results["fits"]]
+        assert scores[0] < scores[1] < scores[2]
+        shares = list(results["share_of_variance"].values())
+        assert 0.0 < shares[0] < shares[-1] < 1.0
+    assert results["dataset"] == "frey"
+
+
+def test_pixels(quick):
+    for results in both(quick, "pixels"):
+        independent, markov, network = results["fits"]
+        assert independent["parameters"] == results["pixels"]
+        assert markov["parameters"] == 2 * results["pixels"] - 1
+        assert independent["test_log_likelihood"] < markov["test_log_likelihood"] < network["test_log_likelihood"]
+        assert list(results["total_probability"].values()) == pytest.approx([1.0] * 3, abs=1e-5)
+
+
+def test_autoregressive_network_sees_earlier_pixels_only(monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    model = importlib.import_module("pixels").Autoregressive(12, 40)
+    jacobian = torch.autograd.functional.jacobian(lambda x: model(x[None])[0], torch.rand(12))
+    assert torch.equal(jacobian.triu(), torch.zeros(12, 12))
+    assert bool((jacobian.tril(-1) != 0).sum() == 12 * 11 // 2)
+
+
+def test_infinite_mixture(quick):
+    for results in both(quick, "infinite_mixture"):
+        fits = {fit["model"]: fit for fit in results["fits"]}
+        neural = fits["neural infinite mixture, by 16 samples"]
+        assert results["mass"] == pytest.approx(1.0, abs=2e-3)
+        assert results["elbo"] < results["bound_100"] < neural["test_log_likelihood"] + 0.01
+        assert neural["kl_from_truth"] < fits["one Gaussian"]["kl_from_truth"]
+        assert fits["true density"]["kl_from_truth"] == pytest.approx(0.0, abs=1e-6)
+        assert fits["true density"]["test_log_likelihood"] > neural["test_log_likelihood"]
+    assert neural["kl_from_truth"] < fits["uniform infinite mixture"]["kl_from_truth"]
+
+
+def test_evidence(quick):
+    for results in both(quick, "evidence"):
+        for row in results["identity"]:
+            assert row["largest_difference"] < 1e-5
+            assert row["elbo"] + row["kl"] == pytest.approx(row["evidence"], abs=1e-5)
+            assert row["sampled_elbo"] == pytest.approx(row["elbo"], abs=0.1)
+        prior, trained, best = (row["elbo"] for row in results["identity"])
+        assert prior < trained < best
+        assert results["bounds"] == sorted(results["bounds"])
+        assert min(results["gaps"]) > 0.0
+        assert results["slope"] == pytest.approx(-0.9, abs=0.25)
+
+
+def run_bayesian(out, **environment):
+    command = [sys.executable, str(EXAMPLES / "bayesian_networks.py"), "--quick", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*environment.values(), str(EXAMPLES.parent)])}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+
+
+def test_bayesian_networks(tmp_path):
+    """In a process of its own: Pyro changes torch.distributions when it is imported."""
+    if importlib.util.find_spec("pyro") is None:
+        pytest.skip("Pyro is not installed")
+    done = run_bayesian(tmp_path)
+    assert done.returncode == 0, done.stderr
+    for results in (json.loads((tmp_path / "bayesian_networks.json").read_text()), committed("bayesian_networks")):
+        one, _, hmc = results["regression"]["fits"]
+        assert hmc["test_log_likelihood"] > one["test_log_likelihood"]  # "in simple tasks"
+        assert hmc["within_95"] > one["within_95"]
+        assert all(fit["error_rate"] < 0.25 for fit in results["classification"]["fits"])
+    assert results["regression"]["r_hat_median"] < 1.05
+
+
+def test_bayesian_networks_say_what_is_missing(tmp_path):
+    (tmp_path / "pyro.py").write_text("raise ModuleNotFoundError(name='pyro')\n")
+    done = run_bayesian(tmp_path / "out", hidden=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Hamiltonian Monte Carlo needs Pyro: install it with")
+
+
+def test_quick_pictures_are_drawn(quick):
+    for name in NAMES:
+        quick(name)
+    pictures = list(quick.out.glob("*.png"))
+    assert len(pictures) == 11
+    assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
