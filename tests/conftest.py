@@ -93,3 +93,19 @@ def sklearn_data():
     """scikit-learn's own data sets by name, float64."""
     datasets = pytest.importorskip("sklearn.datasets")
     return lambda name: getattr(datasets, f"load_{name}")().data.astype("float64")
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Both processes' results, and the folder of their files."""
+    from distributed_runs import two_processes
+
+    return two_processes(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    """A suspect of a comparison is measured again at once."""
+    from vae_fast.bench import compare
+
+    monkeypatch.setattr(compare, "PAUSE", 0.0)
