@@ -177,6 +177,10 @@ def _compare(args: argparse.Namespace, options: Options) -> int:
     if args.threads is None and measured is None:
         torch.set_num_threads(int(results[0][1]["machine"].get("threads") or torch.get_num_threads()))
     facts = machine.facts(options.device)
+    names = dict.fromkeys(row.get("name") for _, result in results for row in result["rows"])
+    for name in options.slower:
+        if name not in names:
+            raise RunError(f"--pretend-slower {name}: expected one of {'; '.join(map(str, names))}")
     slower = []
     for path, result in results:
         if result["suite"] not in SUITES:
