@@ -13,17 +13,6 @@ def run(*options):
     return cli.main(["bench", *map(str, options)])
 
 
-def one_line(capsys, code, *words):
-    """Exit code 2 and one line on stderr with these words."""
-    err = capsys.readouterr().err
-    assert code == 2
-    assert err.count("\n") == 1, err
-    assert err.startswith("vae-fast: error: ")
-    for word in words:
-        assert str(word) in err
-    assert "Traceback" not in err
-
-
 def synthetic(case, contender, seconds):
     return {
         "suite": "kernels", "case": case, "name": case, "contender": contender, "direction": "both", "shape": {"B": 1}, "dtype": "float32",

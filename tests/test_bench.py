@@ -10,8 +10,9 @@ import time
 
 import pytest
 import torch
-from bench_results import SMALL, one_line, result, run, synthetic
+from bench_results import SMALL, result, run, synthetic
 from matplotlib.image import imread
+from one_line_errors import one_line
 
 from vae_fast import bench
 from vae_fast.bench import advice, cases_head, machine, measure, report, suites

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from one_line_errors import one_line
 
 from vae_fast import cli, models
 from vae_fast.cli import _points
@@ -32,16 +33,6 @@ def results(out):
 def metrics(out):
     with (out / "metrics.csv").open() as file:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
-def failed(capsys, code, *words):
-    """Exit code 2 and one line on stderr with these words."""
-    err = capsys.readouterr().err
-    assert code == 2
-    assert err.count("\n") == 1, err
-    assert err.startswith("vae-fast: error: ")
-    for word in words:
-        assert str(word) in err
 
 
 @pytest.fixture
@@ -236,9 +227,9 @@ def test_existing_run(npy, tmp_path, capsys):
     out = tmp_path / "run"
     assert mog(out, "--data", npy, "-k", 2, "--no-pictures") == 0
     before = (out / "mixture.npz").read_bytes()
-    failed(capsys, mog(out, "--data", npy, "-k", 3), out, "already holds a run", "--overwrite")
+    one_line(capsys, mog(out, "--data", npy, "-k", 3), out, "already holds a run", "--overwrite")
     # Nor does the other command write over it.
-    failed(capsys, cli.main(["train", "--out", str(out), "--epochs", "1"]), out, "already holds a run")
+    one_line(capsys, cli.main(["train", "--out", str(out), "--epochs", "1"]), out, "already holds a run")
     assert (out / "mixture.npz").read_bytes() == before
     (out / "mine.txt").write_text("kept")
     assert mog(out, "--data", npy, "-k", 3, "--overwrite", "--no-pictures") == 0
@@ -278,20 +269,20 @@ def test_default_directory(npy, tmp_path, monkeypatch):
     ],
 )
 def test_bad_options(tmp_path, capsys, options, words):
-    failed(capsys, mog(tmp_path / "run", "--data", "two-moons", *options), *words)
+    one_line(capsys, mog(tmp_path / "run", "--data", "two-moons", *options), *words)
     assert not (tmp_path / "run").exists()
 
 
 def test_points_of_what_is_no_toy(npy, tmp_path, capsys):
-    failed(capsys, mog(tmp_path / "run", "--data", npy, "-k", 2, "--points", 100), "--points: goes with a toy only")
+    one_line(capsys, mog(tmp_path / "run", "--data", npy, "-k", 2, "--points", 100), "--points: goes with a toy only")
 
 
 def test_unknown_toy(tmp_path, capsys):
-    failed(capsys, mog(tmp_path / "run", "--data", "moons", "-k", 2), "--data moons", "digits", *TOYS)
+    one_line(capsys, mog(tmp_path / "run", "--data", "moons", "-k", 2), "--data moons", "digits", *TOYS)
 
 
 def test_missing_images(tmp_path, capsys):
-    failed(capsys, mog(tmp_path / "run", "--data", "frey", "--data-dir", tmp_path, "-k", 2), tmp_path, "frey_faces.npy")
+    one_line(capsys, mog(tmp_path / "run", "--data", "frey", "--data-dir", tmp_path, "-k", 2), tmp_path, "frey_faces.npy")
 
 
 class Bomb:
@@ -323,23 +314,23 @@ def test_bad_files(tmp_path, capsys, content, words):
         path.write_bytes(content)
     elif content is not None:
         np.save(path, content, allow_pickle=True)
-    failed(capsys, mog(tmp_path / "run", "--data", path, "-k", 3), "x.npy", *words)
+    one_line(capsys, mog(tmp_path / "run", "--data", path, "-k", 3), "x.npy", *words)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_raw_pickle_is_not_loaded(tmp_path, capsys):
     np.array([Bomb()], dtype=object).dump(tmp_path / "x.npy")
-    failed(capsys, mog(tmp_path / "run", "--data", tmp_path / "x.npy", "-k", 1), "not a .npy file")
+    one_line(capsys, mog(tmp_path / "run", "--data", tmp_path / "x.npy", "-k", 1), "not a .npy file")
 
 
 def test_a_directory(tmp_path, capsys):
-    failed(capsys, mog(tmp_path / "run", "--data", tmp_path, "-k", 1), tmp_path, "is a directory")
+    one_line(capsys, mog(tmp_path / "run", "--data", tmp_path, "-k", 1), tmp_path, "is a directory")
 
 
 def test_a_fit_that_cannot_be_made(tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.ones((20, 2)))
     code = mog(tmp_path / "run", "--data", tmp_path / "x.npy", "-k", 2, "--reg-covar", 0, "--no-pictures")
-    failed(capsys, code, "singular", "reg_covar")
+    one_line(capsys, code, "singular", "reg_covar")
     assert not (tmp_path / "run" / "mixture.npz").exists()
 
 
@@ -362,7 +353,7 @@ def test_interrupt(tmp_path, capsys, monkeypatch):
 
 def test_matplotlib_is_asked_for_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    failed(capsys, mog(tmp_path / "run", "--data", "cats", "-k", 2), "matplotlib", "vae_fast[train]", "--no-pictures")
+    one_line(capsys, mog(tmp_path / "run", "--data", "cats", "-k", 2), "matplotlib", "vae_fast[train]", "--no-pictures")
     assert not (tmp_path / "run").exists()
     assert mog(tmp_path / "run", "--data", "cats", "-k", 2, "--points", 100, "--no-pictures") == 0
 

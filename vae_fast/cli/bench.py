@@ -163,10 +163,13 @@ def _known(options: Options, suites: Sequence[str]) -> None:
     for name in options.contenders or ():
         if name not in contenders:
             raise RunError(f"--contenders {name}: expected some of {', '.join(contenders)}")
-    names = dict.fromkeys(case.name for case in found)
+    _known_slower(options, [case.name for case in found])
+
+
+def _known_slower(options: Options, names: Sequence[str]) -> None:
     for name in options.slower:
         if name not in names:
-            raise RunError(f"--pretend-slower {name}: expected one of {'; '.join(names)}")
+            raise RunError(f"--pretend-slower {name}: expected one of {'; '.join(dict.fromkeys(names))}")
     if options.slower and options.device != "cpu":
         raise RunError(f"--pretend-slower: runs on the CPU alone, not on {options.device}")
 
@@ -177,10 +180,7 @@ def _compare(args: argparse.Namespace, options: Options) -> int:
     if args.threads is None and measured is None:
         torch.set_num_threads(int(results[0][1]["machine"].get("threads") or torch.get_num_threads()))
     facts = machine.facts(options.device)
-    names = dict.fromkeys(row.get("name") for _, result in results for row in result["rows"])
-    for name in options.slower:
-        if name not in names:
-            raise RunError(f"--pretend-slower {name}: expected one of {'; '.join(map(str, names))}")
+    _known_slower(options, [str(row.get("name")) for _, result in results for row in result["rows"]])
     slower = []
     for path, result in results:
         if result["suite"] not in SUITES:
