@@ -31,17 +31,19 @@ TORCH_LIBRARY(vae_fast, m) {
       "num_samples, float floor, int event_dim, bool[] mask) -> Tensor[]");
   m.def("logsumexp(Tensor a, Tensor? weights, int dim) -> Tensor");
   m.def("logsumexp_backward(Tensor grad, Tensor a, Tensor? weights, Tensor out, int dim, bool[] mask) -> Tensor[]");
-  m.def("mixture(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, str covariance) -> (Tensor, Tensor)");
+  m.def("mixture(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, str covariance, str precision='float32') -> (Tensor, Tensor)");
   m.def(
-      "mixture_backward(Tensor grad, Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor normaliser, str covariance, "
-      "bool[] mask) -> Tensor[]");
-  m.def("mixture_responsibilities(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, str covariance) -> Tensor");
+      "mixture_backward(Tensor grad, Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor normaliser, str covariance, str "
+      "precision, bool[] mask) -> Tensor[]");
+  m.def(
+      "mixture_responsibilities(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, str covariance, str precision='float32') -> "
+      "Tensor");
   m.def(
       "mixture_responsibilities_backward(Tensor grad, Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor responsibilities, "
-      "str covariance, bool[] mask) -> Tensor[]");
+      "str covariance, str precision, bool[] mask) -> Tensor[]");
   m.def(
       "mixture_statistics(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor? responsibilities, Tensor? sample_weight, str "
-      "covariance) -> (Tensor, Tensor, Tensor, Tensor)");
+      "covariance, str precision='float32') -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("mdn(Tensor y, Tensor weight_logits, Tensor means, Tensor log_scale, float floor) -> Tensor");
   m.def(
       "mdn_backward(Tensor grad, Tensor y, Tensor weight_logits, Tensor means, Tensor log_scale, Tensor log_prob, float floor, bool[] "

@@ -102,6 +102,8 @@ struct MixtureArgs {
   int64_t factor_stride = 0;           // full: elements from one factor to the next; 0: all share one (tied)
   const double* baseline = nullptr;    // ()
   const void* x_scale = nullptr;       // (dims,), compute type, powers of two: what x is multiplied by when read and grad_x when written
+  // (dims,), near most rows; diagonal floats only: lets CUDA multiply the quadratic out about it, on tensor cores. Null: it does not.
+  const float* centre = nullptr;
 };
 constexpr double kMixtureFar[2] = {1.5e38, 8.9e307};  // float, double: the difference of two is finite
 

@@ -104,12 +104,19 @@ def _gradients_of_four(grad: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor,
     return [t.new_empty(t.shape) for t in _marked([a, b, c, d], rest[-1])]
 
 
-def _mixture_responsibilities_fake(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance: str) -> Tensor:
+def _mixture_responsibilities_fake(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], means.shape[0]), dtype=reference.compute_dtype([x, weight_logits, means, scale]))
 
 
 def _mixture_statistics_fake(
-    x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, responsibilities: OptTensor, sample_weight: OptTensor, covariance: str
+    x: Tensor,
+    weight_logits: Tensor,
+    means: Tensor,
+    scale: Tensor,
+    responsibilities: OptTensor,
+    sample_weight: OptTensor,
+    covariance: str,
+    precision: str = "float32",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = reference.compute_dtype([x, weight_logits, means, scale])
     k, d = means.shape
@@ -212,7 +219,7 @@ def _mixture_formula(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Ten
 
 
 def _mixture_responsibilities_formula(
-    x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, saved: Tensor, covariance: str
+    x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, saved: Tensor, covariance: str, precision: str
 ) -> tuple[Any, Any]:
     return (reference.mixture_responsibilities(x, weight_logits, means, scale, covariance),), [x, weight_logits, means, scale]
 

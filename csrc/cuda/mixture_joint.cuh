@@ -28,6 +28,7 @@ struct Constants {
 template <typename C, int kOfThread>
 struct DiagonalJoint {
   using Tile = MixtureTile<C>;
+  using Otherwise = DiagonalJoint;  // what to try where run returns false, which no joint does whose Otherwise is itself
   static constexpr int kRows = Tile::kRowsPerThread, kPerThread = kOfThread, kParts = kSide;
   static constexpr int kComponents = kSide * kOfThread, kStride = kComponents + Tile::kPad;
   static constexpr int kAll = kComponents * Tile::kSteps, kFetch = kAll < kThreads ? 1 : kAll / kThreads;
@@ -46,7 +47,7 @@ struct DiagonalJoint {
   /// Calls finish(k, constants, e) for k = 0, kComponents, ...: e[i][j] is that of row first_row + row(i) and component
   /// k + part() kPerThread + j, whose constant is -infinity beyond the last. No thread may write to `shared` afterwards before a barrier.
   template <typename Finish>
-  VF_DEVICE static void run(const MixtureArgs& args, int64_t first_row, Shared& shared, Finish&& finish) {
+  VF_DEVICE static bool run(const MixtureArgs& args, int64_t first_row, Shared& shared, Finish&& finish) {
     const int thread = static_cast<int>(threadIdx.x), tx = thread % kSide, ty = thread / kSide;
     const int components = static_cast<int>(args.components), dims = static_cast<int>(args.dims);
     const int fetched = thread / Tile::kLanes, x_step = thread % Tile::kLanes * Tile::kPerThread;
@@ -134,6 +135,7 @@ struct DiagonalJoint {
       if (next_k >= components) break;
       k = next_k, d = next_d;
     }
+    return true;
   }
 };
 
@@ -170,6 +172,7 @@ struct Factor {
 template <typename C>
 struct FullJoint {
   using Tile = MixtureTile<C>;
+  using Otherwise = FullJoint;
   static constexpr int kRows = 1, kParts = kThreads / Tile::kRows, kComponents = 16, kPerThread = kComponents / kParts;
 
   struct Shared {
@@ -183,7 +186,7 @@ struct FullJoint {
 
   /// As DiagonalJoint::run.
   template <typename Finish>
-  VF_DEVICE static void run(const MixtureArgs& args, int64_t first_row, Shared& shared, Finish&& finish) {
+  VF_DEVICE static bool run(const MixtureArgs& args, int64_t first_row, Shared& shared, Finish&& finish) {
     constexpr int kOfThread = Tile::kRowsPerThread, kColumns = ProductStage<C>::kColumns;
     const int thread = static_cast<int>(threadIdx.x), tx = thread % kSide, ty = thread / kSide;
     const int components = static_cast<int>(args.components), dims = static_cast<int>(args.dims);
@@ -245,6 +248,7 @@ struct FullJoint {
       finish(k0, Constants<C, kPerThread>(args, k0 + part() * kPerThread), e);
       __syncthreads();
     }
+    return true;
   }
 };
 

@@ -2,7 +2,9 @@
 // components a few at a time.
 #pragma once
 
-#include "mixture_joint.cuh"
+#include <type_traits>
+
+#include "mixture_joint_tf32.cuh"
 #include "mixture_plan.h"
 #include "mixture_running_sum.cuh"
 
@@ -16,79 +18,102 @@ struct RowSums {
 };
 
 template <typename C, typename Joint>
-__global__ void __launch_bounds__(kThreads, 2) mixture_kernel(const __grid_constant__ MixtureForwardArgs args) {
+union ForwardShared {
+  typename Joint::Shared joint;
+  RowSums<C, Joint::kParts> sums;
+};
+
+/// The tile of rows from `first` on; false where the joint could not.
+template <typename C, typename Joint>
+VF_DEVICE bool forward_tile(const MixtureForwardArgs& args, const int64_t first, ForwardShared<C, Joint>& shared) {
   using Tile = MixtureTile<C>;
   constexpr int kRows = Joint::kRows, kOfThread = Joint::kPerThread;
-  __shared__ union Shared {
-    typename Joint::Shared joint;
-    RowSums<C, Joint::kParts> sums;
-  } shared;
   const MixtureArgs& m = args.mixture;
   const int thread = static_cast<int>(threadIdx.x);
   C* const q = static_cast<C*>(args.responsibilities);
-  for (int64_t tile = blockIdx.x; tile * Tile::kRows < m.rows; tile += gridDim.x) {
-    const int64_t first = tile * Tile::kRows;
-    RunningSum<C> sum[kRows];
+  RunningSum<C> sum[kRows];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) sum[i] = RunningSum<C>::zero();
-    Joint::run(m, first, shared.joint, [&](int k, const Constants<C, kOfThread>& constants, const C(&e)[kRows][kOfThread]) {
+  for (int i = 0; i < kRows; ++i) sum[i] = RunningSum<C>::zero();
+  const auto add = [&](int k, const Constants<C, kOfThread>& constants, const C(&e)[kRows][kOfThread]) {
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        C l[kOfThread];
+    for (int i = 0; i < kRows; ++i) {
+      C l[kOfThread];
 #pragma unroll
-        for (int j = 0; j < kOfThread; ++j) l[j] = constants.exponent(j, e[i][j], C(0));
-        sum[i].add(l, [&](int j, C shift) { return constants.exponent(j, e[i][j], shift); });
-        if (q != nullptr) {
-          const int64_t row = first + Joint::row(i);
-          const int from = opaque(k) + Joint::part() * kOfThread;
+      for (int j = 0; j < kOfThread; ++j) l[j] = constants.exponent(j, e[i][j], C(0));
+      sum[i].add(l, [&](int j, C shift) { return constants.exponent(j, e[i][j], shift); });
+      if (q != nullptr) {
+        const int64_t row = first + Joint::row(i);
+        const int from = opaque(k) + Joint::part() * kOfThread;
 #pragma unroll
-          for (int j = 0; j < kOfThread; ++j) {
-            if (row < m.rows && from + j < m.components)
-              q[row * m.components + from + j] = e[i][j];  // a responsibility once the sum is known
-          }
+        for (int j = 0; j < kOfThread; ++j) {
+          if (row < m.rows && from + j < m.components)
+            q[row * m.components + from + j] = e[i][j];  // a responsibility once the sum is known
         }
       }
-    });
-    __syncthreads();
+    }
+  };
+  const bool done = Joint::run(m, first, shared.joint, add);
+  __syncthreads();
+  if (!done) return false;
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) shared.sums.of_thread[Joint::row(i)][Joint::part()] = sum[i];
-    __syncthreads();
-    if (thread < Tile::kRows) {
-      RunningSum<C>(&parts)[Joint::kParts + 1] = shared.sums.of_thread[thread];
-      RunningSum<C> all = parts[0];
-      for (int p = 1; p < Joint::kParts; ++p) all.add(parts[p]);
-      if (all.total != all.total) all.shift = all.total;
-      const int64_t row = first + thread;
-      if (row < m.rows) {
-        const double log_sum = static_cast<double>(all.shift) + static_cast<double>(math::log(all.total));
-        if (args.log_prob != nullptr) static_cast<C*>(args.log_prob)[row] = static_cast<C>(*m.baseline + log_sum);
-        if (args.shift != nullptr) static_cast<C*>(args.shift)[row] = all.shift;
-        if (args.total != nullptr) static_cast<C*>(args.total)[row] = all.total;
+  for (int i = 0; i < kRows; ++i) shared.sums.of_thread[Joint::row(i)][Joint::part()] = sum[i];
+  __syncthreads();
+  if (thread < Tile::kRows) {
+    RunningSum<C>(&parts)[Joint::kParts + 1] = shared.sums.of_thread[thread];
+    RunningSum<C> all = parts[0];
+    for (int p = 1; p < Joint::kParts; ++p) all.add(parts[p]);
+    if (all.total != all.total) all.shift = all.total;
+    const int64_t row = first + thread;
+    if (row < m.rows) {
+      const double log_sum = static_cast<double>(all.shift) + static_cast<double>(math::log(all.total));
+      if (args.log_prob != nullptr) static_cast<C*>(args.log_prob)[row] = static_cast<C>(*m.baseline + log_sum);
+      if (args.shift != nullptr) static_cast<C*>(args.shift)[row] = all.shift;
+      if (args.total != nullptr) static_cast<C*>(args.total)[row] = all.total;
+    }
+    parts[0] = {math::mixture_shift(all.shift), math::mixture_share(C(1), all.shift, all.total)};
+  }
+  __syncthreads();
+  if (q != nullptr) {
+    const int64_t rows = m.rows - first < Tile::kRows ? m.rows - first : Tile::kRows;
+    for (int r = thread / kWarp; r < rows; r += kWarps) {
+      const RunningSum<C> row = shared.sums.of_thread[r][0];
+      C* const to = q + (first + r) * m.components;
+      for (int k = thread % kWarp; k < m.components; k += kWarp) {
+        to[k] = row.total * math::exp(Constants<C, 1>(m, k).exponent(0, to[k], row.shift));
       }
-      parts[0] = {math::mixture_shift(all.shift), math::mixture_share(C(1), all.shift, all.total)};
     }
     __syncthreads();
-    if (q != nullptr) {
-      const int64_t rows = m.rows - first < Tile::kRows ? m.rows - first : Tile::kRows;
-      for (int r = thread / kWarp; r < rows; r += kWarps) {
-        const RunningSum<C> row = shared.sums.of_thread[r][0];
-        C* const to = q + (first + r) * m.components;
-        for (int k = thread % kWarp; k < m.components; k += kWarp) {
-          to[k] = row.total * math::exp(Constants<C, 1>(m, k).exponent(0, to[k], row.shift));
-        }
-      }
-      __syncthreads();
+  }
+  return true;
+}
+
+template <typename C, typename Joint>
+__global__ void __launch_bounds__(kThreads, 2) mixture_kernel(const __grid_constant__ MixtureForwardArgs args) {
+  using Otherwise = typename Joint::Otherwise;
+  __shared__ union Shared {
+    ForwardShared<C, Joint> joint;
+    ForwardShared<C, Otherwise> otherwise;
+  } shared;
+  constexpr int kTile = MixtureTile<C>::kRows;
+  for (int64_t tile = blockIdx.x; tile * kTile < args.mixture.rows; tile += gridDim.x) {
+    const bool done = forward_tile<C, Joint>(args, tile * kTile, shared.joint);
+    if constexpr (!std::is_same_v<Joint, Otherwise>) {
+      if (!done) forward_tile<C, Otherwise>(args, tile * kTile, shared.otherwise);
     }
   }
 }
 
-/// weights[n - first_row][k] = grad_n e^{l_nk - shift_n} / total_n of `rows` rows from first_row on.
+/// weights[n - first_row][k] = grad_n e^{l_nk - shift_n} / total_n of `rows` rows from first_row on. The tiles are those of the forward
+/// pass, so that a row's l are too, to the last bit.
 template <typename C, typename Joint>
 __global__ void __launch_bounds__(kThreads, 2) mixture_weights_kernel(const __grid_constant__ MixtureBackwardArgs args,
                                                                       const int64_t first_row, const int64_t rows, C* const weights) {
+  using Otherwise = typename Joint::Otherwise;
   using Tile = MixtureTile<C>;
-  constexpr int kRows = Joint::kRows, kOfThread = Joint::kPerThread;
-  __shared__ typename Joint::Shared shared;
+  __shared__ union Shared {
+    typename Joint::Shared joint;
+    typename Otherwise::Shared otherwise;
+  } shared;
   alignas(16) __shared__ C share[Tile::kRows], from[Tile::kRows];
   const MixtureArgs& m = args.mixture;
   const int thread = static_cast<int>(threadIdx.x);
@@ -101,22 +126,32 @@ __global__ void __launch_bounds__(kThreads, 2) mixture_weights_kernel(const __gr
       share[thread] = math::mixture_share(static_cast<C>(args.grad.constant) * grad, shift, total);
       from[thread] = math::mixture_shift(shift);
     }
-    Joint::run(m, first_row + first, shared, [&](int k, const Constants<C, kOfThread>& constants, const C(&e)[kRows][kOfThread]) {
-      C of_row[kRows], shift[kRows];
-      take(&share[Joint::row(0)], of_row);
-      take(&from[Joint::row(0)], shift);
+    const auto run = [&](auto joint, auto& memory) {
+      using J = decltype(joint);
+      constexpr int kRows = J::kRows, kOfThread = J::kPerThread;
+      const auto write = [&](int k, const Constants<C, kOfThread>& constants, const C(&e)[kRows][kOfThread]) {
+        C of_row[kRows], shift[kRows];
+        take(&share[J::row(0)], of_row);
+        take(&from[J::row(0)], shift);
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const int64_t row = first + Joint::row(i);
+        for (int i = 0; i < kRows; ++i) {
+          const int64_t row = first + J::row(i);
 #pragma unroll
-        for (int j = 0; j < kOfThread; ++j) {
-          const int at = k + Joint::part() * kOfThread + j;
-          if (row < rows && at < m.components)
-            weights[row * m.components + at] = of_row[i] * math::exp(constants.exponent(j, e[i][j], shift[i]));
+          for (int j = 0; j < kOfThread; ++j) {
+            const int at = k + J::part() * kOfThread + j;
+            if (row < rows && at < m.components)
+              weights[row * m.components + at] = of_row[i] * math::exp(constants.exponent(j, e[i][j], shift[i]));
+          }
         }
-      }
-    });
-    __syncthreads();
+      };
+      const bool done = J::run(m, first_row + first, memory, write);
+      __syncthreads();
+      return done;
+    };
+    const bool done = run(Joint(), shared.joint);
+    if constexpr (!std::is_same_v<Joint, Otherwise>) {
+      if (!done) run(Otherwise(), shared.otherwise);
+    }
   }
 }
 
@@ -124,6 +159,9 @@ __global__ void __launch_bounds__(kThreads, 2) mixture_weights_kernel(const __gr
 template <typename C, typename F>
 cudaError_t with_joint(const MixtureArgs& m, F&& f) {
   if (m.full) return f(FullJoint<C>());
+  if constexpr (sizeof(C) == 4) {
+    if (m.centre != nullptr) return m.components > kSide ? f(ProductJoint<4>()) : f(ProductJoint<1>());
+  }
   constexpr int kMost = sizeof(C) == 8 ? 2 : 4;
   return m.components > kSide ? f(DiagonalJoint<C, kMost>()) : f(DiagonalJoint<C, 1>());
 }

@@ -20,6 +20,11 @@ Covariance covariance_of(string_view name) {
   return Covariance::kFull;
 }
 
+bool products_wanted(string_view precision) {
+  TORCH_CHECK_VALUE(precision == "float32" || precision == "tf32x3", "precision='", precision, "': expected one of float32, tf32x3");
+  return precision == "tf32x3";
+}
+
 /// Prepared arguments, and the tensors that keep them alive.
 struct Problem {
   bool is_double;
@@ -29,7 +34,7 @@ struct Problem {
   MixtureArgs args;
   Tensor log_weights, inverse, factor, unit;  // double; inverse (K, D) if diagonal, else factor (K or 1, D, D) and unit (D,)
 
-  Problem(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale, string_view name)
+  Problem(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale, string_view name, string_view precision)
       : is_double(any_double({x, weight_logits, means, scale})), covariance(covariance_of(name)), layout(x.sizes(), 1, x, true) {
     TORCH_CHECK_TYPE(x.is_floating_point(), "x: expected a floating dtype, got ", x.scalar_type());
     TORCH_CHECK_VALUE(x.dim() >= 1 && means.dim() == 2 && means.size(0) > 0 && means.size(1) > 0 && x.size(-1) == means.size(1),
@@ -74,6 +79,11 @@ struct Problem {
       inverse = (-log_std).clamp_max_(is_double ? 709.78 : 88.72).exp_();
       args.scale = hold(inverse.to(type).contiguous());
     }
+    const bool products = products_wanted(precision);
+    TORCH_CHECK_VALUE(!products || !(args.full || is_double), "precision='", precision, "' with covariance='", name, "' and ", type,
+                      ": expected covariance diag or spherical and float32 or narrower");
+    // Rows are near the mixture's mean, or so one hopes; what a component of weight zero is near does not matter.
+    if (products) args.centre = static_cast<const float*>(hold(at::matmul(log_weights.exp(), means.to(at::kDouble)).to(at::kFloat)));
     const Tensor scaled = unit.defined() ? means.to(at::kDouble) * unit : means;
     args.means = hold(scaled.to(type).contiguous());
     const Tensor constant = log_weights + log_det;
@@ -172,14 +182,14 @@ Tensors gradients(Problem& p, MixtureBackwardArgs& b, const Tensor& x, const Ten
 }
 
 struct MixtureState {
-  std::string covariance;
+  std::string covariance, precision;
   Mask mask;
 };
 
 struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const MixtureState& s) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, normaliser] = VF_CALL(is_plain(inputs), mixture, inputs[0], inputs[1], inputs[2], inputs[3], s.covariance);
+    auto [out, normaliser] = VF_CALL(is_plain(inputs), mixture, inputs[0], inputs[1], inputs[2], inputs[3], s.covariance, s.precision);
     auto saved = inputs.vec();
     saved.push_back(normaliser);
     ctx->save_for_backward(saved);
@@ -193,7 +203,7 @@ struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
     const MixtureState& s = carried<MixtureState>(ctx);
     const auto t = ctx->get_saved_variables();
     const bool plain = !at::GradMode::is_enabled() && is_plain(t) && is_plain(grads[0]);
-    const Tensors some = VF_CALL(plain, mixture_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.mask);
+    const Tensors some = VF_CALL(plain, mixture_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
     return spread(some, s.mask, 5);
   }
 };
@@ -201,7 +211,7 @@ struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
 struct ResponsibilitiesFunction : torch::autograd::Function<ResponsibilitiesFunction> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const MixtureState& s) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    Tensor out = VF_CALL(is_plain(inputs), mixture_responsibilities, inputs[0], inputs[1], inputs[2], inputs[3], s.covariance);
+    Tensor out = VF_CALL(is_plain(inputs), mixture_responsibilities, inputs[0], inputs[1], inputs[2], inputs[3], s.covariance, s.precision);
     auto saved = inputs.vec();
     saved.push_back(out);
     ctx->save_for_backward(saved);
@@ -212,7 +222,8 @@ struct ResponsibilitiesFunction : torch::autograd::Function<ResponsibilitiesFunc
     const MixtureState& s = carried<MixtureState>(ctx);
     const auto t = ctx->get_saved_variables();
     const bool plain = !at::GradMode::is_enabled() && is_plain(t) && is_plain(grads[0]);
-    const Tensors some = VF_CALL(plain, mixture_responsibilities_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.mask);
+    const Tensors some =
+        VF_CALL(plain, mixture_responsibilities_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
     return spread(some, s.mask, 5);
   }
 };
@@ -220,8 +231,8 @@ struct ResponsibilitiesFunction : torch::autograd::Function<ResponsibilitiesFunc
 }  // namespace
 
 std::tuple<Tensor, Tensor> mixture_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                          string_view covariance) {
-  Problem p(x, weight_logits, means, scale, covariance);
+                                          string_view covariance, string_view precision) {
+  Problem p(x, weight_logits, means, scale, covariance, precision);
   Tensor out = at::empty(p.layout.batch(), p.options(x)), normaliser = at::empty({2, p.args.rows}, p.options(x));
   MixtureForwardArgs f;
   f.mixture = p.args;
@@ -233,8 +244,8 @@ std::tuple<Tensor, Tensor> mixture_kernel(const Tensor& x, const Tensor& weight_
 }
 
 Tensors mixture_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                const Tensor& normaliser, string_view covariance, const Mask& mask) {
-  Problem p(x, weight_logits, means, scale, covariance);
+                                const Tensor& normaliser, string_view covariance, string_view precision, const Mask& mask) {
+  Problem p(x, weight_logits, means, scale, covariance, precision);
   MixtureBackwardArgs b;
   b.grad = row_grad(grad, p.layout.batch(), p.is_double, p.keep);
   const Tensor saved = normaliser.to(compute_type(p.is_double)).contiguous();
@@ -244,26 +255,27 @@ Tensors mixture_backward_kernel(const Tensor& grad, const Tensor& x, const Tenso
 }
 
 std::tuple<Tensor, Tensor> mixture_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                            string_view covariance) {
+                                            string_view covariance, string_view precision) {
   const Tensors inputs{x, weight_logits, means, scale};
-  const auto out = MixtureFunction::apply(TensorList(inputs), MixtureState{std::string(covariance), requires_grad_mask(inputs)});
+  const auto out =
+      MixtureFunction::apply(TensorList(inputs), MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs)});
   return {out[0], out[1]};
 }
 
 std::tuple<Tensor, Tensor> mixture(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                   const std::string& covariance) {
+                                   const std::string& covariance, const std::string& precision) {
   const Tensors inputs{x, weight_logits, means, scale};
   const bool plain = is_plain(inputs);
   if (plain && wants_grad(inputs)) {
     RECORD_FUNCTION("vae_fast::mixture", std::vector<c10::IValue>());
-    return mixture_autograd(x, weight_logits, means, scale, covariance);
+    return mixture_autograd(x, weight_logits, means, scale, covariance, precision);
   }
-  return VF_CALL(plain, mixture, x, weight_logits, means, scale, covariance);
+  return VF_CALL(plain, mixture, x, weight_logits, means, scale, covariance, precision);
 }
 
 Tensor mixture_responsibilities_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                       string_view covariance) {
-  Problem p(x, weight_logits, means, scale, covariance);
+                                       string_view covariance, string_view precision) {
+  Problem p(x, weight_logits, means, scale, covariance, precision);
   at::DimVector shape(p.layout.batch());
   shape.push_back(p.args.components);
   Tensor out = at::empty(shape, p.options(x));
@@ -276,8 +288,8 @@ Tensor mixture_responsibilities_kernel(const Tensor& x, const Tensor& weight_log
 
 Tensors mixture_responsibilities_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means,
                                                  const Tensor& scale, const Tensor& responsibilities, string_view covariance,
-                                                 const Mask& mask) {
-  Problem p(x, weight_logits, means, scale, covariance);
+                                                 string_view precision, const Mask& mask) {
+  Problem p(x, weight_logits, means, scale, covariance, precision);
   const auto type = compute_type(p.is_double);
   // The softmax's derivative: what reaches l_k is q_k (g_k - sum_j q_j g_j).
   const Tensor q = responsibilities.to(type), g = grad.to(type);
@@ -288,28 +300,30 @@ Tensors mixture_responsibilities_backward_kernel(const Tensor& grad, const Tenso
 }
 
 Tensor mixture_responsibilities_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                         string_view covariance) {
+                                         string_view covariance, string_view precision) {
   const Tensors inputs{x, weight_logits, means, scale};
-  return ResponsibilitiesFunction::apply(TensorList(inputs), MixtureState{std::string(covariance), requires_grad_mask(inputs)});
+  return ResponsibilitiesFunction::apply(TensorList(inputs),
+                                         MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs)});
 }
 
 Tensor mixture_responsibilities(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                const std::string& covariance) {
+                                const std::string& covariance, const std::string& precision) {
   const Tensors inputs{x, weight_logits, means, scale};
   const bool plain = is_plain(inputs);
   if (plain && wants_grad(inputs)) {
     RECORD_FUNCTION("vae_fast::mixture_responsibilities", std::vector<c10::IValue>());
-    return mixture_responsibilities_autograd(x, weight_logits, means, scale, covariance);
+    return mixture_responsibilities_autograd(x, weight_logits, means, scale, covariance, precision);
   }
-  return VF_CALL(plain, mixture_responsibilities, x, weight_logits, means, scale, covariance);
+  return VF_CALL(plain, mixture_responsibilities, x, weight_logits, means, scale, covariance, precision);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means,
                                                                      const Tensor& scale, const OptionalTensor& responsibilities,
-                                                                     const OptionalTensor& sample_weight, string_view covariance) {
+                                                                     const OptionalTensor& sample_weight, string_view covariance,
+                                                                     string_view precision) {
   // Given responsibilities leave nothing to the scale: a diagonal one of ones keeps its value out of the arithmetic.
   const bool diagonal = covariance == "diag" || covariance == "spherical";
-  Problem p(x, weight_logits, means, responsibilities && diagonal ? at::zeros_like(scale) : scale, covariance);
+  Problem p(x, weight_logits, means, responsibilities && diagonal ? at::zeros_like(scale) : scale, covariance, precision);
   const auto type = compute_type(p.is_double);
   MixtureBackwardArgs b;
   Tensor log_prob = at::empty({0}, p.options(x)), weights, normaliser;
@@ -324,7 +338,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics_kernel(const Tenso
     weights = weights.contiguous();
     b.weights = weights.const_data_ptr();
   } else {
-    std::tie(log_prob, normaliser) = mixture_kernel(x, weight_logits, means, scale, covariance);
+    std::tie(log_prob, normaliser) = mixture_kernel(x, weight_logits, means, scale, covariance, precision);
     b.shift = normaliser.const_data_ptr();
     b.total = static_cast<const char*>(b.shift) + static_cast<size_t>(p.args.rows) * normaliser.element_size();
     if (sample_weight) b.grad = row_grad(*sample_weight, p.layout.batch(), p.is_double, p.keep);
@@ -345,9 +359,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics_kernel(const Tenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics(const Tensor& x, const Tensor& weight_logits, const Tensor& means,
                                                               const Tensor& scale, const OptionalTensor& responsibilities,
-                                                              const OptionalTensor& sample_weight, const std::string& covariance) {
+                                                              const OptionalTensor& sample_weight, const std::string& covariance,
+                                                              const std::string& precision) {
   const bool plain = is_plain({x, weight_logits, means, scale});
-  return VF_CALL(plain, mixture_statistics, x, weight_logits, means, scale, responsibilities, sample_weight, covariance);
+  return VF_CALL(plain, mixture_statistics, x, weight_logits, means, scale, responsibilities, sample_weight, covariance, precision);
 }
 
 }  // namespace ops

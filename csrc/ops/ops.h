@@ -75,29 +75,31 @@ Tensor logsumexp(const Tensor& a, const OptionalTensor& weights, int64_t dim);
 
 // Mixtures of Gaussians. The second result, (2, rows), holds what the backward pass needs of each row: the largest term and their sum.
 std::tuple<Tensor, Tensor> mixture_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                          string_view covariance);
+                                          string_view covariance, string_view precision);
 Tensors mixture_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                const Tensor& normaliser, string_view covariance, const Mask& mask);
+                                const Tensor& normaliser, string_view covariance, string_view precision, const Mask& mask);
 std::tuple<Tensor, Tensor> mixture_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                            string_view covariance);
+                                            string_view covariance, string_view precision);
 std::tuple<Tensor, Tensor> mixture(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                   const std::string& covariance);
+                                   const std::string& covariance, const std::string& precision);
 Tensor mixture_responsibilities_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                       string_view covariance);
+                                       string_view covariance, string_view precision);
 Tensors mixture_responsibilities_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means,
                                                  const Tensor& scale, const Tensor& responsibilities, string_view covariance,
-                                                 const Mask& mask);
+                                                 string_view precision, const Mask& mask);
 Tensor mixture_responsibilities_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                         string_view covariance);
+                                         string_view covariance, string_view precision);
 Tensor mixture_responsibilities(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
-                                const std::string& covariance);
+                                const std::string& covariance, const std::string& precision);
 /// log p(x), and the sums over rows of q, q (x - mean) and the second moments.
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means,
                                                                      const Tensor& scale, const OptionalTensor& responsibilities,
-                                                                     const OptionalTensor& sample_weight, string_view covariance);
+                                                                     const OptionalTensor& sample_weight, string_view covariance,
+                                                                     string_view precision);
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics(const Tensor& x, const Tensor& weight_logits, const Tensor& means,
                                                               const Tensor& scale, const OptionalTensor& responsibilities,
-                                                              const OptionalTensor& sample_weight, const std::string& covariance);
+                                                              const OptionalTensor& sample_weight, const std::string& covariance,
+                                                              const std::string& precision);
 
 /// Runs multiply-adds on sink's device and returns how many floating-point operations that were: a benchmark's limit.
 double fma_probe(Tensor sink, int64_t iterations);

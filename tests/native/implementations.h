@@ -38,6 +38,8 @@ void check_sample(Implementation& implementation, int rounds);
 void check_logsumexp(Implementation& implementation, int rounds);
 void check_scale(Implementation& implementation);
 void check_mixture(Implementation& implementation, int rounds);
+/// Mixtures on tensor cores: how far off, and where.
+void check_mixture_products(Implementation& implementation);
 void check_mdn(Implementation& implementation, int rounds);
 /// More than 2^31 elements and rows.
 void check_huge(Implementation& implementation);

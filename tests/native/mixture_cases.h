@@ -30,6 +30,7 @@ struct Case {
   bool given = false;                                         // weights, not shift and total
   bool wide = false;                                          // constants far apart, in two parts
   bool scaled = false;                                        // x in units
+  bool products = false;                                      // tensor cores allowed
   bool constant_grad = false, with_x = true, with_sums = true, with_second = true;
 
   bool full() const { return scale != Scale::kDiagonal; }
@@ -37,11 +38,11 @@ struct Case {
   double unit() const { return is_double ? 2.3e-16 : 1.2e-7; }
   std::string name() const {
     static const char* const scales[] = {"diagonal", "full", "tied"};
-    return text(" mixture %s%s dtype %d layout %d (%ld, %ld, %ld)%s%s%s%s%s%s%s%s%s%s%s", scales[static_cast<int>(scale)],
+    return text(" mixture %s%s dtype %d layout %d (%ld, %ld, %ld)%s%s%s%s%s%s%s%s%s%s%s%s", scales[static_cast<int>(scale)],
                 is_double ? " double" : "", static_cast<int>(dtype), static_cast<int>(layout), static_cast<long>(rows),
                 static_cast<long>(components), static_cast<long>(dims), far ? " far" : "", dead ? " dead" : "", nan ? " nan" : "",
                 none ? " none" : "", identical ? " identical" : "", given ? " given" : "", wide ? " wide" : "", scaled ? " scaled" : "",
-                with_x ? "" : " no x", with_sums ? "" : " no sums", with_second ? "" : " no second");
+                products ? " products" : "", with_x ? "" : " no x", with_sums ? "" : " no sums", with_second ? "" : " no second");
   }
 };
 
@@ -51,7 +52,7 @@ enum class Kind : char { kNear, kFar, kDead, kNan };
 struct Data {
   const Case& c;
   std::vector<Kind> kind;
-  Tensor x, means, scale, transposed, constant, constant_low, x_scale, baseline, grad, weights;
+  Tensor x, means, scale, transposed, constant, constant_low, x_scale, centre, baseline, grad, weights;
   Tensor log_prob, shift, total, q;      // forward
   Tensor grad_x, counts, first, second;  // backward
   double grad_constant = 1.0;
@@ -67,6 +68,7 @@ struct Data {
         constant(memory, c.compute(), 1, c.components),
         constant_low(memory, c.compute(), 1, c.components),
         x_scale(memory, c.compute(), 1, c.dims),
+        centre(memory, DType::kFloat, 1, c.dims),
         baseline(memory, DType::kDouble, 1, 1),
         grad(memory, c.compute(), 1, 2 * c.rows + 1),
         weights(memory, c.compute(), c.rows, c.components),
@@ -128,8 +130,17 @@ struct Data {
         grad.set(0, 2 * n, 0.0);
       }
     }
-    for (Tensor* t : {&x, &means, &scale, &transposed, &constant, &grad, &weights}) t->upload();
     if (c.constant_grad) grad_constant = 0.75;
+    upload();
+  }
+  /// After changes; the centre becomes the mean of the means.
+  void upload() {
+    for (int64_t d = 0; d < c.dims; ++d) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < c.components; ++k) sum += means.value(k, d);
+      centre.set(0, d, sum / static_cast<double>(c.components));
+    }
+    for (Tensor* t : {&x, &means, &scale, &transposed, &constant, &centre, &baseline, &grad, &weights}) t->upload();
   }
   static int64_t of_scale(const Case& c) {
     return c.scale == Scale::kDiagonal ? c.components : c.scale == Scale::kFull ? c.components * c.dims : c.dims;
@@ -144,6 +155,7 @@ struct Data {
     if (c.full()) m.transposed = transposed.data();
     if (c.wide) m.constant_low = constant_low.data();
     if (c.scaled) m.x_scale = x_scale.data();
+    if (c.products) m.centre = static_cast<const float*>(centre.data());
     m.factor_stride = c.scale == Scale::kFull ? c.dims * c.dims : 0;
     m.baseline = static_cast<const double*>(baseline.data());
     return m;
@@ -200,6 +212,10 @@ struct Joint {
       u[static_cast<size_t>(e)] = v;
       sum += v * v - 1.0;
       error += 4.0 * unit * (std::fabs(v) * (magnitude + std::fabs(v)) + 1.0);
+      if (c.products) {  // a dozen sums cut off at the largest addend's 24 bits
+        const double m = (data.means.value(k, e) - data.centre.value(0, e)) * data.scale.value(k, e);
+        error += 12.0 * unit * ((m + v) * (m + v) + m * m);
+      }
     }
     const double constant = data.constant.value(0, k) + data.constant_low.value(0, k);
     l = constant - 0.5 * sum;

@@ -233,7 +233,8 @@ void check_mixture(Implementation& implementation, int rounds) {
     c.rows = random.one_of({0, 1, 3, 63, 64, 130, 257, 700});
     c.components = random.one_of({1, 2, 3, 7, 16, 17, 20, 64, 65, 100, 300});
     c.dims = random.one_of({1, 2, 3, 4, 5, 8, 15, 16, 17, 33, 64, 65, 130});
-    const int64_t most = c.full() ? 60000 : 400000;
+    c.products = c.scale == Scale::kDiagonal && !c.is_double && random.coin();
+    const int64_t most = c.products ? 20000 : c.full() ? 60000 : 400000;  // emulated tensor cores are slow
     while (c.components > 3 && c.rows * c.components * c.dims > most) c.components = c.components / 2;
     while (c.rows > 3 && c.rows * c.components * c.dims > most) c.rows = c.rows / 3;
     c.dtype = random.one_of({DType::kFloat, DType::kFloat, DType::kFloat, DType::kHalf, DType::kBFloat16, DType::kUInt8, DType::kBool});
@@ -258,6 +259,14 @@ void check_mixture(Implementation& implementation, int rounds) {
     c.rows = 2500, c.components = 9, c.dims = 2, c.given = true;
     Run(implementation, random, c);
     c.rows = 3, c.components = 5, c.dims = 300, c.given = false;
+    Run(implementation, random, c);
+  }
+  for (const int64_t components : {1, 17, 65}) {
+    Case c;
+    c.rows = 131, c.components = components, c.dims = 17, c.products = true;
+    c.none = components > 1;
+    Run(implementation, random, c);
+    c.far = c.dead = c.nan = true;
     Run(implementation, random, c);
   }
   check_absent(implementation, random);

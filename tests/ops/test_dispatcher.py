@@ -59,7 +59,7 @@ def mixture_calls(dtype, device):
     return {
         "mixture": (ops.mixture, (*diag, "diag")),
         "mixture.full": (ops.mixture, (*full, "full")),
-        "mixture_backward": (ops.mixture_backward, (rows, *full, saved, "full", [True, True, False, True])),
+        "mixture_backward": (ops.mixture_backward, (rows, *full, saved, "full", "float32", [True, True, False, True])),
         "mixture_responsibilities": (ops.mixture_responsibilities, (*spherical, "spherical")),
         "mixture_responsibilities_backward": (
             ops.mixture_responsibilities_backward,
@@ -82,7 +82,12 @@ def wanting_gradients(value):
 
 
 NAMES = list(op_calls(torch.float32, "cpu")) if _backend.C is not None else []
-INNER = {"elbo_loss_with_grad", "mixture_statistics", "mixture_statistics.given"}  # called below autograd only, or without gradients
+INNER = {
+    "elbo_loss_with_grad",
+    "linear_bernoulli_sum_with_grad",
+    "mixture_statistics",
+    "mixture_statistics.given",
+}  # called below autograd only, or without gradients
 
 
 def test_every_op_is_checked():

@@ -105,6 +105,24 @@ BAD = {
         ["covariance_type=None", KINDS],
     ),
     "covariance_type of sums": (lambda: mixture_statistics(X, W, M, S, covariance_type=""), ValueError, ["covariance_type=''", KINDS]),
+    # precision
+    "precision": (lambda: mixture_log_prob(X, W, M, S, precision="tf32"), ValueError, ["precision='tf32'", "'float32', 'tf32x3'"]),
+    "precision None": (lambda: mixture_responsibilities(X, W, M, S, precision=None), ValueError, ["precision=None", "'float32'"]),
+    "precision of float64": (
+        lambda: mixture_log_prob(X, W, M.double(), S, precision="tf32x3"),
+        ValueError,
+        ["means has dtype float64", "expected float32 or narrower", "precision='tf32x3'"],
+    ),
+    "precision of full": (
+        lambda: mixture_statistics(X, W, M, f(3, 2, 2), covariance_type="full", precision="tf32x3"),
+        ValueError,
+        ["covariance_type='full'", "expected 'diag' or 'spherical'", "precision='tf32x3'"],
+    ),
+    "precision of tied": (
+        lambda: mixture_log_prob(X, W, M, f(2, 2), covariance_type="tied", precision="tf32x3"),
+        ValueError,
+        ["covariance_type='tied'", "expected 'diag' or 'spherical'"],
+    ),
     # mixture density networks
     "mdn y list": (lambda: mdn_log_prob([0.0], WN, MN, SN), TypeError, ["y", "got list"]),
     "mdn logits None": (lambda: mdn_log_prob(Y, None, MN, SN), TypeError, ["weight_logits", "got NoneType"]),

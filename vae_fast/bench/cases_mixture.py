@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ def log_prob(
     against: Iterable[str] = ("compile", "compile-max"),
     other: Iterable[str] = ("distributions", "keops"),
     memory_target: int | None = None,
+    precision: str = "float32",
 ) -> Case:
     """Log-density of a diagonal mixture; x and every parameter want gradients.
 
@@ -92,11 +94,13 @@ def log_prob(
     x, parameters, out = n * d * kind.itemsize, (2 * k * d + k) * kind.itemsize, 4 * n
     peers = {"distributions": plain(distributions), "keops": keops}
     forward, backward = 4 * n * k * d, 10 * n * k * d  # twice a multiply-add; those again, and the sums for three gradients
+    if precision == "tf32x3":
+        forward, backward = 0, 6 * n * k * d  # what is left to other units than tensor cores
     return Case(
-        "mixture_log_prob",
+        "mixture_log_prob" if precision == "float32" else f"mixture_log_prob {precision}",
         {"N": n, "K": k, "D": d},
         inputs,
-        {"ours": plain(vae_fast.mixture_log_prob), "eager": plain(products)}
+        {"ours": plain(partial(vae_fast.mixture_log_prob, precision=precision)), "eager": plain(products)}
         | _modes(against, products)
         | {name: peers[name] for name in other},
         {
@@ -203,7 +207,9 @@ def mixtures(device: str, quick: bool) -> list[Case]:
     if device != "cpu":
         targets = {"distributions": 20.0, "keops": 2.0}
         shapes = ((100_000, 64, 16), (200_000, 100, 64), (100_000, 256, 64))
-        return [*(log_prob(*s, targets=targets, against=more) for s in shapes), mdn(1 << 18, 5, 2), em(1_000_000, 64, 16)]
+        rows = [log_prob(*s, targets=targets, against=more) for s in shapes]
+        rows += [log_prob(*s, against=(), other=(), precision="tf32x3") for s in shapes]
+        return [*rows, mdn(1 << 18, 5, 2), em(1_000_000, 64, 16)]
     rows = [log_prob(n, k, d, targets={"distributions": a, "compile": b}, against=more) for (n, k, d), a, b in _TARGETS]
     return [*rows, em(100_000, 64, 16, {"scikit-learn": 8}), mdn(8192, 5, 2)]
 

@@ -12,6 +12,7 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import kernels
 
 COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
+PRECISIONS = ("float32", "tf32x3")
 
 
 class MixtureStatistics(NamedTuple):
@@ -23,10 +24,15 @@ class MixtureStatistics(NamedTuple):
     second: Tensor
 
 
-def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str) -> None:
+def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str, precision: str) -> None:
     check.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
+    check.one_of("precision", precision, PRECISIONS)
     for name, t in {"x": x, "weight_logits": weight_logits, "means": means, "scale": scale}.items():
         check.tensor(name, t)
+        if precision == "tf32x3" and t.dtype == torch.float64:
+            raise ValueError(f"{name} has dtype float64: expected float32 or narrower with precision='tf32x3'")
+    if precision == "tf32x3" and covariance_type not in ("diag", "spherical"):
+        raise ValueError(f"covariance_type={covariance_type!r}: expected 'diag' or 'spherical' with precision='tf32x3'")
     check.same_device(x=x, weight_logits=weight_logits, means=means, scale=scale)
     if means.ndim != 2:
         raise ValueError(f"means has shape {tuple(means.shape)}: expected (K, D)")
@@ -50,6 +56,7 @@ def mixture_log_prob(
     scale: Tensor,
     *,
     covariance_type: str = "diag",
+    precision: str = "float32",
 ) -> Tensor:
     r"""Log-density of a mixture of Gaussians, in nats.
 
@@ -63,6 +70,30 @@ def mixture_log_prob(
     The quadratic is centred: ``((x - mu) / sigma)^2``, never ``x^2 - 2 x mu + mu^2``, which loses 5e-2 nats at D = 16 with a common offset
     of 100 in float32.
 
+    ``precision="tf32x3"`` permits CUDA to give that up for tensor cores, as ``torch.set_float32_matmul_precision`` does for products of
+    matrices: the quadratic is multiplied out about the mean c of the mixture, ``((x - c)^2 - 2 (x - c) (mu - c) + (mu - c)^2) /
+    sigma^2``, each operand split in two TF32 numbers, and three of the four products of their parts are summed in float32. It loses
+    about 1e-7 nats times the squared distance of x from c, counted in standard deviations of the component that x belongs to: little
+    beside float32's own rounding where components overlap, far too much where they are narrow and far apart. The largest errors in nats
+    (and in a responsibility) of 200 rows and 24 components against float64, as ``native_tests --only mixture_products`` prints them for
+    tensor cores emulated on a CPU, which cut off all that lies below 24 bits:
+
+    ===============================  ========  =================  =================  ================
+    means and x                      distance  float32            tf32x3             one TF32 product
+    ===============================  ========  =================  =================  ================
+    D=2                              4.85      2.5e-7 (1.6e-7)    2.3e-6 (4.1e-7)    8.5e-3 (1.8e-3)
+    D=16, all offset by 100          6.33      1.6e-6 (3.9e-7)    2.2e-6 (5.6e-7)    3.6e-3 (1.0e-3)
+    D=128                            13.9      9.9e-6 (9.2e-7)    1.4e-5 (1.4e-6)    7.3e-3 (1.4e-3)
+    D=784, all offset by 1000        29.9      6.5e-5 (3.9e-6)    8.3e-5 (8.7e-6)    2.0e-2 (3.9e-3)
+    D=16, pairs of means 10 apart    13.4      1.7e-6 (4.2e-7)    8.8e-6 (1.7e-6)    2.3e-2 (5.4e-3)
+    D=16, pairs 100 apart            112       2.9e-6 (3.0e-7)    8.6e-4 (2.6e-4)    3.0 (0.67)
+    D=16, pairs 1000 apart           1100      2.0e-6 (3.1e-7)    9.1e-2 (2.1e-2)    410 (1.0)
+    ===============================  ========  =================  =================  ================
+
+    On tensor cores are the exponents of the forward pass and, to the same bits, those of the backward pass; the sums and the gradient of x
+    that they weigh are centred and in float32 as ever. Rows and parameters so far out that products might overflow, GPUs before compute
+    capability 8.0, the CPU and the plain-torch backend compute as by default.
+
     Args:
         x: any floating dtype, any shape ``(..., D)``.
         weight_logits: ``(K,)``; the weights are their softmax. ``-inf`` is a weight of zero.
@@ -72,6 +103,8 @@ def mixture_log_prob(
             ``Sigma^-1 = P P^T``, which is scikit-learn's ``precisions_cholesky_``. What lies below the diagonal is not read and gets a
             gradient of zero.
         covariance_type: ``"diag"``, ``"spherical"``, ``"tied"`` or ``"full"``.
+        precision: ``"float32"`` (float64 arguments are then computed in float64), or ``"tf32x3"``, see above: for ``"diag"`` and
+            ``"spherical"`` and arguments of at most float32.
 
     Returns:
         float32 (float64 if any argument is), shape ``(...)``; ``-inf`` only where the density is out of range. Differentiable in ``x`` and
@@ -86,19 +119,27 @@ def mixture_log_prob(
         >>> vae_fast.mixture_log_prob(x, torch.zeros(2), means, torch.zeros(2, 2))
         tensor([-2.5310, -2.5310, -2.5310])
     """
-    _arguments(x, weight_logits, means, scale, covariance_type)
+    _arguments(x, weight_logits, means, scale, covariance_type, precision)
     k = kernels()
     if k is None:
         return reference.mixture_log_prob(x, weight_logits, means, scale, covariance_type)
-    out: Tensor = k.mixture(x, weight_logits, means, scale, covariance_type)[0]
+    out: Tensor = k.mixture(x, weight_logits, means, scale, covariance_type, precision)[0]
     return out
 
 
-def mixture_responsibilities(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, *, covariance_type: str = "diag") -> Tensor:
+def mixture_responsibilities(
+    x: Tensor,
+    weight_logits: Tensor,
+    means: Tensor,
+    scale: Tensor,
+    *,
+    covariance_type: str = "diag",
+    precision: str = "float32",
+) -> Tensor:
     r"""The posterior over components ``q_k = w_k N(x; mu_k, Sigma_k) / p(x)`` (Bishop 2006, eq. 9.13).
 
     Args:
-        x, weight_logits, means, scale, covariance_type: as in :func:`mixture_log_prob`.
+        x, weight_logits, means, scale, covariance_type, precision: as in :func:`mixture_log_prob`.
 
     Returns:
         float32 (float64 if any argument is), shape ``(..., K)``; sums to one over ``K``, or is all zero where ``log p(x)`` is ``-inf``.
@@ -113,11 +154,11 @@ def mixture_responsibilities(x: Tensor, weight_logits: Tensor, means: Tensor, sc
         >>> vae_fast.mixture_responsibilities(torch.zeros(1, 1), torch.zeros(2), means, torch.zeros(2, 1))
         tensor([[0.5000, 0.5000]])
     """
-    _arguments(x, weight_logits, means, scale, covariance_type)
+    _arguments(x, weight_logits, means, scale, covariance_type, precision)
     k = kernels()
     if k is None:
         return reference.mixture_responsibilities(x, weight_logits, means, scale, covariance_type)
-    out: Tensor = k.mixture_responsibilities(x, weight_logits, means, scale, covariance_type)
+    out: Tensor = k.mixture_responsibilities(x, weight_logits, means, scale, covariance_type, precision)
     return out
 
 
@@ -129,6 +170,7 @@ def mixture_statistics(
     scale: Tensor,
     *,
     covariance_type: str = "diag",
+    precision: str = "float32",
     responsibilities: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> MixtureStatistics:
@@ -140,7 +182,7 @@ def mixture_statistics(
     nothing to a common offset. The same kernels give the gradients of :func:`mixture_log_prob`. Nothing here is differentiable.
 
     Args:
-        x, weight_logits, means, scale, covariance_type: as in :func:`mixture_log_prob`.
+        x, weight_logits, means, scale, covariance_type, precision: as in :func:`mixture_log_prob`.
         responsibilities: ``(..., K)``, to use instead of ``p(k | x)``: hard assignments, say. Weights and scale then do not matter.
         sample_weight: ``(...)``, a weight for each sample; None is one.
 
@@ -159,7 +201,7 @@ def mixture_statistics(
         >>> s.counts.item(), s.first.item(), s.second.item()
         (3.0, 3.0, 11.0)
     """
-    _arguments(x, weight_logits, means, scale, covariance_type)
+    _arguments(x, weight_logits, means, scale, covariance_type, precision)
     batch, components = x.shape[:-1], means.shape[0]
     if responsibilities is not None:
         check.tensor("responsibilities", responsibilities)
@@ -174,6 +216,6 @@ def mixture_statistics(
     if k is None:
         found = reference.mixture_statistics(x, weight_logits, means, scale, responsibilities, sample_weight, covariance_type)
     else:
-        found = k.mixture_statistics(x, weight_logits, means, scale, responsibilities, sample_weight, covariance_type)
+        found = k.mixture_statistics(x, weight_logits, means, scale, responsibilities, sample_weight, covariance_type, precision)
     log_prob, counts, first, second = found
     return MixtureStatistics(None if responsibilities is not None else log_prob, counts, first, second)

@@ -164,14 +164,29 @@ void launch(unsigned grid, unsigned block, const std::function<void()>& kernel) 
 
 void barrier() { wait_as(State::kBarrier); }
 
-void exchange(void* value, size_t size, unsigned source) {
+namespace {
+
+/// Returns once every lane of the warp has come here; until the next exchange each one's `taken` is what it offered.
+void offer(const void* value, size_t size) {
   if (size > kSlot) fail("value too large to shuffle");
   Fiber& f = *fibers[running_fiber];
   std::memcpy(f.slot, value, size);
   f.size = size;
   wait_as(State::kShuffle);
+}
+
+}  // namespace
+
+void exchange(void* value, size_t size, unsigned source) {
+  offer(value, size);
   const unsigned warp = current.thread.x / kWarp * kWarp;
   if (source < kWarp) std::memcpy(value, fibers[warp + source]->taken, size);
+}
+
+void gather(const void* value, size_t size, void* all) {
+  offer(value, size);
+  const unsigned warp = current.thread.x / kWarp * kWarp;
+  for (unsigned lane = 0; lane < kWarp; ++lane) std::memcpy(static_cast<char*>(all) + lane * size, fibers[warp + lane]->taken, size);
 }
 
 }  // namespace vf_shim

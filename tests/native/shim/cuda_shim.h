@@ -35,8 +35,15 @@ void launch(unsigned grid, unsigned block, const std::function<void()>& kernel);
 void barrier();
 /// Exchanges `size` bytes among the lanes of a warp: *value becomes that of lane `source`, or stays if there is none.
 void exchange(void* value, size_t size, unsigned source);
+/// Writes to `all` what the lanes of the warp offer, in their order.
+void gather(const void* value, size_t size, void* all);
 void check_aligned(const void* p, size_t bytes);
 [[noreturn]] void fail(const char* what);
+
+/// v to the nearest TF32 number, halves away from zero, as cvt.rna.tf32.f32.
+float to_tf32(float v);
+/// sum += a b of a warp's fragments, as mma.sync.m16n8k8 lays them out.
+void multiply_add_tf32(float (&sum)[4], const float (&a)[4], float b0, float b1);
 
 template <typename T>
 T shuffle_down(unsigned mask, T value, unsigned offset) {
