@@ -22,6 +22,14 @@ TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "elbo_loss_with_grad(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int "
       "event_dim, int latent_dim, bool mean, bool[] mask) -> (Tensor, Tensor[])");
+  m.def("linear_bernoulli(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps) -> Tensor");
+  m.def(
+      "linear_bernoulli_backward(Tensor grad, Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool[] mask) -> "
+      "Tensor[]");
+  m.def("linear_bernoulli_sum(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool mean) -> Tensor");
+  m.def(
+      "linear_bernoulli_sum_with_grad(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool mean, bool[] mask) -> "
+      "(Tensor, Tensor[])");
   m.def("reparameterize(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str scale, int num_samples) -> Tensor");
   m.def(
       "reparameterize_with_kl(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str kl, int num_samples, float floor, int event_dim) -> "
@@ -58,6 +66,10 @@ void register_kernels(torch::Library& m) {
   m.impl("elbo_backward", &ops::elbo_backward_kernel);
   m.impl("elbo_loss", &ops::elbo_loss_kernel);
   m.impl("elbo_loss_with_grad", &ops::elbo_loss_with_grad_kernel);
+  m.impl("linear_bernoulli", &ops::linear_bernoulli_kernel);
+  m.impl("linear_bernoulli_backward", &ops::linear_bernoulli_backward_kernel);
+  m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_kernel);
+  m.impl("linear_bernoulli_sum_with_grad", &ops::linear_bernoulli_sum_with_grad_kernel);
   m.impl("reparameterize", &ops::reparameterize_kernel);
   m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_kernel);
   m.impl("reparameterize_backward", &ops::reparameterize_backward_kernel);
@@ -83,6 +95,8 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("term", &ops::term_autograd);
   m.impl("elbo", &ops::elbo_autograd);
   m.impl("elbo_loss", &ops::elbo_loss_autograd);
+  m.impl("linear_bernoulli", &ops::linear_bernoulli_autograd);
+  m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_autograd);
   m.impl("reparameterize", &ops::reparameterize_autograd);
   m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_autograd);
   m.impl("logsumexp", &ops::logsumexp_autograd);
@@ -118,6 +132,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("term", &ops::term, release);
   m.def("elbo", &ops::elbo, release);
   m.def("elbo_loss", &ops::elbo_loss, release);
+  m.def("linear_bernoulli", &ops::linear_bernoulli, release);
+  m.def("linear_bernoulli_sum", &ops::linear_bernoulli_sum, release);
+  m.def("linear", &ops::linear, release);
   m.def("reparameterize", &ops::reparameterize, release);
   m.def("reparameterize_with_kl", &ops::reparameterize_with_kl, release);
   m.def("logsumexp", &ops::logsumexp, release);

@@ -11,7 +11,7 @@
 namespace vae_fast {
 
 /// value[r] = sum over terms of coefficient * sum over columns of f(inputs); loss = loss_scale * sum over r of value[r]; the gradient
-/// streams that are not null receive row_grad * df/dinput. One pass over every input.
+/// streams that are not null receive row_grad * df/dinput. One pass over every input; a gradient may lie over its own input.
 struct RowTermsArgs {
   int32_t terms_used = 1;  // 1, or 2: a likelihood and a KL of the same rows
   TermArgs term[2];

@@ -66,6 +66,25 @@ def _elbo_loss_with_grad_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> t
     return _elbo_loss_fake(x, z), _empty_gradients([*x, *z], rest[-1])
 
 
+def _linear_bernoulli_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float) -> Tensor:
+    return h.new_empty(torch.broadcast_shapes(x.shape[:-1], h.shape[:-1]), dtype=reference.compute_dtype([h]))
+
+
+def _linear_bernoulli_backward_fake(grad: Tensor, x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, *rest: Any) -> list[Tensor]:
+    return _empty_gradients([x, h, weight] if bias is None else [x, h, weight, bias], rest[-1])
+
+
+def _linear_bernoulli_sum_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float, mean: bool) -> Tensor:
+    return h.new_empty((), dtype=reference.compute_dtype([h]))
+
+
+def _linear_bernoulli_sum_with_grad_fake(
+    x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float, mean: bool, mask: list[bool]
+) -> tuple[Tensor, list[Tensor]]:
+    total = _linear_bernoulli_sum_fake(x, h, weight, bias, term, eps, mean)
+    return total, _linear_bernoulli_backward_fake(total, x, h, weight, bias, mask)
+
+
 def _reparameterize_fake(inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, scale: str, num_samples: int) -> Tensor:
     shape = _shape(inputs[:2])
     size = [num_samples, *shape] if num_samples else shape
@@ -194,6 +213,11 @@ def _elbo_formula(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Any, An
     return (reference.elbo(x, z, *rest),), [*x, *z]
 
 
+def _linear_bernoulli_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float) -> tuple[Any, Any]:
+    inputs = [x, h, weight] if bias is None else [x, h, weight, bias]
+    return (reference.linear_bernoulli(x, h, weight, bias, term, eps),), inputs
+
+
 def _reparameterize_formula(
     inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, term: str, num_samples: int, floor: float, event_dim: int
 ) -> tuple[Any, Any]:
@@ -236,6 +260,10 @@ def _register() -> None:
         "elbo_backward": _elbo_backward_fake,
         "elbo_loss": _elbo_loss_fake,
         "elbo_loss_with_grad": _elbo_loss_with_grad_fake,
+        "linear_bernoulli": _linear_bernoulli_fake,
+        "linear_bernoulli_backward": _linear_bernoulli_backward_fake,
+        "linear_bernoulli_sum": _linear_bernoulli_sum_fake,
+        "linear_bernoulli_sum_with_grad": _linear_bernoulli_sum_with_grad_fake,
         "reparameterize": _reparameterize_fake,
         "reparameterize_with_kl": _reparameterize_with_kl_fake,
         "reparameterize_backward": _reparameterize_backward_fake,
@@ -252,6 +280,7 @@ def _register() -> None:
         torch.library.register_fake(f"vae_fast::{name}")(fake)
     _differentiate_backward("term_backward", _term_formula, 1)
     _differentiate_backward("elbo_backward", _elbo_formula, 1)
+    _differentiate_backward("linear_bernoulli_backward", _linear_bernoulli_formula, 1)
     _differentiate_backward("reparameterize_backward", _reparameterize_formula, 2)
     _differentiate_backward("logsumexp_backward", _logsumexp_formula, 1)
     _differentiate_backward("mixture_backward", _mixture_formula, 1)

@@ -202,6 +202,11 @@ def elbo(
     return log_prob - beta * term(kl, [to_compute(t, like) for t in kl_inputs], eps, floor, latent_dim)
 
 
+def linear_bernoulli(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, name: str, eps: float) -> Tensor:
+    """Row-summed Bernoulli log-likelihood of the logits ``F.linear(h, weight, bias)``."""
+    return term(name, [x, torch.nn.functional.linear(h, weight, bias)], eps, -math.inf, 1)
+
+
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 _PHILOX_M = (0xD2511F53, 0xCD9E8D57)

@@ -4,9 +4,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "device.h"
 #include "ops.h"
 
 namespace vae_fast {
@@ -75,6 +77,24 @@ inline torch::autograd::variable_list spread(const Tensors& some, const Mask& ma
     if (mask[i]) all[i] = some[next++];
   }
   return all;
+}
+
+/// The gradients that the forward pass wrote, times the upstream one; nothing if the gradient's own derivative is wanted, or an earlier
+/// pass over a retained graph took them: then the backward pass starts from the inputs. In place, unless it is being traced and the
+/// compiler fuses the product with what comes next.
+inline std::optional<Tensors> written_gradients(Tensors& kept, const Tensor& upstream) {
+  if (at::GradMode::is_enabled() || kept.empty()) return std::nullopt;
+  Tensors grads = std::move(kept);
+  kept.clear();
+  const bool plain = is_plain(upstream) && is_plain(grads);
+  for (Tensor& g : grads) {
+    if (plain) {
+      scale_unless_one(g, upstream);
+    } else {
+      g = g * upstream.to(g.scalar_type());
+    }
+  }
+  return grads;
 }
 
 /// name_kernel itself if `plain`, else the op vae_fast::name through the dispatcher, where every subclass, transform and mode takes part.

@@ -15,10 +15,12 @@ struct ElboState {
   double eps, floor, beta;
   int64_t event_dim, latent_dim;
   size_t likelihood_inputs;  // of the concatenated inputs
-  bool mean;
+  bool mean, donate;
   Mask mask;
   Tensors grads;  // of a loss: what its forward pass has already written
 };
+
+constexpr size_t kRecon = 1;  // its place among the inputs
 
 /// Both terms prepared over one batch.
 struct Head {
@@ -64,9 +66,15 @@ struct Head {
     return h;
   }
 
-  void add_gradients(TensorList x, TensorList z, const Mask& mask) {
+  /// With `donate`, that of the reconstruction lies over the reconstruction, which has the buffer's shape, dtype and layout.
+  void add_gradients(TensorList x, TensorList z, const Mask& mask, bool donate = false) {
     for (size_t i = 0; i < mask.size(); ++i) {
       if (!mask[i]) continue;
+      if (donate && i == kRecon) {
+        grads.push_back(x[kRecon].variable_data());
+        likelihood.args.grad[kRecon] = dense_stream(grads.back(), data.columns);
+        continue;
+      }
       const bool in_x = i < x.size();
       const int k = static_cast<int>(in_x ? i : i - x.size());
       grads.push_back(in_x ? likelihood.add_gradient(k, x[i], data) : kl.add_gradient(k, z[static_cast<size_t>(k)], latent));
@@ -88,6 +96,20 @@ struct Head {
     return std::move(grads);
   }
 };
+
+std::tuple<Tensor, Tensors> loss_with_grad(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor,
+                                           double beta, int64_t event_dim, int64_t latent_dim, bool mean, const Mask& mask, bool donate) {
+  Head h = Head::make(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim);
+  Tensor loss = h.empty_result(x, {});
+  const double scale = mean ? -1.0 / static_cast<double>(h.data.rows) : -1.0;
+  h.args.loss = loss.data_ptr();
+  h.args.loss_scale = scale;
+  h.likelihood.args.row_grad.constant = scale;
+  h.kl.args.row_grad.constant = -beta * scale;
+  h.add_gradients(x, z, mask, donate);
+  h.launch(x);
+  return {loss, h.input_gradients(x, z, mask)};
+}
 
 /// The gradients of the per-sample values, given their upstream gradient.
 torch::autograd::variable_list per_sample_backward(const ElboState& s, const Tensors& saved, const Tensor& grad) {
@@ -114,11 +136,17 @@ struct ElboFunction : torch::autograd::Function<ElboFunction> {
 struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const ElboState& given) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward(inputs.vec());
+    Tensors saved = inputs.vec();
+    if (given.donate) saved[kRecon] = Tensor();
+    ctx->save_for_backward(saved);
     ElboState& s = carry(ctx, given);
     const auto x = inputs.slice(0, s.likelihood_inputs), z = inputs.slice(s.likelihood_inputs);
-    auto [loss, grads] = VF_CALL(is_plain(inputs), elbo_loss_with_grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim,
-                                 s.latent_dim, s.mean, s.mask);
+    auto [loss, grads] =
+        s.donate ? loss_with_grad(x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim, s.mean, s.mask, true)
+                 : VF_CALL(is_plain(inputs), elbo_loss_with_grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim,
+                           s.latent_dim, s.mean, s.mask);
+    // Whatever else saved the reconstruction for its backward pass finds it changed, and says so there.
+    if (s.donate) torch::autograd::impl::bump_version(inputs[kRecon]);
     s.grads = std::move(grads);
     return loss;
   }
@@ -126,18 +154,14 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
     ElboState& s = carried<ElboState>(ctx);
     const auto saved = ctx->get_saved_variables();  // refuses a second pass over a freed graph, or inputs changed in place
-    if (at::GradMode::is_enabled() || s.grads.empty()) {
-      // The gradient's own derivative is wanted, or an earlier pass over a retained graph took the buffers: start from the inputs.
+    const auto grads = written_gradients(s.grads, upstream[0]);
+    if (!grads) {
+      TORCH_CHECK(!s.donate,
+                  "elbo_loss with donate_recon=True: recon holds its gradient now, so there is neither a second backward pass "
+                  "over a retained graph nor a derivative of the gradient; call it with donate_recon=False for those");
       return per_sample_backward(s, saved, per_sample_grad(s, saved, upstream[0]));
     }
-    Tensors grads = std::move(s.grads);
-    s.grads.clear();
-    if (is_plain(upstream[0]) && is_plain(grads)) {
-      for (Tensor& g : grads) scale_unless_one(g, upstream[0]);
-    } else {  // being traced: the compiler fuses the product with what comes next
-      for (Tensor& g : grads) g = g * upstream[0].to(g.scalar_type());
-    }
-    return spread(grads, s.mask, saved.size() + 1);
+    return spread(*grads, s.mask, saved.size() + 1);
   }
 
   static Tensor per_sample_grad(const ElboState& s, TensorList inputs, const Tensor& upstream) {
@@ -147,6 +171,33 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
     return (upstream * (s.mean ? -1.0 / rows : -1.0)).expand(batch);
   }
 };
+
+ElboState state_of(const Tensors& inputs, size_t likelihood_inputs, string_view likelihood, string_view kl, double eps, double floor,
+                   double beta, int64_t event_dim, int64_t latent_dim, bool mean, bool donate) {
+  return {std::string(likelihood),
+          std::string(kl),
+          eps,
+          floor,
+          beta,
+          event_dim,
+          latent_dim,
+          likelihood_inputs,
+          mean,
+          donate && inputs[kRecon].requires_grad(),
+          requires_grad_mask(inputs),
+          {}};
+}
+
+Tensor loss_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
+                     int64_t event_dim, int64_t latent_dim, bool mean, bool donate) {
+  const Tensors inputs = concatenate(x, z);
+  if (!wants_grad(inputs)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return VF_CALL(is_plain(inputs), elbo_loss, x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean);
+  }
+  return ElboLossFunction::apply(TensorList(inputs),
+                                 state_of(inputs, x.size(), likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, donate));
+}
 
 }  // namespace
 
@@ -175,16 +226,7 @@ Tensors elbo_backward_kernel(const Tensor& grad, TensorList x, TensorList z, str
 std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps,
                                                        double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean,
                                                        const Mask& mask) {
-  Head h = Head::make(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim);
-  Tensor loss = h.empty_result(x, {});
-  const double scale = mean ? -1.0 / static_cast<double>(h.data.rows) : -1.0;
-  h.args.loss = loss.data_ptr();
-  h.args.loss_scale = scale;
-  h.likelihood.args.row_grad.constant = scale;
-  h.kl.args.row_grad.constant = -beta * scale;
-  h.add_gradients(x, z, mask);
-  h.launch(x);
-  return {loss, h.input_gradients(x, z, mask)};
+  return loss_with_grad(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, mask, false);
 }
 
 Tensor elbo_loss_kernel(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
@@ -197,37 +239,13 @@ Tensor elbo_loss_kernel(TensorList x, TensorList z, string_view likelihood, stri
 Tensor elbo_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
                      int64_t event_dim, int64_t latent_dim) {
   const Tensors inputs = concatenate(x, z);
-  return ElboFunction::apply(TensorList(inputs), ElboState{std::string(likelihood),
-                                                           std::string(kl),
-                                                           eps,
-                                                           floor,
-                                                           beta,
-                                                           event_dim,
-                                                           latent_dim,
-                                                           x.size(),
-                                                           false,
-                                                           requires_grad_mask(inputs),
-                                                           {}});
+  return ElboFunction::apply(TensorList(inputs),
+                             state_of(inputs, x.size(), likelihood, kl, eps, floor, beta, event_dim, latent_dim, false, false));
 }
 
 Tensor elbo_loss_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
                           int64_t event_dim, int64_t latent_dim, bool mean) {
-  const Tensors inputs = concatenate(x, z);
-  if (!wants_grad(inputs)) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return VF_CALL(is_plain(inputs), elbo_loss, x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean);
-  }
-  return ElboLossFunction::apply(TensorList(inputs), ElboState{std::string(likelihood),
-                                                               std::string(kl),
-                                                               eps,
-                                                               floor,
-                                                               beta,
-                                                               event_dim,
-                                                               latent_dim,
-                                                               x.size(),
-                                                               mean,
-                                                               requires_grad_mask(inputs),
-                                                               {}});
+  return loss_autograd(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, false);
 }
 
 Tensor elbo(const Tensors& x, const Tensors& z, const std::string& likelihood, const std::string& kl, double eps, double floor, double beta,
@@ -241,11 +259,11 @@ Tensor elbo(const Tensors& x, const Tensors& z, const std::string& likelihood, c
 }
 
 Tensor elbo_loss(const Tensors& x, const Tensors& z, const std::string& likelihood, const std::string& kl, double eps, double floor,
-                 double beta, int64_t event_dim, int64_t latent_dim, bool mean) {
+                 double beta, int64_t event_dim, int64_t latent_dim, bool mean, bool donate) {
   const bool plain = is_plain(x) && is_plain(z);
   if (plain) {
     RECORD_FUNCTION("vae_fast::elbo_loss", std::vector<c10::IValue>());
-    return elbo_loss_autograd(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean);
+    return loss_autograd(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, donate);
   }
   return VF_CALL(plain, elbo_loss, x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean);
 }

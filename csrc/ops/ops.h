@@ -44,8 +44,31 @@ Tensor elbo_loss_kernel(TensorList likelihood_inputs, TensorList kl_inputs, stri
                         double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean);
 Tensor elbo(const Tensors& likelihood_inputs, const Tensors& kl_inputs, const std::string& likelihood, const std::string& kl, double eps,
             double floor, double beta, int64_t event_dim, int64_t latent_dim);
+/// With `donate`, the gradient of the likelihood's second input is written over it.
 Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, const std::string& likelihood, const std::string& kl,
-                 double eps, double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean);
+                 double eps, double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean, bool donate);
+
+// A decoder's last layer and its Bernoulli likelihood, by rows, or summed over them (or averaged) with the gradients of the same pass.
+Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                               double eps);
+Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
+                                         const OptionalTensor& bias, string_view term, double eps, const Mask& mask);
+std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
+                                                                  const OptionalTensor& bias, string_view term, double eps, bool mean,
+                                                                  const Mask& mask);
+Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                   double eps, bool mean);
+Tensor linear_bernoulli_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                 double eps);
+Tensor linear_bernoulli_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                     double eps, bool mean);
+Tensor linear_bernoulli(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                        double eps);
+Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                            double eps, bool mean);
+
+/// torch's linear layer, its products by the fastest library at hand (product.h); eager only.
+Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
 
 // Sampling. `inputs` are mu, scale and, with a KL against a prior, its mean and scale; `term` names the KL, or just the scale form.
 // rng_state is int64 (seed, offset); it or noise is given.

@@ -38,7 +38,7 @@ DType draw_dtype(Random& random, bool is_double, bool mixed, DType common) {
 struct Term {
   TermName name;
   TermArgs args;
-  std::vector<std::unique_ptr<Tensor>> in, grad;
+  std::vector<std::shared_ptr<Tensor>> in, grad;  // a gradient may lie over its input
   std::unique_ptr<Tensor> row_grad;
 
   /// Loose enough for the rounding of a derivative in float and of the result in its data type.
@@ -90,6 +90,12 @@ Term draw_term(Random& random, Memory& memory, int term, int64_t rows, int64_t c
     t.args.in[i] = t.in.back()->stream();
     t.grad.push_back(nullptr);
     if (!grads || size_of(dtype) == 1 || random.coin(0.2)) continue;
+    if (i == 1 && (layout == Layout::kDense || layout == Layout::kPadded || layout == Layout::kTwoBatchDims) && random.coin(0.3)) {
+      label += " over";
+      t.grad.back() = t.in.back();
+      t.args.grad[i] = t.args.in[i];
+      continue;
+    }
     const Layout of_grad =
         dense ? Layout::kDense
               : random.one_of({Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted, Layout::kTwoBatchDims});

@@ -32,6 +32,7 @@ def op_calls(dtype, device):
         "elbo_backward": (ops.elbo_backward, (rows, [x, logits], [mu, logvar], *head, [False, True, True, True])),
         "elbo_loss": (ops.elbo_loss, ([x, logits], [mu, logvar], *head, True)),
         "elbo_loss_with_grad": (ops.elbo_loss_with_grad, ([x, logits], [mu, logvar], *head, False, [True, True, False, True])),
+        **linear_calls(dtype, device),
         "reparameterize": (ops.reparameterize, ([mu, logvar], None, rng, "logvar", 2)),
         "reparameterize.noise": (ops.reparameterize, ([mu, logvar], p.detach().clone(), None, "softplus", 0)),
         "reparameterize_with_kl": (ops.reparameterize_with_kl, ([mu, logvar], None, rng, "kl.logvar", 0, NO_FLOOR, 1)),
@@ -44,6 +45,22 @@ def op_calls(dtype, device):
         "logsumexp.plain": (ops.logsumexp, (mu, None, 0)),
         **mixture_calls(dtype, device),
         "logsumexp_backward": (ops.logsumexp_backward, (rows, mu, logvar.exp(), torch.logsumexp(mu + logvar, -1), 1, [True, True])),
+    }
+
+
+def linear_calls(dtype, device):
+    """The same for a decoder's last layer with its likelihood."""
+    x, h, weight, bias = (torch.randn(s, dtype=dtype, device=device) for s in ((3, 5), (2, 3, 4), (5, 4), (5,)))
+    x, rows, term = torch.rand(3, 5, dtype=dtype, device=device), torch.randn(2, 3, dtype=dtype, device=device), "bernoulli_logits.none"
+    return {
+        "linear_bernoulli": (ops.linear_bernoulli, (x, h, weight, bias, term, 1e-9)),
+        "linear_bernoulli.unbiased": (ops.linear_bernoulli, (x, h, weight, None, "bernoulli_logits.clamp", 1e-3)),
+        "linear_bernoulli_backward": (ops.linear_bernoulli_backward, (rows, x, h, weight, bias, term, 1e-9, [False, True, True, True])),
+        "linear_bernoulli_sum": (ops.linear_bernoulli_sum, (x, h, weight, bias, term, 1e-9, True)),
+        "linear_bernoulli_sum_with_grad": (
+            ops.linear_bernoulli_sum_with_grad,
+            (x, h, weight, bias, term, 1e-9, False, [True, True, False, True]),
+        ),
     }
 
 
@@ -63,7 +80,7 @@ def mixture_calls(dtype, device):
         "mixture_responsibilities": (ops.mixture_responsibilities, (*spherical, "spherical")),
         "mixture_responsibilities_backward": (
             ops.mixture_responsibilities_backward,
-            (q, *tied, posterior, "tied", [False, True, True, True]),
+            (q, *tied, posterior, "tied", "float32", [False, True, True, True]),
         ),
         "mixture_statistics": (ops.mixture_statistics, (*full, None, rows, "full")),
         "mixture_statistics.given": (ops.mixture_statistics, (*tied, q, None, "tied")),

@@ -1,8 +1,9 @@
 """The public functions; each is documented with its formula, shapes, units and reduction."""
 
 from vae_fast.functional.bernoulli import bernoulli_log_prob
-from vae_fast.functional.elbo import elbo, elbo_loss
+from vae_fast.functional.elbo import elbo, elbo_loss, iwae_loss
 from vae_fast.functional.gaussian import gaussian_kl, gaussian_log_prob
+from vae_fast.functional.linear import linear_bernoulli_log_prob
 from vae_fast.functional.logsumexp import iwae_bound, logsumexp
 from vae_fast.functional.mdn import mdn_log_prob
 from vae_fast.functional.mixture import MixtureStatistics, mixture_log_prob, mixture_responsibilities, mixture_statistics
@@ -16,6 +17,8 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "iwae_bound",
+    "iwae_loss",
+    "linear_bernoulli_log_prob",
     "logsumexp",
     "mdn_log_prob",
     "mixture_log_prob",

@@ -11,9 +11,10 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast._backend import C
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import kernels
+from vae_fast.functional._dispatch import kernels, row_sum
 from vae_fast.functional.bernoulli import bernoulli_term
-from vae_fast.functional.gaussian import floor_of, gaussian_term, kl_term
+from vae_fast.functional.gaussian import floor_of, gaussian_log_prob, gaussian_term, kl_term
+from vae_fast.functional.logsumexp import iwae_bound
 
 Recon = Tensor | tuple[Tensor, Tensor]
 
@@ -164,6 +165,7 @@ def elbo_loss(
     event_dim: int = 1,
     latent_dim: int = 1,
     reduction: str = "mean",
+    donate_recon: bool = False,
 ) -> Tensor:
     """The negative :func:`elbo`, reduced over the batch: the loss of a VAE, in nats.
 
@@ -173,12 +175,19 @@ def elbo_loss(
     Args:
         x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim: as in :func:`elbo`.
         reduction: ``"mean"`` (default; over samples, never over pixels), ``"sum"`` or ``"none"``.
+        donate_recon: **destructive**: with gradients wanted, the forward pass writes the gradient of ``recon`` over ``recon`` itself, whose
+            values are lost: no second buffer of its size is allocated. It is refused where that is known to be unsafe (below); whatever
+            else saved ``recon`` for its own backward pass raises torch's error about an in-place change there. There is no second
+            backward pass over a retained graph and no second derivative. Permission, not an order: nothing is overwritten when no
+            gradient is wanted, on the reference backend, or under ``torch.compile``, which plans memory itself.
 
     Returns:
         float32 (float64 if any input is float64), shape ``()``, or ``batch`` for ``"none"``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, what came and what was expected. With ``donate_recon``: for a pair, a leaf that
+            requires grad, a ``recon`` that is not contiguous, that is broadcast or converted, that shares memory with another argument,
+            or that comes from a layer which needs its own result to go back (a sigmoid's or a ReLU's), and for ``reduction="none"``.
 
     Example:
         >>> import torch, vae_fast
@@ -187,10 +196,107 @@ def elbo_loss(
         >>> vae_fast.elbo_loss(x, logits, mu, logvar).backward()
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
-    k = kernels()
+    k: Any = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if k is None or reduction == "none":
+        if donate_recon:
+            _check_donation(x, recon, mu, logvar, args, reduction)
         per_sample = reference.elbo(*args) if k is None else k.elbo(*args)
         return reference.reduce(-per_sample, reduction)
-    out: Tensor = k.elbo_loss(*args, reduction == "mean")
+    eager = k is C  # the compiler plans memory itself
+    if eager and donate_recon:
+        _check_donation(x, recon, mu, logvar, args, reduction)
+    out: Tensor = k.elbo_loss(*args, reduction == "mean", *((donate_recon,) if eager else ()))
     return out
+
+
+def _check_donation(x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, args: _Arguments, reduction: str) -> None:
+    """Refuse to overwrite ``recon`` where its value, or its memory, is known to be somebody else's."""
+
+    def refuse(why: str) -> None:
+        raise ValueError(f"donate_recon=True: {why}; use donate_recon=False here")
+
+    if reduction == "none":
+        refuse("reduction='none' needs recon again in the backward pass")
+    if not isinstance(recon, Tensor):
+        raise ValueError("donate_recon=True: expected recon to be one tensor, got a (mean, logvar) pair; use donate_recon=False here")
+    if recon.requires_grad and recon.is_leaf:
+        refuse("recon is a leaf that requires grad, and would lose its value")
+    if not recon.is_contiguous():
+        refuse(f"recon of shape {tuple(recon.shape)} has strides {recon.stride()}, expected a contiguous one")
+    data, latent, *_, event_dim, latent_dim = args
+    full = torch.broadcast_shapes(*(t.shape for t in data))
+    batch = torch.broadcast_shapes(full[: len(full) - event_dim], *(t.shape[: t.ndim - latent_dim] for t in latent))
+    if recon.shape != batch + full[len(full) - event_dim :]:
+        refuse(f"recon of shape {tuple(recon.shape)} is broadcast to batch shape {tuple(batch)}")
+    if recon.dtype != torch.float64 and torch.float64 in [t.dtype for t in (*data, *latent)]:
+        refuse(f"recon has dtype {recon.dtype} and another argument torch.float64")
+    storage = recon.untyped_storage().data_ptr()
+    for name, t in (("x", x), ("mu", mu), ("logvar", logvar)):
+        if t.untyped_storage().data_ptr() == storage and t.numel():
+            refuse(f"recon shares memory with {name}")
+    node = recon.grad_fn
+    if node is not None and hasattr(node, "_saved_result"):
+        refuse(f"the layer that made recon ({node.name()}) needs its value to go back")
+
+
+def iwae_loss(
+    x: Tensor,
+    recon: Recon,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    likelihood: str = "bernoulli",
+    clip: str | None = None,
+    eps: float = 1e-9,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    event_dim: int = 1,
+    latent_dim: int = 1,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""The negative importance-weighted bound of K samples, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
+
+    .. math:: -\log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x) = N(\mu, \sigma^2)
+
+    ``x``, ``mu`` and ``logvar`` are broadcast against the samples inside the kernels, never repeated in memory. For K = 1 its mean over z
+    is that of :func:`elbo_loss`.
+
+    Args:
+        x: data, ``(*batch, *event)``, dtypes as in :func:`elbo`.
+        recon: the decoder's output for each sample, ``(K, *batch, *event)``, or a pair, see :func:`elbo`.
+        z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``.
+        mu, logvar: the posterior, ``(*batch, *latent)``.
+        likelihood, clip, eps, prior_mu, prior_logvar, event_dim, latent_dim: as in :func:`elbo`.
+        reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``.
+
+    Returns:
+        float32 (float64 if any input is float64), shape ``()``, or ``batch`` for ``"none"``. Differentiable in every tensor.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> x, mu, logvar = torch.rand(4, 784), torch.randn(4, 20), torch.randn(4, 20)
+        >>> z = vae_fast.reparameterize(mu, logvar, num_samples=5)
+        >>> vae_fast.iwae_loss(x, torch.nn.Linear(20, 784)(z), z, mu, logvar, reduction="none").shape
+        torch.Size([4])
+    """
+    check.one_of("reduction", reduction, check.REDUCTIONS)
+    check.tensor("z", z)
+    check.event_dims("latent_dim", latent_dim, "mu", check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
+    if z.ndim != mu.ndim + 1 or z.shape[0] < 1:
+        raise ValueError(f"z has shape {tuple(z.shape)}, mu has shape {tuple(mu.shape)}: expected z (K, *mu.shape) with K at least 1")
+    term, data = _likelihood(x, recon, likelihood, clip, eps, event_dim)
+    if data[1].ndim != x.ndim + 1 or data[1].shape[0] != z.shape[0]:
+        raise ValueError(
+            f"recon has shape {tuple(data[1].shape)}, x has shape {tuple(x.shape)}: "
+            f"expected recon (K, *x.shape) with the K={z.shape[0]} of z"
+        )
+    log_p_x = row_sum(term, data, eps, -math.inf, event_dim)
+    zero = z.new_zeros(()) if prior_mu is None else prior_mu
+    log_p_z = gaussian_log_prob(z, zero.expand(z.shape), prior_logvar, event_dim=latent_dim)
+    log_q_z = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
+    return reference.reduce(-iwae_bound(log_p_x + log_p_z - log_q_z, dim=0), reduction)

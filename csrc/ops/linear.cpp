@@ -1,0 +1,56 @@
+// torch's linear layer, its products through product.h.
+#include <ATen/autocast_mode.h>
+
+#include "autograd.h"
+#include "product.h"
+
+namespace vae_fast {
+namespace ops {
+namespace {
+
+struct LinearState {
+  Mask mask;  // input, weight, bias
+};
+
+Tensor as_matrix(const Tensor& t) { return t.reshape({-1, t.size(-1)}); }
+
+struct LinearFunction : torch::autograd::Function<LinearFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LinearState& s) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({inputs[0], inputs[1]});
+    carry(ctx, s);
+    at::DimVector shape(inputs[0].sizes());
+    shape.back() = inputs[1].size(0);
+    const OptionalTensor bias = inputs.size() > 2 ? OptionalTensor(inputs[2]) : std::nullopt;
+    return linear_product(as_matrix(inputs[0]), inputs[1], bias).view(shape);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
+    const LinearState& s = carried<LinearState>(ctx);
+    const auto saved = ctx->get_saved_variables();
+    const Tensor g = as_matrix(upstream[0]), x = as_matrix(saved[0]);
+    // The gradient's own derivative, if it is wanted, is torch's.
+    const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && is_plain(upstream);
+    const auto product = [&](const Tensor& a, const Tensor& b) { return plain ? linear_product(a, b, std::nullopt) : at::mm(a, b.t()); };
+    Tensors some;
+    if (s.mask[0]) some.push_back(product(g, saved[1].t()).view_as(saved[0]));
+    if (s.mask[1]) some.push_back(product(g.t(), x.t()));
+    if (s.mask.size() > 2 && s.mask[2]) some.push_back(g.sum(0));
+    return spread(some, s.mask, s.mask.size() + 1);
+  }
+};
+
+}  // namespace
+
+Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  Tensors inputs{input, weight};
+  if (bias) inputs.push_back(*bias);
+  const bool ordinary = input.is_cpu() && input.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat && input.dim() > 0 &&
+                        weight.dim() == 2 && input.numel() > 0 && input.size(-1) == weight.size(1) &&
+                        (!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 && bias->size(0) == weight.size(0)));
+  if (!ordinary || at::autocast::is_autocast_enabled(at::kCPU) || !is_plain(inputs)) return at::linear(input, weight, bias);
+  return LinearFunction::apply(TensorList(inputs), LinearState{requires_grad_mask(inputs)});
+}
+
+}  // namespace ops
+}  // namespace vae_fast

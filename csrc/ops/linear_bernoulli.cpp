@@ -1,0 +1,279 @@
+// The last layer of a decoder and its Bernoulli likelihood, some rows at a time: neither the logits nor their gradient are ever whole.
+#include <ATen/ExpandUtils.h>
+#include <ATen/record_function.h>
+
+#include "autograd.h"
+#include "device.h"
+#include "layout.h"
+#include "product.h"
+
+namespace vae_fast {
+namespace ops {
+namespace {
+
+/// What the logits of one chunk may take. On the CPU they stay in the cache between the product, the likelihood and the gradient's
+/// products; on a GPU a chunk is large enough to keep every multiprocessor busy.
+constexpr int64_t kChunkBytes[2] = {int64_t{4} << 20, int64_t{32} << 20};
+
+/// The arguments as plain rows: `outer` times `inner` rows of h, and `inner` rows of x, which every repetition shares.
+struct Problem {
+  Tensor x, h, weight, bias;  // x (inner, columns), h (outer * inner, features)
+  at::DimVector batch;
+  int64_t outer = 1, inner = 1, columns, chunk;
+  int32_t term;
+  double eps;
+  bool is_double;
+
+  Problem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name, double e)
+      : weight(w), columns(w.size(0)), term(term_index(name)), eps(e), is_double(given_h.scalar_type() == at::kDouble) {
+    TORCH_CHECK_VALUE(name.substr(0, 16) == "bernoulli_logits", "term='", name, "': expected one over Bernoulli logits");
+    TORCH_CHECK_VALUE(given_x.device() == given_h.device() && w.device() == given_h.device(), "tensors on ", given_x.device(), ", ",
+                      given_h.device(), " and ", w.device(), ": expected one device");
+    if (b) bias = *b;
+    batch = at::infer_size_dimvector(batch_of(given_x.sizes(), 1), batch_of(given_h.sizes(), 1));
+    const auto full = [&](const Tensor& t) {
+      at::DimVector shape(batch);
+      shape.push_back(t.size(-1));
+      return t.expand(shape);
+    };
+    const int64_t rows = c10::multiply_integers(batch);
+    h = full(given_h).reshape({rows, given_h.size(-1)});
+    x = full(given_x);
+    while (x.dim() > 2 && (x.stride(0) == 0 || x.size(0) == 1) && x.size(0) > 0) {
+      outer *= x.size(0);
+      x = x.select(0, 0);
+    }
+    inner = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+    x = x.reshape({inner, columns});
+    const int64_t row_bytes = std::max<int64_t>(1, columns) * static_cast<int64_t>(h.element_size());
+    chunk = std::max<int64_t>(64, kChunkBytes[h.is_cuda() ? 1 : 0] / row_bytes);
+  }
+
+  int64_t rows() const { return outer * inner; }
+};
+
+/// Gradients, whole; undefined: not wanted.
+struct Gradients {
+  Tensor x, h, weight, bias;  // of the problem's rows; x, weight and bias in the compute type
+
+  Gradients(const Problem& p, const Mask& mask) {
+    const auto options = p.h.options().dtype(compute_type(p.is_double));
+    if (mask[0]) x = at::zeros(p.x.sizes(), options);
+    if (mask[1]) h = at::empty(p.h.sizes(), p.h.options());
+    if (mask[2]) weight = at::zeros(p.weight.sizes(), options);
+    if (mask.size() > 3 && mask[3]) bias = at::zeros({p.columns}, options);
+  }
+  explicit Gradients() = default;
+
+  bool any() const { return x.defined() || h.defined() || weight.defined() || bias.defined(); }
+};
+
+/// Rows [begin, begin + n) of h beside rows [x_begin, x_begin + n) of x: their values, if wanted, and their share of the gradients.
+void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, const RowGrad& upstream, Tensor& value, Gradients& grads) {
+  const Tensor h = p.h.narrow(0, begin, n);
+  Tensor x = p.x.narrow(0, x_begin, n);
+  if (x.scalar_type() == at::kDouble && !p.is_double) x = x.to(at::kFloat);
+  const OptionalTensor bias = p.bias.defined() ? OptionalTensor(p.bias) : std::nullopt;
+  // Their rounding is far below what it moves the likelihood and its gradient by; but for the gradient of x, which is the logits
+  // themselves.
+  Tensor logits = linear_product(h, p.weight, bias, grads.x.defined() ? 0 : std::numeric_limits<int64_t>::max()).contiguous();
+
+  const Layout layout(logits.sizes(), 1, logits, false);
+  const Tensor inputs[2] = {x, logits};
+  Term term = prepare_term(inputs, p.term, layout, p.is_double, p.eps, -std::numeric_limits<double>::infinity());
+  RowTermsArgs args;
+  Tensor x_grad;
+  if (grads.any()) {
+    term.args.grad[1] = dense_stream(logits, p.columns);  // over the logits themselves
+    if (grads.x.defined()) {
+      x_grad = at::empty(logits.sizes(), grads.x.options());
+      term.args.grad[0] = dense_stream(x_grad, p.columns);
+    }
+    term.args.row_grad = upstream;
+    if (upstream.data != nullptr) {
+      term.args.row_grad.data = static_cast<const char*>(upstream.data) + begin * upstream.stride * (p.is_double ? 8 : 4);
+    }
+  }
+  args.term[0] = term.args;
+  args.rows = n;
+  args.is_double = p.is_double;
+  Tensor values = value.defined() ? value.narrow(0, begin, n) : Tensor();
+  args.value = value.defined() ? values.data_ptr() : nullptr;
+  launch_row_terms(logits, args);
+
+  if (grads.x.defined()) grads.x.narrow(0, x_begin, n).add_(x_grad);
+  if (grads.h.defined()) grads.h.narrow(0, begin, n).copy_(linear_product(logits, p.weight.t(), std::nullopt, kLongestSum));
+  if (grads.weight.defined()) add_outer_product(grads.weight, logits, h);
+  if (grads.bias.defined()) grads.bias.add_(logits.sum(0, false, grads.bias.scalar_type()));
+}
+
+void run(const Problem& p, const RowGrad& upstream, Tensor value, Gradients& grads) {
+  for (int64_t o = 0; o < p.outer; ++o) {
+    for (int64_t begin = 0; begin < p.inner; begin += p.chunk) {
+      run_chunk(p, begin, o * p.inner + begin, std::min(p.chunk, p.inner - begin), upstream, value, grads);
+    }
+  }
+}
+
+/// In the shapes and dtypes of the arguments, those that the mask marks.
+Tensors finished(const Problem& p, Gradients grads, const Tensor& x, const Tensor& h, const OptionalTensor& bias) {
+  Tensors some;
+  if (grads.x.defined()) {
+    at::DimVector shape(p.batch);
+    const int64_t dims = static_cast<int64_t>(shape.size());
+    int64_t left = p.outer;
+    for (int64_t d = 0; d < dims && left > 1; ++d) left /= shape[d], shape[d] = 1;
+    shape.push_back(p.columns);
+    some.push_back(to_input(grads.x.view(shape), x));
+  }
+  if (grads.h.defined()) {
+    at::DimVector shape(p.batch);
+    shape.push_back(h.size(-1));
+    some.push_back(to_input(grads.h.view(shape), h));
+  }
+  if (grads.weight.defined()) some.push_back(grads.weight.to(p.weight.scalar_type()));
+  if (grads.bias.defined()) some.push_back(grads.bias.to(bias->scalar_type()));
+  return some;
+}
+
+Tensor empty_values(const Problem& p) { return at::empty({p.rows()}, p.h.options().dtype(compute_type(p.is_double))); }
+
+struct LinearBernoulliState {
+  std::string term;
+  double eps;
+  bool mean;
+  Mask mask;
+  Tensors grads;  // of a sum: what its forward pass has already written
+};
+
+OptionalTensor bias_of(TensorList inputs) { return inputs.size() > 3 ? OptionalTensor(inputs[3]) : std::nullopt; }
+
+torch::autograd::variable_list per_row_backward(const LinearBernoulliState& s, const Tensors& saved, const Tensor& grad) {
+  const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && is_plain(grad);
+  const Tensors some = VF_CALL(plain, linear_bernoulli_backward, grad, saved[0], saved[1], saved[2], bias_of(saved), s.term, s.eps, s.mask);
+  return spread(some, s.mask, saved.size() + 1);
+}
+
+struct LinearBernoulliFunction : torch::autograd::Function<LinearBernoulliFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LinearBernoulliState& s) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward(inputs.vec());
+    carry(ctx, s);
+    return VF_CALL(is_plain(inputs), linear_bernoulli, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term, s.eps);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
+    return per_row_backward(carried<LinearBernoulliState>(ctx), ctx->get_saved_variables(), upstream[0]);
+  }
+};
+
+struct LinearBernoulliSumFunction : torch::autograd::Function<LinearBernoulliSumFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LinearBernoulliState& given) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward(inputs.vec());
+    LinearBernoulliState& s = carry(ctx, given);
+    auto [sum, grads] = VF_CALL(is_plain(inputs), linear_bernoulli_sum_with_grad, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term,
+                                s.eps, s.mean, s.mask);
+    s.grads = std::move(grads);
+    return sum;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
+    LinearBernoulliState& s = carried<LinearBernoulliState>(ctx);
+    const auto saved = ctx->get_saved_variables();
+    const auto grads = written_gradients(s.grads, upstream[0]);
+    if (!grads) {
+      const auto batch = at::infer_size_dimvector(batch_of(saved[0].sizes(), 1), batch_of(saved[1].sizes(), 1));
+      const double rows = static_cast<double>(c10::multiply_integers(batch));
+      return per_row_backward(s, saved, (upstream[0] * (s.mean ? 1.0 / rows : 1.0)).expand(batch));
+    }
+    return spread(*grads, s.mask, saved.size() + 1);
+  }
+};
+
+LinearBernoulliState state_of(string_view term, double eps, bool mean, TensorList inputs) {
+  return {std::string(term), eps, mean, requires_grad_mask(inputs), {}};
+}
+
+Tensors inputs_of(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias) {
+  return bias ? Tensors{x, h, weight, *bias} : Tensors{x, h, weight};
+}
+
+}  // namespace
+
+Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                               double eps) {
+  const Problem p(x, h, weight, bias, term, eps);
+  Tensor value = empty_values(p);
+  Gradients none;
+  run(p, RowGrad(), value, none);
+  return value.view(p.batch);
+}
+
+Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
+                                         const OptionalTensor& bias, string_view term, double eps, const Mask& mask) {
+  const Problem p(x, h, weight, bias, term, eps);
+  Gradients grads(p, mask);
+  std::vector<Tensor> keep;
+  run(p, row_grad(grad, p.batch, p.is_double, keep), Tensor(), grads);
+  return finished(p, std::move(grads), x, h, bias);
+}
+
+std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
+                                                                  const OptionalTensor& bias, string_view term, double eps, bool mean,
+                                                                  const Mask& mask) {
+  const Problem p(x, h, weight, bias, term, eps);
+  const double scale = mean ? 1.0 / static_cast<double>(p.rows()) : 1.0;
+  Tensor value = empty_values(p);
+  Gradients grads(p, mask);
+  RowGrad upstream;
+  upstream.constant = scale;
+  run(p, upstream, value, grads);
+  return {value.sum(at::kDouble).mul_(scale).to(value.scalar_type()), finished(p, std::move(grads), x, h, bias)};
+}
+
+Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                   double eps, bool mean) {
+  Mask none;
+  for (int i = 0; i < 4; ++i) none.push_back(false);
+  return std::get<0>(linear_bernoulli_sum_with_grad_kernel(x, h, weight, bias, term, eps, mean, none));
+}
+
+Tensor linear_bernoulli_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                 double eps) {
+  const Tensors inputs = inputs_of(x, h, weight, bias);
+  return LinearBernoulliFunction::apply(TensorList(inputs), state_of(term, eps, false, inputs));
+}
+
+Tensor linear_bernoulli_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                     double eps, bool mean) {
+  const Tensors inputs = inputs_of(x, h, weight, bias);
+  if (!wants_grad(inputs)) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return VF_CALL(is_plain(inputs), linear_bernoulli_sum, x, h, weight, bias, term, eps, mean);
+  }
+  return LinearBernoulliSumFunction::apply(TensorList(inputs), state_of(term, eps, mean, inputs));
+}
+
+Tensor linear_bernoulli(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                        double eps) {
+  const Tensors inputs = inputs_of(x, h, weight, bias);
+  const bool plain = is_plain(inputs);
+  if (plain && wants_grad(inputs)) {
+    RECORD_FUNCTION("vae_fast::linear_bernoulli", std::vector<c10::IValue>());
+    return linear_bernoulli_autograd(x, h, weight, bias, term, eps);
+  }
+  return VF_CALL(plain, linear_bernoulli, x, h, weight, bias, term, eps);
+}
+
+Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                            double eps, bool mean) {
+  const Tensors inputs = inputs_of(x, h, weight, bias);
+  if (is_plain(inputs)) {
+    RECORD_FUNCTION("vae_fast::linear_bernoulli_sum", std::vector<c10::IValue>());
+    return linear_bernoulli_sum_autograd(x, h, weight, bias, term, eps, mean);
+  }
+  return VF_CALL(false, linear_bernoulli_sum, x, h, weight, bias, term, eps, mean);
+}
+
+}  // namespace ops
+}  // namespace vae_fast

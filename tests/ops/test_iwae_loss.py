@@ -1,0 +1,111 @@
+"""The importance-weighted loss of K samples, whose x, mu and logvar are broadcast and never repeated."""
+
+import math
+
+import pytest
+import torch
+from oracle import assert_refused, bernoulli_logits, gaussian_log_prob, leaves, needs_kernels
+
+import vae_fast
+from vae_fast.bench.case import Work
+from vae_fast.bench.measure import peak_memory
+
+
+def problem(k=3, batch=(4,), columns=7, latent=2, dtype=torch.float64, device="cpu"):
+    """x, recon, z, mu, logvar."""
+    shapes = [(*batch, columns), (k, *batch, columns), (k, *batch, latent), (*batch, latent), (*batch, latent)]
+    tensors = [torch.randn(s, dtype=torch.float64, device=device) for s in shapes]
+    tensors[0] = tensors[0].sigmoid()
+    return [t.to(dtype) for t in tensors]
+
+
+def plain(x, recon, z, mu, logvar, reduction="mean", prior_mu=None, prior_logvar=None):
+    log_p = bernoulli_logits(x.expand_as(recon), recon)
+    prior = (torch.zeros_like(z) if prior_mu is None else prior_mu.expand_as(z), torch.zeros_like(z))
+    prior = (prior[0], prior[1] if prior_logvar is None else prior_logvar.expand_as(z))
+    log_w = log_p + gaussian_log_prob(z, *prior) - gaussian_log_prob(z, mu.expand_as(z), logvar.expand_as(z))
+    loss = math.log(len(z)) - torch.logsumexp(log_w, 0)
+    return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize(("k", "batch"), [(1, (4,)), (5, (2, 3)), (3, ())])
+def test_values_and_gradients(k, batch, reduction, device, backend):
+    tensors = problem(k, batch, device=device)
+    mine, other = leaves(tensors), leaves(tensors)
+    got, want = vae_fast.iwae_loss(*mine, reduction=reduction), plain(*other, reduction=reduction)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got.sum(), mine), torch.autograd.grad(want.sum(), other))
+
+
+def test_derivatives(device):
+    assert torch.autograd.gradcheck(vae_fast.iwae_loss, leaves(problem(2, (2,), 3, device=device)))
+
+
+def test_prior(device):
+    tensors = problem(device=device)
+    prior = {
+        "prior_mu": torch.randn(2, dtype=torch.float64, device=device),
+        "prior_logvar": torch.randn(2, dtype=torch.float64, device=device),
+    }
+    torch.testing.assert_close(vae_fast.iwae_loss(*tensors, **prior), plain(*tensors, **prior))
+
+
+def test_one_sample_has_the_mean_of_the_elbo(device):
+    """E_z of the bound with K = 1 is the ELBO with its analytic KL; a fixed decoder output leaves only log q - log p to average."""
+    x, _, _, mu, logvar = problem(1, (3,), device=device)
+    recon = torch.randn(1, 3, 7, dtype=torch.float64, device=device)
+    n = 20_000
+    z = vae_fast.reparameterize(mu, logvar, num_samples=n)
+    ratio = torch.stack([vae_fast.iwae_loss(x, recon, z[i : i + 1], mu, logvar, reduction="none") for i in range(0, n, n // 400)])
+    want = vae_fast.elbo_loss(x, recon[0], mu, logvar, reduction="none")
+    assert ((ratio.mean(0) - want).abs() < 5.0 * ratio.std(0) / len(ratio) ** 0.5).all()
+
+
+def test_more_samples_are_tighter(device):
+    torch.manual_seed(1)
+    decoder = torch.nn.Linear(2, 7, dtype=torch.float64, device=device)
+    x, _, _, mu, logvar = problem(1, (200,), device=device)
+    losses = []
+    with torch.no_grad():
+        for k in (1, 5, 50):
+            z = vae_fast.reparameterize(mu, logvar, num_samples=k)
+            losses.append(vae_fast.iwae_loss(x, decoder(z), z, mu, logvar).item())
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_images_bytes_and_a_gaussian_pair(device):
+    x = torch.randint(0, 256, (4, 1, 3, 5), dtype=torch.uint8, device=device)
+    recon = torch.randn(6, 4, 1, 3, 5, device=device)
+    mu, logvar = torch.randn(2, 4, 2, device=device)
+    z = vae_fast.reparameterize(mu, logvar, num_samples=6)
+    got = vae_fast.iwae_loss(x, recon, z, mu, logvar, event_dim=3, reduction="none")
+    wide = [t.double() for t in (x.double().flatten(1) / 255, recon.flatten(2), z, mu, logvar)]
+    torch.testing.assert_close(got.double(), plain(*wide, reduction="none"), rtol=1e-5, atol=1e-5)
+    pair = vae_fast.iwae_loss(x, (recon, recon), z, mu, logvar, likelihood="gaussian", event_dim=3)
+    assert pair.shape == ()
+    assert pair.isfinite()
+
+
+@needs_kernels
+def test_x_is_not_repeated(device):
+    x, recon, z, mu, logvar = problem(20, (256,), 784, dtype=torch.float32, device=device)
+    work = Work(lambda r: vae_fast.iwae_loss(x, r, z, mu, logvar), [(recon,)], None)
+    assert peak_memory(work, device) < 0.1 * recon.nbytes
+
+
+X, R, Z, M = torch.zeros(4, 7), torch.zeros(3, 4, 7), torch.zeros(3, 4, 2), torch.zeros(4, 2)
+BAD = {
+    "z without samples": (lambda: vae_fast.iwae_loss(X, R, M, M, M), ValueError, ["z has shape (4, 2)", "expected z (K, *mu.shape)"]),
+    "no sample": (lambda: vae_fast.iwae_loss(X, R[:0], Z[:0], M, M), ValueError, ["z has shape (0, 4, 2)", "K at least 1"]),
+    "recon without samples": (lambda: vae_fast.iwae_loss(X, X, Z, M, M), ValueError, ["recon has shape (4, 7)", "K=3"]),
+    "other samples": (lambda: vae_fast.iwae_loss(X, R[:2], Z, M, M), ValueError, ["recon has shape (2, 4, 7)", "K=3"]),
+    "reduction": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, reduction="k"), ValueError, ["reduction='k'"]),
+    "z list": (lambda: vae_fast.iwae_loss(X, R, [0.0], M, M), TypeError, ["z", "got list"]),
+    "likelihood": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, likelihood="poisson"), ValueError, ["likelihood='poisson'"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name, backend):
+    assert_refused(*BAD[name])

@@ -1,0 +1,96 @@
+"""A decoder's last linear layer and its Bernoulli log-likelihood without the logits in between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vae_fast import reference
+from vae_fast.functional import _arguments as check
+from vae_fast.functional._dispatch import kernels
+
+
+def linear_bernoulli_log_prob(
+    x: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    clip: str | None = None,
+    eps: float = 1e-9,
+    reduction: str = "none",
+) -> Tensor:
+    r"""``bernoulli_log_prob(x, F.linear(h, weight, bias))`` in little memory: neither the logits nor their gradient are ever stored whole.
+
+    .. math:: \log p(x \mid h) = \sum_i x_i a_i - \log(1 + e^{a_i}), \qquad a = W h + b
+
+    Rows are taken a chunk at a time (4 MiB of logits on the CPU, 32 MiB on a GPU): product, likelihood, gradient over the logits,
+    and the gradient's two products, while the chunk is in the cache. The kernels are those of :func:`bernoulli_log_prob`, the products
+    the libraries' that torch brings.
+
+    With ``reduction="sum"`` or ``"mean"`` the forward pass does all of it, as the upstream gradient can only be one number: three
+    products, as many as the plain form has. With ``"none"`` every row may have an upstream gradient of its own, so the backward pass
+    computes the logits once more: four products. That is the price of the memory; for few rows, where the logits are small anyway, the
+    plain form is the one to use.
+
+    Args:
+        x: targets, any floating dtype, bool, or uint8 (read as ``x / 255``), ``(*batch, D)``. Batch dimensions broadcast against those
+            of ``h`` and are never repeated in memory along the leading ones: ``x (B, D)`` with ``h (K, B, H)`` is the case of K samples.
+        h: the last hidden layer, any floating dtype, ``(*batch, H)``.
+        weight: as of ``torch.nn.Linear``, ``(D, H)``, in the dtype of ``h``; under autocast all three are cast to its dtype.
+        bias: ``(D,)``, or None.
+        clip, eps: as in :func:`bernoulli_log_prob`.
+        reduction: over the batch: ``"none"`` (default), ``"mean"`` or ``"sum"``; pixels are always summed.
+
+    Returns:
+        Nats; float32 (float64 if ``h`` is), shape ``batch``, or ``()``. Differentiable in every tensor. A gradient for ``x`` is as large
+        as ``x``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> head = torch.nn.Linear(500, 784)
+        >>> x, h = torch.rand(64, 784), torch.randn(64, 500, requires_grad=True)
+        >>> loss = -vae_fast.linear_bernoulli_log_prob(x, h, head.weight, head.bias, reduction="mean")
+        >>> loss.backward()
+        >>> h.grad.shape
+        torch.Size([64, 500])
+    """
+    x, h, weight, bias = _checked(x, h, weight, bias)
+    check.clip(clip, eps)
+    check.one_of("reduction", reduction, check.REDUCTIONS)
+    term = f"bernoulli_logits.{clip or 'none'}"
+    k = kernels()
+    if k is None:
+        return reference.reduce(reference.linear_bernoulli(x, h, weight, bias, term, eps), reduction)
+    if reduction == "none":
+        rows: Tensor = k.linear_bernoulli(x, h, weight, bias, term, eps)
+        return rows
+    total: Tensor = k.linear_bernoulli_sum(x, h, weight, bias, term, eps, reduction == "mean")
+    return total
+
+
+def _checked(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    x, h, weight = check.tensor("x", x, check.TARGETS), check.tensor("h", h), check.tensor("weight", weight)
+    if bias is not None:
+        bias = check.tensor("bias", bias)
+    check.same_device(h=h, x=x, weight=weight, bias=bias)
+    if torch.is_autocast_enabled(h.device.type):
+        dtype = torch.get_autocast_dtype(h.device.type)
+        h, weight, bias = h.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None and t.dtype != h.dtype:
+            raise TypeError(f"{name} has dtype {t.dtype}, h has dtype {h.dtype}: expected one dtype (torch.autocast casts all of them)")
+    if weight.ndim != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (D, H), as torch.nn.Linear has")
+    d, features = weight.shape
+    if h.ndim < 1 or h.shape[-1] != features:
+        raise ValueError(f"h has shape {tuple(h.shape)}, weight has shape {tuple(weight.shape)}: expected h (*batch, {features})")
+    if x.ndim < 1 or x.shape[-1] != d:
+        raise ValueError(f"x has shape {tuple(x.shape)}, weight has shape {tuple(weight.shape)}: expected x (*batch, {d})")
+    if bias is not None and bias.shape != (d,):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, weight has shape {tuple(weight.shape)}: expected bias ({d},)")
+    check.broadcast_shapes("batch dimensions: ", x=x.shape[:-1], h=h.shape[:-1])
+    return x, h, weight, bias
