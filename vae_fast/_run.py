@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,13 @@ from torch.optim import Optimizer
 
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
+from vae_fast._capture import CapturedStep, Graph, make_plain, products
 from vae_fast.distributed import Engine, Terminated
+from vae_fast.functional import _arguments as check
 
 Record = dict[str, float]
 Transform = Callable[[Tensor], Tensor]
+Schedule = Callable[[int], float]
 
 
 def autocast(device: torch.device, amp: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
@@ -41,8 +45,53 @@ def tell(line: str) -> None:
     print(f"vae_fast: {line}", file=sys.stderr, flush=True)
 
 
+def warmup(steps: int, then: str = "constant", total: int | None = None) -> Schedule:
+    """A schedule for :func:`vae_fast.training.fit`: the learning rate rises linearly, then stays, or falls to zero at step ``total``.
+
+    Args:
+        steps: of rising; 0 begins with the whole rate.
+        then: ``"constant"``, ``"cosine"`` (Loshchilov and Hutter 2017, eq. 5, without restarts) or ``"linear"``.
+        total: steps of the whole run, for the latter two.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> rate = warmup(4, "linear", 14)
+        >>> [round(rate(step), 2) for step in (0, 3, 4, 9, 14)]
+        [0.25, 1.0, 1.0, 0.5, 0.0]
+    """
+    check.one_of("then", then, ("constant", "cosine", "linear"))
+    if steps:
+        check.positive_int("steps", steps)
+    if then != "constant" and (total is None or total <= steps):
+        raise ValueError(f"total={total}: expected more than the {steps} steps of rising, for then={then!r}")
+
+    def factor(step: int) -> float:
+        if step < steps:
+            return (step + 1) / steps
+        if then == "constant" or total is None:
+            return 1.0
+        left = 1.0 - min(1.0, (step - steps) / (total - steps))
+        return left if then == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+
+    return factor
+
+
 class Step:
-    """One epoch's inner loop."""
+    """One epoch's inner loop.
+
+    Args:
+        engine: the model in every process.
+        optimizer: of its weights.
+        device: the model's.
+        amp: autocast's dtype, or None.
+        accumulate: pieces of each batch.
+        transform: of each batch, or None.
+        schedule: the factor of the learning rate at each step, counted from 0, or None.
+        max_grad_norm: clip the gradient's norm, or None.
+        capture: record the step as a CUDA graph, where there is CUDA.
+    """
 
     def __init__(
         self,
@@ -52,34 +101,78 @@ class Step:
         amp: torch.dtype | None,
         accumulate: int,
         transform: Transform | None,
+        schedule: Schedule | None = None,
+        max_grad_norm: float | None = None,
+        capture: bool = True,
     ) -> None:
         self.engine, self.optimizer, self.device, self.amp = engine, optimizer, device, amp
         self.accumulate, self.transform = accumulate, transform
+        self.schedule, self.max_grad_norm, self.capture = schedule, max_grad_norm, capture
+        self.rates = [float(group["lr"]) for group in optimizer.param_groups]  # before a checkpoint brings those of its last step
+        self.params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.total = torch.zeros(2, dtype=torch.float64, device=device)  # one tensor for all epochs: a recorded step adds to it
+        self.captured: CapturedStep | None = None
 
     def epoch(
-        self, data: Tensor, batches: Sequence[Tensor], bar: Any | None, saver: Saver, partial: Mapping[str, float] | None
+        self,
+        data: Tensor,
+        batches: Sequence[Tensor],
+        bar: Any | None,
+        saver: Saver,
+        partial: Mapping[str, float] | None,
+        taken: int = 0,
     ) -> tuple[float, float]:
-        """Mean loss and KL over the rows of the batches; the one host synchronisation is at the end."""
+        """Mean loss and KL over the rows of the batches; the one host synchronisation is at the end. ``taken``: steps of earlier epochs."""
         self.engine.objective.train()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total = self.total.zero_()
         done = 0
         if partial is not None:
             done = int(partial["step"])
             if self.engine.world.main:  # the others' sums so far are in its own
                 total += torch.tensor([partial["loss"], partial["kl"]], dtype=torch.float64)
-        for number, rows in enumerate(batches[done:], done + 1):
-            self._step(data, rows, total)
-            if bar is not None:
-                bar.update(len(rows))
-            saver.after_step(number, len(batches), total)
+        run = self._runner(data)
+        with products(self.device):
+            for number, rows in enumerate(batches[done:], done + 1):
+                if self.schedule is not None:
+                    self._set_rates(self.schedule(taken + number - 1))
+                run(rows)
+                if bar is not None:
+                    bar.update(len(rows))
+                saver.after_step(number, len(batches), total)
         mean_loss, mean_kl = (self.engine.world.sum(total) / sum(map(len, batches))).tolist()
         return mean_loss, mean_kl
 
-    def _step(self, data: Tensor, batch: Tensor, total: Tensor) -> None:
+    def _runner(self, data: Tensor) -> Callable[[Tensor], None]:
+        """The step over rows of ``data``, captured if that can be."""
+        if self.captured is None and self.capture and self.device.type == "cuda":
+            why = self._obstacle(data)
+            if why is None:
+                self.captured = CapturedStep(lambda rows: self._step(data, rows), self.optimizer, Graph(self.device), tell)
+            else:
+                tell(f"the training step runs kernel by kernel, not as a CUDA graph: {why}")
+            self.capture = False
+        return self.captured or (lambda rows: self._step(data, rows))
+
+    def _obstacle(self, data: Tensor) -> str | None:
+        """Why no recording is tried."""
+        if self.engine.world.joined:
+            return "several processes exchange gradients"
+        if data.device != self.device:
+            return f"the data are on {data.device}"
+        return f"accumulate={self.accumulate}" if self.accumulate > 1 else None
+
+    def _set_rates(self, factor: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+    def _step(self, data: Tensor, batch: Tensor) -> None:
         """One batch: this process's part of each piece, weighted so that the average over the processes is the batch's mean."""
         world = self.engine.world
         self.optimizer.zero_grad()
-        pieces = batch.tensor_split(min(self.accumulate, len(batch)))
+        pieces = batch.tensor_split(min(self.accumulate, len(batch))) if self.accumulate > 1 else (batch,)
         for number, piece in enumerate(pieces, 1):
             rows, count = world.share(piece)
             x = data.index_select(0, rows).to(self.device)
@@ -87,7 +180,9 @@ class Step:
             weight = count * world.size / len(batch)
             both = self.engine.backward(x, weight, last=number == len(pieces), amp=autocast(self.device, self.amp))
             if count:
-                total.add_(both, alpha=count)
+                self.total.add_(both, alpha=count)
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
         self.optimizer.step()
 
 
@@ -118,6 +213,7 @@ class Saver:
         rank = world.rank if was == world.size else 0
         parts: dict[str, Any] = {"model": self.engine.model, "optimizer": self.optimizer, "shuffle": self.shuffle, "config": self.settings}
         world.together(lambda: checkpoints.adopt(path, state, rank=rank, **parts))
+        make_plain(self.optimizer)
         self.history = [dict(record) for record in state["history"]]
         partial: dict[str, float] | None = state.get("partial")
         said = [] if note is None else [note]

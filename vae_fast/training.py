@@ -16,13 +16,27 @@ from torch.optim import Optimizer
 
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
+from vae_fast._capture import products
 from vae_fast._errors import DivergedError
-from vae_fast._run import Record, Saver, Step, Transform, autocast
+from vae_fast._run import Record, Saver, Schedule, Step, Transform, autocast, warmup
 from vae_fast.distributed import Engine, Objective, World
 from vae_fast.functional import _arguments as check
 from vae_fast.models import VAE
 
-__all__ = ["COLUMNS", "Record", "Transform", "adam", "autocast", "evaluate", "evaluate_log_prob", "fit", "progress_bar", "say"]
+__all__ = [
+    "COLUMNS",
+    "Record",
+    "Schedule",
+    "Transform",
+    "adam",
+    "autocast",
+    "evaluate",
+    "evaluate_log_prob",
+    "fit",
+    "progress_bar",
+    "say",
+    "warmup",
+]
 #: The columns of a record, in order; ``valid_*`` only with validation data. Only the last two vary from run to run.
 COLUMNS = ("epoch", "loss", "kl", "valid_loss", "valid_kl", "samples_per_second", "seconds")
 _EVALUATION_SEED = 20131220
@@ -53,6 +67,9 @@ def fit(
     distributed: str = "auto",
     shard: bool = False,
     timeout: float = processes.TIMEOUT,
+    schedule: Schedule | None = None,
+    max_grad_norm: float | None = None,
+    capture: bool = True,
 ) -> list[Record]:
     """Minimise ``model.loss`` with Adam; the defaults are the source's.
 
@@ -97,6 +114,14 @@ def fit(
         shard: True: FSDP2's ``fully_shard`` instead of DistributedDataParallel: each process holds its part of the weights,
             gradients and moments, and ``model`` stays sharded. The checkpoint holds them whole.
         timeout: seconds after which a process that does not answer is given up.
+        schedule: ``schedule(step)`` is the factor of the learning rate at each step of the run, counted from 0; see
+            :func:`warmup`. A resumed run goes on with it: it has no state. (A scheduler of torch's own may be stepped in ``callbacks``
+            instead, with ``optimizer``.)
+        max_grad_norm: scale the gradient down to this norm where it is longer (``torch.nn.utils.clip_grad_norm_``).
+        capture: on CUDA, record the whole step (gather, network, loss, gradients, clipping, optimizer) as one CUDA graph and replay
+            it, with fresh noise; the learning rates become tensors on the device. What cannot be recorded runs as it is, and one line
+            on stderr says why. On the CPU nothing is recorded; there the linear layers of any model take the faster of torch's two
+            libraries for float32 products, whatever this is.
 
     Returns:
         The history, one record per epoch: ``epoch``, ``loss``, ``kl`` (NaN if the model does not give it),
@@ -120,6 +145,7 @@ def fit(
     with processes.join(device, timeout=timeout, mode=distributed) as world:
         world.together(lambda: _check(model, train, valid, epochs, batch_size, drop_last, amp, checkpoint, resume))
         world.together(lambda: _check_parts(world, batch_size, accumulate, checkpoint_every, checkpoint, shard, optimizer))
+        world.together(lambda: _check_step(schedule, max_grad_norm))
         settings = {
             "batch_size": batch_size,
             "lr": lr,
@@ -128,6 +154,7 @@ def fit(
             "amp": str(amp),
             "n": len(train),
         }
+        settings |= {} if max_grad_norm is None else {"max_grad_norm": max_grad_norm}
         kind = "Adam" if optimizer is None else type(optimizer).__name__
         settings |= {"optimizer": kind, "epochs": epochs, **(config or {})}
         shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
@@ -143,12 +170,13 @@ def fit(
             keep_previous = processes.launched() or checkpoint_every is not None
         path = None if checkpoint is None else Path(checkpoint)
         saver = Saver(path, engine, optimizer, torch.Generator().manual_seed(seed), settings, checkpoint_every, keep_previous)
+        step = Step(engine, optimizer, device, amp, accumulate, transform, schedule, max_grad_norm, capture)
         partial = saver.resume() if resume else None
         if not resume:
             world.reseed()
         data = train.to(device) if resident else train
         rows = len(train) // batch_size * batch_size if drop_last else len(train)
-        step = Step(engine, optimizer, device, amp, accumulate, transform)
+        steps = math.ceil(rows / batch_size)
         history = saver.history
         done = len(history) * rows + (0 if partial is None else int(partial["step"]) * batch_size)
         with (
@@ -160,7 +188,7 @@ def fit(
                     bar.set_description(f"epoch {epoch}/{epochs}")
                 saver.begin(partial)
                 order = torch.randperm(len(train), generator=saver.shuffle)[:rows].to(data.device)
-                loss, kl = step.epoch(data, order.split(batch_size), bar, saver, partial)
+                loss, kl = step.epoch(data, order.split(batch_size), bar, saver, partial, (epoch - 1) * steps)
                 seconds, partial = saver.seconds(), None
                 if not math.isfinite(loss):
                     kept = f"; {checkpoint} holds epoch {epoch - 1}" if checkpoint is not None and epoch > 1 else ""
@@ -276,7 +304,7 @@ def _evaluating(model: nn.Module, data: Tensor, amp: torch.dtype | None, rank: i
     device, was_training = checkpoints.device_of(model), model.training
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), autocast(device, amp):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), autocast(device, amp), products(device):
             torch.manual_seed(_EVALUATION_SEED + rank)
             yield device
     finally:
@@ -362,3 +390,12 @@ def _check_parts(
             raise ValueError(f"checkpoint_every={checkpoint_every}: expected a checkpoint to write, got checkpoint=None")
     if shard and optimizer is not None:
         raise ValueError("shard=True: expected optimizer=None, one made before the weights are sharded would train none of them")
+
+
+def _check_step(schedule: Schedule | None, max_grad_norm: float | None) -> None:
+    if schedule is not None and not callable(schedule):
+        raise TypeError(f"schedule={schedule!r}: expected a function of the step, e.g. training.warmup(1000)")
+    if max_grad_norm is not None:
+        check.real("max_grad_norm", max_grad_norm, 0.0)
+        if max_grad_norm == 0.0:
+            raise ValueError("max_grad_norm=0.0: expected a positive number, or None")

@@ -30,8 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "amp": "none",
 }
 #: Settings that a checkpoint names only where they are not these.
-_OPTIONAL: dict[str, Any] = {"binarize": False}
-_CHOICES = {"dataset": ("digits", "mnist", "frey"), "amp": ("none", "bf16")}
+_OPTIONAL: dict[str, Any] = {"binarize": False, "warmup": 0, "schedule": "constant", "max_grad_norm": 0.0}
+_CHOICES = {"dataset": ("digits", "mnist", "frey"), "amp": ("none", "bf16"), "schedule": ("constant", "cosine", "linear")}
 _FILE = "file"  # the data set of a run with --data
 _PICTURES = ("loss.png", "reconstructions.png", "samples.png", "latent.png")
 _WRITTEN = ("checkpoint.pt", "checkpoint.previous.pt", "config.json", "metrics.csv", "results.json", *_PICTURES)
@@ -73,6 +73,12 @@ def _settings_options(train: argparse.ArgumentParser) -> None:
     add("--amp", "bf16: mixed precision under autocast", choices=_CHOICES["amp"])
     text = "draw every image anew at every step, each pixel black or white with its grey as probability"
     train.add_argument("--binarize", action="store_true", default=None, help=text)
+    text = "steps over which the learning rate rises to --lr, for large batches (default: 0)"
+    train.add_argument("--warmup", metavar="N", type=number(int, 0), help=text)
+    text = "the learning rate afterwards: as it is, or falling to zero at the end of --epochs (default: constant)"
+    train.add_argument("--schedule", choices=_CHOICES["schedule"], help=text)
+    text = "scale the gradient down to this norm where it is longer; 0 does not (default: 0)"
+    train.add_argument("--max-grad-norm", metavar="X", type=number(float, 0.0), help=text)
 
 
 def _run_options(train: argparse.ArgumentParser) -> None:
@@ -100,6 +106,8 @@ def _process_options(train: argparse.ArgumentParser) -> None:
     add("--checkpoint-every", metavar="N", type=number(int, 1), help=text)
     text = "under torchrun, each process holds its part of the weights (FSDP2) instead of all (DistributedDataParallel)"
     add("--shard", action="store_true", help=text)
+    text = "on CUDA, run the step kernel by kernel instead of as one recorded graph"
+    add("--no-capture", action="store_true", help=text)
     text = "seconds after which a process that does not answer is given up (default: 600)"
     add("--timeout", metavar="S", type=number(float, 0.0, open_below=True), default=distributed.TIMEOUT, help=text)
 
@@ -142,7 +150,7 @@ def _plausible(key: str, value: object) -> bool:
         return True
     if isinstance(value, str):
         return value in _CHOICES[key] or (key, value) == ("dataset", _FILE)
-    return isinstance(value, int | float) and (0 < value < math.inf or (value == 0 and key in ("beta", "seed")))
+    return isinstance(value, int | float) and (0 < value < math.inf or (value == 0 and key in ("beta", "seed", "warmup", "max_grad_norm")))
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
@@ -213,6 +221,9 @@ def _fit(args: argparse.Namespace, world: distributed.World) -> Callable[[], Non
         checkpoint_every=args.checkpoint_every,
         shard=args.shard,
         timeout=args.timeout,
+        schedule=_schedule(settings, len(images.train)),
+        max_grad_norm=settings["max_grad_norm"] or None,
+        capture=not args.no_capture,
     )
 
     def finish() -> None:
@@ -257,6 +268,17 @@ def _transform(args: argparse.Namespace, settings: dict[str, Any]) -> training.T
     if settings["binarize"]:
         return data.binarized
     return None if args.data is None else data.in_model_dtype
+
+
+def _schedule(settings: dict[str, Any], rows: int) -> training.Schedule | None:
+    steps = settings["epochs"] * (rows // settings["batch_size"])
+    if settings["schedule"] != "constant" and steps <= settings["warmup"]:
+        raise RunError(
+            f"--warmup {settings['warmup']}: expected fewer than the {steps} steps of the run, for --schedule {settings['schedule']}"
+        )
+    if (settings["warmup"], settings["schedule"]) == (0, "constant"):
+        return None
+    return training.warmup(settings["warmup"], settings["schedule"], steps)
 
 
 def _whole(model: MLPVAE, args: argparse.Namespace) -> MLPVAE:

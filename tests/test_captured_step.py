@@ -1,0 +1,254 @@
+"""The step as one piece: recorded and replayed on CUDA (here also with a recorder that does the work again), its products on the CPU."""
+
+import doctest
+import math
+
+import pytest
+import torch
+from oracle_step import Again, Refusing
+from training_runs import images, small, untimed
+
+from vae_fast import _backend, _capture, _run, training
+from vae_fast.models import MLPVAE
+
+needs_kernels = pytest.mark.skipif(_backend.C is None, reason="the extension was not built")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def weights_after(steps, *, batch_sizes=(20,), recorder=None, schedule=None, touch=None):
+    """A linear model's weights after some steps, plain or captured; ``touch(step, optimizer)`` runs before each."""
+    torch.manual_seed(3)
+    model, data = torch.nn.Linear(16, 1), images() / 255.0
+    optimizer = training.adam(model, lr=0.05)
+
+    def plain(rows):
+        optimizer.zero_grad()
+        model(data[rows]).square().mean().backward()
+        optimizer.step()
+
+    told = []
+    step = plain if recorder is None else _capture.CapturedStep(plain, optimizer, recorder, told.append)
+    scheduler = None if schedule is None else schedule(optimizer)
+    order = torch.Generator().manual_seed(1)
+    for i in range(steps):
+        if touch is not None:
+            touch(i, optimizer)
+        step(torch.randperm(len(data), generator=order)[: batch_sizes[i % len(batch_sizes)]])
+        if scheduler is not None:
+            scheduler.step()
+    return model.weight.detach().clone(), step, told
+
+
+def test_replays_train_as_the_step_itself():
+    recorder = Again()
+    want, _, _ = weights_after(12)
+    got, step, told = weights_after(12, recorder=recorder)
+    torch.testing.assert_close(got, want)
+    assert (step.replays, recorder.recorded, recorder.beside_calls, told) == (12 - _capture.WARM_UP, 1, _capture.WARM_UP, [])
+
+
+def test_a_batch_of_another_size_runs_as_it_is():
+    want, _, _ = weights_after(12, batch_sizes=(20, 20, 7))
+    got, step, _ = weights_after(12, batch_sizes=(20, 20, 7), recorder=Again())
+    torch.testing.assert_close(got, want)
+    assert step.replays == 8 - _capture.WARM_UP + 1  # a small batch came while warming up
+
+
+@pytest.mark.parametrize("name", ["LambdaLR", "CosineAnnealingLR", "OneCycleLR"])
+def test_torchs_schedulers_reach_the_recorded_step(name):
+    options = {
+        "LambdaLR": {"lr_lambda": lambda i: 0.9**i},
+        "CosineAnnealingLR": {"T_max": 12},
+        "OneCycleLR": {"max_lr": 0.1, "total_steps": 15},
+    }
+
+    def schedule(optimizer):
+        return getattr(torch.optim.lr_scheduler, name)(optimizer, **options[name])
+
+    want, _, _ = weights_after(12, schedule=schedule)
+    recorder = Again()
+    got, step, _ = weights_after(12, schedule=schedule, recorder=recorder)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)  # float32 rates
+    assert step.replays == 12 - _capture.WARM_UP
+    assert recorder.recorded <= (12 if name == "OneCycleLR" else 1)  # which turns beta, a number, at every step
+
+
+def test_settings_that_change_are_recorded_anew():
+    def touch(i, optimizer):
+        if i == 8:
+            optimizer.param_groups[0]["weight_decay"] = 0.5
+
+    recorder = Again()
+    want, _, _ = weights_after(12, touch=touch)
+    got, _, _ = weights_after(12, touch=touch, recorder=recorder)
+    torch.testing.assert_close(got, want)
+    assert recorder.recorded == 2
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_why_once():
+    want, _, _ = weights_after(9)
+    got, step, told = weights_after(9, recorder=Refusing())
+    torch.testing.assert_close(got, want)
+    assert step.replays == 0
+    assert told == ["the training step cannot be recorded as a CUDA graph and runs as it is: RuntimeError: operation not permitted"]
+
+
+def test_an_optimizer_that_keeps_its_steps_on_the_host_is_refused():
+    optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(TypeError, match="Adagrad keeps its steps on the host"):
+        _capture.make_capturable(optimizer)
+    _capture.make_capturable(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))  # has none
+
+
+def test_a_captured_runs_optimizer_becomes_plain_again():
+    optimizer = training.adam(small(), lr=0.25)
+    _capture.make_capturable(optimizer)
+    fresh = training.adam(small())
+    fresh.load_state_dict(optimizer.state_dict())
+    _capture.make_plain(fresh)
+    assert fresh.param_groups[0]["lr"] == 0.25
+    assert fresh.param_groups[0]["capturable"] is False
+
+
+def test_examples_run():
+    for module in (_capture, _run):
+        assert doctest.testmod(module).failed == 0
+
+
+# --- schedules and clipping in a run ------------------------------------------------------------------------------------
+
+
+def test_warmup_by_its_definition():
+    cosine = training.warmup(10, "cosine", 110)
+    assert [cosine(i) for i in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
+    assert cosine(60) == pytest.approx(0.5)
+    assert cosine(35) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.25)))
+    assert cosine(110) == cosine(200) == 0.0
+    assert [training.warmup(0)(i) for i in (0, 1000)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((-1,), "steps=-1: expected at least 1"),
+        ((5, "step"), "then='step'"),
+        ((5, "linear"), "total=None: expected more than the 5 steps"),
+        ((5, "cosine", 5), "total=5"),
+    ],
+)
+def test_bad_warmup(args, words):
+    with pytest.raises(ValueError, match=words):
+        training.warmup(*args)
+
+
+def rates_of_run(monkeypatch, tmp_path, epochs, resume=False):
+    seen = []
+    original = torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        seen.append(self.param_groups[0]["lr"])
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    torch.manual_seed(5)
+    history = training.fit(
+        small(), images(), epochs=epochs, batch_size=50, lr=0.01, schedule=training.warmup(6), checkpoint=tmp_path / "c.pt", resume=resume
+    )
+    monkeypatch.undo()
+    return seen, history
+
+
+def test_a_schedule_counts_the_steps_of_all_epochs_and_goes_on_when_resumed(tmp_path, monkeypatch):
+    whole, history = rates_of_run(monkeypatch, tmp_path, 3)
+    assert whole == pytest.approx([0.01 * min(1.0, (i + 1) / 6) for i in range(12)])
+    first, _ = rates_of_run(monkeypatch, tmp_path, 1)
+    rest, resumed = rates_of_run(monkeypatch, tmp_path, 3, resume=True)
+    assert first + rest == pytest.approx(whole)
+    assert untimed(resumed) == untimed(history)
+
+
+def test_the_gradient_is_clipped():
+    def run(max_grad_norm):
+        torch.manual_seed(5)
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        training.fit(model, images(), epochs=1, batch_size=230, optimizer=optimizer, max_grad_norm=max_grad_norm)
+        return (torch.cat([p.detach().flatten() for p in model.parameters()]) - before).norm().item()
+
+    free = run(None)
+    assert run(0.5 * free) == pytest.approx(0.5 * free, rel=1e-4)
+    assert run(2.0 * free) == pytest.approx(free, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"schedule": 0.5}, TypeError, "schedule=0.5: expected a function of the step"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm=0.0: expected a positive number"),
+        ({"max_grad_norm": "1"}, TypeError, "max_grad_norm='1'"),
+    ],
+)
+def test_bad_arguments(options, kind, words):
+    with pytest.raises(kind, match=words):
+        training.fit(small(), images(), epochs=1, **options)
+
+
+# --- products on the CPU ------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_a_runs_products_go_to_the_other_library_and_change_its_rounding_only(monkeypatch):
+    def run():
+        torch.manual_seed(5)
+        model = MLPVAE(latent_dim=4, data_dim=784, hidden_dim=200, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(300, 784, generator=torch.Generator().manual_seed(1))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            history = training.fit(model, x, epochs=2, batch_size=100)
+        return history[-1]["loss"], any("mkldnn" in e.key for e in profile.key_averages())
+
+    fast, by_onednn = run()
+    monkeypatch.setattr(_run, "products", lambda device: _capture.contextlib.nullcontext())
+    plain, by_blas = run()
+    assert (by_onednn, by_blas) == (torch.backends.mkldnn.is_available(), False)
+    assert fast == pytest.approx(plain, rel=1e-4)
+
+
+def test_products_leave_every_other_call_alone():
+    x, layer = torch.randn(3, 4), torch.nn.Linear(4, 2)
+    with _capture.products(torch.device("cpu")):
+        got = [layer(x), torch.nn.functional.linear(input=x, weight=layer.weight, bias=layer.bias), x.sum(), torch.nn.functional.relu(x)]
+    want = [layer(x), layer(x), x.sum(), torch.nn.functional.relu(x)]
+    torch.testing.assert_close(got, want)
+    with torch.autocast("cpu", torch.bfloat16), _capture.products(torch.device("cpu")):
+        assert layer(x).dtype == torch.bfloat16
+
+
+# --- CUDA ---------------------------------------------------------------------------------------------------------------
+
+
+@needs_cuda
+@pytest.mark.parametrize("options", [{}, {"schedule": training.warmup(6)}, {"max_grad_norm": 1.0}, {"drop_last": False}], ids=str)
+def test_a_captured_run_learns_as_one_that_is_not(options, capsys):
+    losses = []
+    for capture in (True, False):
+        torch.manual_seed(5)
+        history = training.fit(small().cuda(), images(), epochs=8, batch_size=50, capture=capture, lr=5e-3, **options)
+        losses.append([r["loss"] for r in history])
+    captured, plain = (torch.tensor(x) for x in losses)
+    assert capsys.readouterr().err == ""
+    assert captured[-1] < captured[0]
+    torch.testing.assert_close(captured, plain, rtol=0.05, atol=0.05)  # other noise
+    assert len(set(captured.tolist())) == len(captured)  # and fresh at each replay
+
+
+@needs_cuda
+def test_a_model_that_waits_for_the_device_falls_back_with_one_line(capsys):
+    class Waits(torch.nn.Linear):
+        def loss(self, x):
+            noise = torch.rand(len(x), 1, device=x.device)  # drawn before and after the recording that fails
+            return (self(x.float()) * self.weight.sum().item() + noise).square().mean()
+
+    history = training.fit(Waits(16, 1).cuda(), images(), epochs=2, batch_size=50)
+    assert math.isfinite(history[-1]["loss"])
+    assert capsys.readouterr().err.count("cannot be recorded as a CUDA graph") == 1

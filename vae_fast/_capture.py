@@ -1,0 +1,193 @@
+"""The training step as one piece: recorded as a CUDA graph and replayed, or on the CPU with its products by the fastest library at hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from vae_fast import _backend
+
+Step = Callable[[Tensor], None]
+#: Steps taken before one is recorded: optimizers make their state in the first, libraries their workspaces.
+WARM_UP = 3
+
+
+class _Products(TorchFunctionMode):
+    """``torch.nn.functional.linear`` by ``csrc/ops/linear.cpp``: whatever model, float32 on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and _backend.C is not None and _backend.kernels_apply() and not torch.compiler.is_compiling():
+            return _backend.C.linear(*_arguments(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    return input, weight, bias
+
+
+def products(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Linear layers through oneDNN where torch would take its BLAS: up to twice as fast on a CPU that is not Intel's; float32 either way.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> with products(torch.device("cpu")):
+        ...     layer(torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+    """
+    return _Products() if device.type == "cpu" and _backend.C is not None else contextlib.nullcontext()
+
+
+class Graph:
+    """A recorder of CUDA graphs; tests put another in its place."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Nothing is recorded yet."""
+        self.device = device
+        self._graph: Any = None
+        self._side = torch.cuda.Stream(device)
+
+    def beside(self, work: Callable[[], None]) -> None:
+        """Run ``work`` on another stream, as recording does: autograd then has no business left on this one."""
+        self._side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._side):
+            work()
+        torch.cuda.current_stream(self.device).wait_stream(self._side)
+
+    def record(self, work: Callable[[], None]) -> None:
+        """Record ``work``, which is not carried out."""
+        stream = torch.cuda.current_stream(self.device)
+        generator = torch.cuda.default_generators[stream.device_index]
+        before = generator.clone_state()
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self._graph):
+                work()
+        except BaseException:
+            # A recording that breaks off leaves its stream current and torch's generator refusing to draw outside it.
+            torch.cuda.set_stream(stream)
+            generator.graphsafe_set_state(before)
+            self._graph = None
+            raise
+
+    def replay(self) -> None:
+        """Carry out what was recorded: on the tensors' present values, with fresh noise."""
+        self._graph.replay()
+
+
+class CapturedStep:
+    """A training step that is recorded once and then replayed: the processor enqueues one graph, not hundreds of kernels.
+
+    The first :data:`WARM_UP` batches, and every batch of another size, run as they are. What the step reads has to stay where it is:
+    weights, data, and the learning rates, which become tensors on the device, so that a scheduler's changes reach the graph (torch's
+    schedulers fill such a tensor). Other settings of the optimizer that change are noticed and the step is recorded anew.
+
+    Args:
+        step: takes the row numbers of a batch, ``(batch,)`` int64 on the device, and trains on them; waits for nothing.
+        optimizer: what the step steps.
+        recorder: of graphs.
+        tell: told in one line why a step cannot be recorded; it then runs as it is.
+
+    Example:
+        >>> class Again:  # a recorder that does the work again
+        ...     def beside(self, work): work()
+        ...     def record(self, work): self.replay = work
+        >>> weight = torch.nn.Parameter(torch.ones(()))
+        >>> adam = torch.optim.Adam([weight], fused=True)
+        >>> step = CapturedStep(lambda rows: None, adam, Again(), print)
+        >>> for _ in range(5):
+        ...     step(torch.zeros(3, dtype=torch.int64))
+        >>> step.replays
+        2
+    """
+
+    def __init__(self, step: Step, optimizer: Optimizer, recorder: Any, tell: Callable[[str], None]) -> None:
+        """See the class."""
+        self.step, self.optimizer, self.recorder, self.tell = step, optimizer, recorder, tell
+        self.replays = 0
+        self._rows: Tensor | None = None
+        self._warm, self._failed = 0, False
+        self._settings: list[dict[str, Any]] = []
+
+    def __call__(self, rows: Tensor) -> None:
+        """Train on a batch."""
+        if self._failed or (self._rows is not None and rows.shape != self._rows.shape):
+            self.step(rows)
+        elif self._warm < WARM_UP:
+            self._warm += 1
+            self.recorder.beside(lambda: self.step(rows))
+        else:
+            self._replay(rows)
+
+    def _replay(self, rows: Tensor) -> None:
+        if self._rows is None or self._settings != _settings(self.optimizer):
+            self._rows = rows.clone()
+            try:
+                make_capturable(self.optimizer)
+                self.recorder.record(lambda: self.step(self._rows))
+            except Exception as error:  # whatever a model does that cannot be recorded
+                self._failed = True
+                reason = (str(error).strip().splitlines() or [""])[0]
+                self.tell(f"the training step cannot be recorded as a CUDA graph and runs as it is: {type(error).__name__}: {reason}")
+                self.step(rows)
+                return
+            self._settings = _settings(self.optimizer)
+        self._rows.copy_(rows)
+        self.recorder.replay()
+        self.replays += 1
+
+
+def make_capturable(optimizer: Optimizer) -> None:
+    """Keep what changes from step to step on the device: step counts and learning rates.
+
+    Raises:
+        TypeError: if the optimizer cannot.
+
+    Example:
+        >>> adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+        >>> make_capturable(adam)
+        >>> adam.param_groups[0]["lr"], adam.param_groups[0]["capturable"]
+        (tensor(0.5000), True)
+    """
+    for group in optimizer.param_groups:
+        if "capturable" not in group and optimizer.state:
+            raise TypeError(f"{type(optimizer).__name__} keeps its steps on the host (it has no setting 'capturable')")
+        device = group["params"][0].device
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+            # The optimizer would warn of batches of another size, which run as they are.
+            optimizer.__dict__["_warned_capturable_if_run_uncaptured"] = True
+        for p in group["params"]:
+            step = optimizer.state[p].get("step") if p in optimizer.state else None
+            if isinstance(step, Tensor) and step.device != device:
+                optimizer.state[p]["step"] = step.to(device)
+
+
+def make_plain(optimizer: Optimizer) -> None:
+    """Learning rates as numbers again, as a checkpoint of a captured run may leave tensors that belong to another device.
+
+    Example:
+        >>> adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+        >>> make_capturable(adam)
+        >>> make_plain(adam)
+        >>> adam.param_groups[0]["lr"], adam.param_groups[0]["capturable"]
+        (0.5, False)
+    """
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = round(float(group["lr"]), 12)
+            if "capturable" in group:
+                group["capturable"] = False
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What a recorded step has built in."""
+    return [{k: v for k, v in group.items() if k != "params" and not isinstance(v, Tensor)} for group in optimizer.param_groups]
