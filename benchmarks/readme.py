@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import sys
@@ -13,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from vae_fast.bench import machine, report  # noqa: E402  of this checkout
 
-SHOWN = ("kernels", "mixtures", "memory", "training")
+SHOWN = ("kernels", "mixtures", "linear", "memory", "training")
 STALE = " **Stale: the kernels have changed since this commit.**"
 
 
@@ -27,7 +28,22 @@ def tables() -> str:
                 facts = result["machine"]
                 stale = STALE if report.is_stale(facts) else ""
                 parts += [report.markdown(report.table(suite, result["rows"])), report.footer(facts, result["rows"]) + stale]
+        parts += processes(folder / "distributed.json")
     return "\n\n".join(parts)
+
+
+def processes(path: Path) -> list[str]:
+    """The table of benchmarks/distributed.py, if it was run there."""
+    if not path.exists():
+        return []
+    spec = importlib.util.spec_from_file_location("distributed_benchmark", ROOT / "benchmarks" / "distributed.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = json.loads(path.read_text())
+    facts = result["machine"]
+    what = f"MLPVAE 784-500-500-20, batch {result['batch_size']:,}, the same threads in all. "
+    stale = STALE if machine.stale(facts["commit"], facts["device"], "vae_fast/training.py", "vae_fast/distributed.py") else ""
+    return [module.table(result["rows"]), what + report.footer(facts, []) + stale]
 
 
 def mnist() -> str:

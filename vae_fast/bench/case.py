@@ -33,6 +33,7 @@ class Case:
         threads: CPU threads; None is the run's.
         needs: bytes that a contender is known to allocate, for those that may not fit.
         memory_target: the most bytes that ours may allocate, or None.
+        memory_share: the same as a share of what the eager contender allocates, or None.
         differentiable: False for work without a backward pass.
     """
 
@@ -47,6 +48,7 @@ class Case:
     threads: int | None = None
     needs: Mapping[str, int] = field(default_factory=dict)
     memory_target: int | None = None
+    memory_share: float | None = None
     differentiable: bool = True
 
     @property

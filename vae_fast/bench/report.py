@@ -14,11 +14,13 @@ from vae_fast.bench import machine
 
 Row = dict[str, Any]
 Table = list[list[str]]  # the first row is the head
-NAMES = {"compile": "torch.compile", "distributions": "torch.distributions", "keops": "KeOps"}
+NAMES = {"reduction none": 'ours, reduction="none"', "elbo_loss": "elbo_loss over logits", "donate_recon": "the same, donate_recon=True"}
+NAMES |= {"compile": "torch.compile", "distributions": "torch.distributions", "keops": "KeOps"}
 FORMULA = {"eager": "formula, eager", "compile": "formula, compiled"}
 TITLES = {
     "kernels": "forward + backward",
     "mixtures": "forward + backward",
+    "linear": "forward + backward",
     "sweeps": "forward + backward",
     "training": "training",
     "memory": "peak memory, forward + backward",
@@ -122,7 +124,7 @@ def _time_cells(group: dict[str, Row], peers: Sequence[str], limits: bool, memor
         has = ours is not None and ours["limit_seconds"]
         cells.append(f"{seconds(ours['limit_seconds'])} ({ours['limit']}), {ours['reached']:.0%}" if ours is not None and has else "–")
     if memory:
-        cells.append(" / ".join(size(group[n]["peak_bytes"]) if n in group else "–" for n in ("ours", *peers)))
+        cells.append(" / ".join(_memory_cells(group, peers)))
     return cells
 
 

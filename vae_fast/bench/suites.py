@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +12,13 @@ from typing import Any
 
 import torch
 
-from vae_fast.bench import cases_head, cases_mixture, cases_overhead, machine, measure
+from vae_fast.bench import cases_head, cases_linear, cases_mixture, cases_overhead, machine, measure
 from vae_fast.bench.case import DIRECTIONS, Bench, Case, Function, Work
 from vae_fast.bench.limits import Limits, Probe
 
 Row = dict[str, Any]
-SUITES = ("kernels", "mixtures", "memory", "overhead", "training", "sweeps")
-DEFAULT = ("kernels", "mixtures", "memory", "overhead", "training")
+SUITES = ("kernels", "mixtures", "linear", "memory", "overhead", "training", "sweeps")
+DEFAULT = ("kernels", "mixtures", "linear", "memory", "overhead", "training")
 DTYPES = ("float32", "float64", "bfloat16", "float16", "uint8")
 PEER_MEMORY = 12 << 30  # bytes: a peer that would allocate more is skipped
 
@@ -77,6 +78,8 @@ def cases(suite: str, options: Options) -> list[Case]:
     device, quick = "cpu" if options.device == "cpu" else "cuda", options.quick
     if suite == "overhead":
         return cases_overhead.overhead()
+    if suite == "linear":
+        return cases_linear.linear(quick)
     if (options.shapes or options.dtype) and suite != "sweeps":
         heads = options.shapes or [(1024, 784, 20) if quick else (8192, 784, 20)]
         points = options.shapes or [(10_000, 10, 2) if quick else (100_000, 64, 16)]
@@ -159,11 +162,11 @@ def measure_case(suite: str, case: Case, options: Options, probe: Probe | None) 
             how: dict[str, Any] = {"seconds": options.measuring_time, "rounds": options.rounds, "deadline": options.deadline}
             times = measure.in_turns(works, options.device, probe=probe, **how)
             limits = probe.limits()
-        rows = []
-        for name, work in works.items():
-            peak = measure.peak_memory(work, options.device) if name != "scikit-learn" else None
-            rows += _rows(suite, case, name, times.get(name), peak, limits, options)
-        return rows
+        peaks = {name: measure.peak_memory(work, options.device) if name != "scikit-learn" else None for name, work in works.items()}
+        usual = peaks.get("eager")
+        if case.memory_share is not None and usual is not None:
+            case = dataclasses.replace(case, memory_target=int(case.memory_share * usual))
+        return [row for name in works for row in _rows(suite, case, name, times.get(name), peaks[name], limits, options)]
 
 
 def _fitting(case: Case, options: Options) -> list[str]:

@@ -1,0 +1,72 @@
+"""A decoder's last layer and the loss, for batches whose logits are large: how much memory and how much time."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import vae_fast
+from vae_fast.bench.case import Case, Inputs, compiled, leaf, plain
+from vae_fast.bench.cases_head import plain_bernoulli
+
+LARGE = 65_536  # from which something is promised
+QUARTER, TIME = 0.25, 1.0 / 1.15  # of the plain form's memory at most, and its time over ours at least
+
+
+def _plain(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return plain_bernoulli(x, F.linear(h, weight, bias)).mean()
+
+
+def _chunked(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return vae_fast.linear_bernoulli_log_prob(x, h, weight, bias, reduction="mean")
+
+
+def _chunked_rows(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return vae_fast.linear_bernoulli_log_prob(x, h, weight, bias).mean()
+
+
+def _whole(donate: bool, x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    none = h.new_zeros((len(h), 1))  # a posterior that costs nothing
+    return vae_fast.elbo_loss(x, F.linear(h, weight, bias), none, none, donate_recon=donate)
+
+
+def head(batch: int, features: int = 500, data: int = 784) -> Case:
+    """``mean(log p(x | linear(h)))``; ours in chunks, beside our loss over whole logits, with and without their memory donated.
+
+    Example:
+        >>> head(100).label
+        'linear_bernoulli_log_prob, mean, B=100 H=500 D=784'
+    """
+
+    def inputs(device: str, g: torch.Generator) -> Inputs:
+        x = torch.rand(batch, data, device=device, generator=g)
+        h, weight, bias = (torch.randn(s, device=device, generator=g) for s in ((batch, features), (data, features), (data,)))
+        return x, leaf(h.relu()), leaf(weight * features**-0.5), leaf(bias)
+
+    big, hidden, weights = batch * data, batch * features, data * features + data
+    read = 4 * (big + hidden + weights)
+    product = 2 * batch * features * data
+    return Case(
+        "linear_bernoulli_log_prob, mean",
+        {"B": batch, "H": features, "D": data},
+        inputs,
+        {
+            "ours": plain(_chunked),
+            "reduction none": plain(_chunked_rows),
+            "elbo_loss": plain(lambda *t: _whole(False, *t)),
+            "donate_recon": plain(lambda *t: _whole(True, *t)),
+            "eager": plain(_plain),
+            "compile": compiled(_plain),
+        },
+        {"forward": read, "both": read + 4 * (hidden + weights)},
+        {"forward": product + 8 * big, "both": 3 * product + 12 * big},
+        {"eager": TIME} if batch >= LARGE else {},
+        needs={"eager": 6 * big * 4, "compile": 4 * big * 4, "elbo_loss": 3 * big * 4, "donate_recon": 2 * big * 4, "ours": hidden * 4},
+        memory_share=QUARTER if batch >= LARGE else None,
+    )
+
+
+def linear(quick: bool) -> list[Case]:
+    """A batch whose logits are small, and one whose are large."""
+    return [head(512)] if quick else [head(1024), head(65_536)]
