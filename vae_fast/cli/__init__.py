@@ -10,7 +10,7 @@ import torch
 
 from vae_fast import __version__, distributed, training
 from vae_fast._errors import VaeFastError
-from vae_fast.cli import bench, mog, train
+from vae_fast.cli import bench, explore, mog, train
 from vae_fast.cli._common import Parser
 from vae_fast.cli.train import DEFAULTS
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vae_fast {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     train.add_command(commands)
+    explore.add_command(commands)
     mog.add_command(commands)
     bench.add_command(commands)
     return parser

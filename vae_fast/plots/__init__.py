@@ -1,6 +1,7 @@
 """Pictures of training runs and of fitted models, with matplotlib (an extra)."""
 
 from vae_fast.plots._figure import require
+from vae_fast.plots.explorer import Explorer, LatentPlane, explorer_page, explorer_picture, latent_plane
 from vae_fast.plots.mixture import (
     bounds_of,
     covariance_matrices,
@@ -15,6 +16,8 @@ from vae_fast.plots.mixture import (
 from vae_fast.plots.training import image_grid, latent_scatter, loss_curve, principal_components
 
 __all__ = [
+    "Explorer",
+    "LatentPlane",
     "bounds_of",
     "covariance_matrices",
     "density_1d",
@@ -23,7 +26,10 @@ __all__ = [
     "draw_density_1d",
     "draw_ellipses",
     "draw_points",
+    "explorer_page",
+    "explorer_picture",
     "image_grid",
+    "latent_plane",
     "latent_scatter",
     "log_likelihood_curve",
     "loss_curve",
