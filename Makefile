@@ -33,7 +33,6 @@ demo: build  ## train a VAE on real data (DATASET=digits|mnist|frey), print the 
 	$(BIN)/vae-fast train --dataset $(DATASET) --latent 10 --epochs 300 --out $(OUT) --overwrite
 
 experiments: build  ## every example with --quick, into runs/experiments, and a table of their numbers
-	$(BIN)/python -c 'import pyro' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'pyro-ppl>=1.9'
 	$(BIN)/python examples/all.py --quick --out runs/experiments
 
 test: build  ## every Python test, and every example in the README and the docstrings
