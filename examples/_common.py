@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +34,36 @@ EXAMPLES = (
     "infinite_mixture",
     "evidence",
     "bayesian_networks",
+    "batch_size",
+    "thesis_training",
+    "thesis_classifier",
+    "thesis_latent",
 )
 PICTURES = Path(__file__).parent / "pictures"
+#: What gets a data set that is not there; {folder} is where data are looked for.
+FETCH = {
+    "mnist": "python -c 'from vae_fast.data import load_mnist; load_mnist()'",
+    "frey": "curl --create-dirs -o {folder}/frey/frey_rawface.mat https://cs.nyu.edu/~roweis/data/frey_rawface.mat",
+}
 
 
-def options(doc: str | None, dataset: str | None = None) -> argparse.Namespace:
+def options(
+    doc: str | None, dataset: str | None = None, add: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
     """Parse ``--quick``, ``--out``, ``--seed`` and, with a data set's name, ``--dataset``; the output folder is made, the seed set.
 
-    With ``--quick`` the data set is ``digits``, which comes with scikit-learn: nothing is looked for or downloaded.
+    With ``--quick`` the data set is ``digits``, which comes with scikit-learn: nothing is looked for. ``add`` adds options of an
+    example's own.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small setting: seconds, and worse results")
+    size_options(parser, "a small setting: seconds, and worse results")
     parser.add_argument("--out", type=Path, default=PICTURES, metavar="DIR", help="where to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
     if dataset is not None:
         text = f"default: {dataset}, with --quick digits; looked for in $VAE_FAST_DATA"
         parser.add_argument("--dataset", choices=("digits", "mnist", "frey"), help=text)
+    if add is not None:
+        add(parser)
     args = parser.parse_args()
     if dataset is not None and args.dataset is None:
         args.dataset = "digits" if args.quick else dataset
@@ -58,12 +72,20 @@ def options(doc: str | None, dataset: str | None = None) -> argparse.Namespace:
     return args
 
 
+def size_options(parser: argparse.ArgumentParser, quick: str) -> None:
+    """``--quick`` and its opposite."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help=quick)
+    size.add_argument("--full", action="store_true", help="the setting of the page (default)")
+
+
 def load(name: str) -> data.Dataset:
-    """A data set, or one line that says why not."""
+    """A data set; or why not, and the command that gets it: nothing is downloaded unasked."""
     try:
-        return data.load(name)
+        return data.load_mnist(download=False) if name == "mnist" else data.load(name)
     except VaeFastError as error:
-        sys.exit(f"error: {error}")
+        fetch = FETCH[name].format(folder=data.default_data_dir()) if name in FETCH else ""
+        sys.exit(f"error: {error}" + (f"\nget it with: {fetch}" if fetch else ""))
 
 
 def unit(x: Tensor) -> Tensor:

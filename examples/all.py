@@ -1,6 +1,6 @@
 """Run every example and print a table of the numbers in their JSON files.
 
-python examples/all.py [--quick] [--out DIR]
+python examples/all.py [--quick | --full] [--out DIR]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from _common import EXAMPLES
+from _common import EXAMPLES, size_options
 
 
 def numbers(value: object, name: str = "") -> Iterator[tuple[str, str]]:
@@ -23,7 +23,7 @@ def numbers(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for i, part in enumerate(value):
             labels = (
-                [str(part[k]) for k in ("dim", "model", "components", "method", "damage", "q") if k in part]
+                [str(part[k]) for k in ("name", "dim", "model", "components", "method", "damage", "q") if k in part]
                 if isinstance(part, dict)
                 else []
             )
@@ -35,7 +35,7 @@ def numbers(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 def main() -> int:
     """Run them one after another; the exit code says whether all succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="give --quick to each")
+    size_options(parser, "give --quick to each")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: a temporary folder)")
     args = parser.parse_args()
     out = args.out or Path(tempfile.mkdtemp(prefix="vae_fast_examples_"))

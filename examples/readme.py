@@ -20,7 +20,8 @@ HEAD = """\
 Written by `python examples/readme.py` from the results in `pictures/`: no figure here is typed by hand. Each script takes `--help`,
 `--quick` (seconds), `--out` and `--seed`; its JSON file in `pictures/` says with which seed, command and commit it was made. The examples
 with images look for MNIST and Frey Faces in `$VAE_FAST_DATA`, and with `--quick` use the digits that come with scikit-learn. They ran on
-two CPU cores, in minutes: smaller networks, less data and fewer epochs than the best results need. `make experiments` runs them all with
+two CPU cores, in minutes: smaller networks, less data and fewer epochs than the best results need. Those of the thesis have its own
+setting and take hours; they go on where they were stopped, and keep their models in `runs/thesis`. `make experiments` runs them all with
 `--quick` and prints their numbers. Log-likelihoods are means in nats per point.
 """
 
