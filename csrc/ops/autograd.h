@@ -70,6 +70,11 @@ State& carried(torch::autograd::AutogradContext* ctx) {
   return static_cast<Carried<State>*>(ctx->saved_data["state"].toCapsule().get())->state;
 }
 
+/// True if a backward pass may skip the dispatcher: also, its own derivative is not wanted.
+inline bool plain_backward(TensorList saved, const Tensor& grad) {
+  return !at::GradMode::is_enabled() && is_plain(saved) && is_plain(grad);
+}
+
 /// `some` holds the gradients that `mask` marks; spreads them over `slots` results, the rest undefined.
 inline torch::autograd::variable_list spread(const Tensors& some, const Mask& mask, size_t slots) {
   torch::autograd::variable_list all(slots);
@@ -78,6 +83,31 @@ inline torch::autograd::variable_list spread(const Tensors& some, const Mask& ma
   }
   return all;
 }
+
+/// An op with one result as an autograd function. Op has a State, with the Mask `mask` of the inputs whose gradients are wanted, and
+///   static Tensor forward(bool plain, TensorList inputs, const State&);
+///   static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State&);   // of the marked inputs
+/// where `saved` are the inputs and, if kSavesResult, the result.
+template <class Op>
+struct OpFunction : torch::autograd::Function<OpFunction<Op>> {
+  using State = typename Op::State;
+
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const State& s) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    Tensor out = Op::forward(is_plain(inputs), inputs, s);
+    Tensors saved = inputs.vec();
+    if (Op::kSavesResult) saved.push_back(out);
+    ctx->save_for_backward(std::move(saved));
+    carry(ctx, s);
+    return out;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
+    const State& s = carried<State>(ctx);
+    const auto saved = ctx->get_saved_variables();
+    return spread(Op::backward(plain_backward(saved, grads[0]), grads[0], saved, s), s.mask, s.mask.size() + 1);
+  }
+};
 
 /// The gradients that the forward pass wrote, times the upstream one; nothing if the gradient's own derivative is wanted, or an earlier
 /// pass over a retained graph took them: then the backward pass starts from the inputs. In place, unless it is being traced and the

@@ -111,25 +111,17 @@ std::tuple<Tensor, Tensors> loss_with_grad(TensorList x, TensorList z, string_vi
   return {loss, h.input_gradients(x, z, mask)};
 }
 
-/// The gradients of the per-sample values, given their upstream gradient.
-torch::autograd::variable_list per_sample_backward(const ElboState& s, const Tensors& saved, const Tensor& grad) {
-  const TensorList inputs(saved), x = inputs.slice(0, s.likelihood_inputs), z = inputs.slice(s.likelihood_inputs);
-  const bool plain = !at::GradMode::is_enabled() && is_plain(inputs) && is_plain(grad);
-  const Tensors some =
-      VF_CALL(plain, elbo_backward, grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim, s.mask);
-  return spread(some, s.mask, inputs.size() + 1);
-}
+struct ElboOp {
+  using State = ElboState;
+  static constexpr bool kSavesResult = false;
 
-struct ElboFunction : torch::autograd::Function<ElboFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const ElboState& s) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward(inputs.vec());
-    carry(ctx, s);
+  static Tensor forward(bool plain, TensorList inputs, const State& s) {
     const auto x = inputs.slice(0, s.likelihood_inputs), z = inputs.slice(s.likelihood_inputs);
-    return VF_CALL(is_plain(inputs), elbo, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim);
+    return VF_CALL(plain, elbo, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
-    return per_sample_backward(carried<ElboState>(ctx), ctx->get_saved_variables(), upstream[0]);
+  static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State& s) {
+    const auto x = saved.slice(0, s.likelihood_inputs), z = saved.slice(s.likelihood_inputs);
+    return VF_CALL(plain, elbo_backward, grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim, s.mask);
   }
 };
 
@@ -159,7 +151,8 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
       TORCH_CHECK(!s.donate,
                   "elbo_loss with donate_recon=True: recon holds its gradient now, so there is neither a second backward pass "
                   "over a retained graph nor a derivative of the gradient; call it with donate_recon=False for those");
-      return per_sample_backward(s, saved, per_sample_grad(s, saved, upstream[0]));
+      const Tensor grad = per_sample_grad(s, saved, upstream[0]);
+      return spread(ElboOp::backward(plain_backward(saved, grad), grad, saved, s), s.mask, saved.size() + 1);
     }
     return spread(*grads, s.mask, saved.size() + 1);
   }
@@ -239,8 +232,8 @@ Tensor elbo_loss_kernel(TensorList x, TensorList z, string_view likelihood, stri
 Tensor elbo_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
                      int64_t event_dim, int64_t latent_dim) {
   const Tensors inputs = concatenate(x, z);
-  return ElboFunction::apply(TensorList(inputs),
-                             state_of(inputs, x.size(), likelihood, kl, eps, floor, beta, event_dim, latent_dim, false, false));
+  return OpFunction<ElboOp>::apply(TensorList(inputs),
+                                   state_of(inputs, x.size(), likelihood, kl, eps, floor, beta, event_dim, latent_dim, false, false));
 }
 
 Tensor elbo_loss_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,

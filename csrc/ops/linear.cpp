@@ -30,7 +30,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const auto saved = ctx->get_saved_variables();
     const Tensor g = as_matrix(upstream[0]), x = as_matrix(saved[0]);
     // The gradient's own derivative, if it is wanted, is torch's.
-    const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && is_plain(upstream);
+    const bool plain = plain_backward(saved, upstream[0]);
     const auto product = [&](const Tensor& a, const Tensor& b) { return plain ? linear_product(a, b, std::nullopt) : at::mm(a, b.t()); };
     Tensors some;
     if (s.mask[0]) some.push_back(product(g, saved[1].t()).view_as(saved[0]));

@@ -148,21 +148,15 @@ struct LinearBernoulliState {
 
 OptionalTensor bias_of(TensorList inputs) { return inputs.size() > 3 ? OptionalTensor(inputs[3]) : std::nullopt; }
 
-torch::autograd::variable_list per_row_backward(const LinearBernoulliState& s, const Tensors& saved, const Tensor& grad) {
-  const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && is_plain(grad);
-  const Tensors some = VF_CALL(plain, linear_bernoulli_backward, grad, saved[0], saved[1], saved[2], bias_of(saved), s.term, s.eps, s.mask);
-  return spread(some, s.mask, saved.size() + 1);
-}
+struct LinearBernoulliOp {
+  using State = LinearBernoulliState;
+  static constexpr bool kSavesResult = false;
 
-struct LinearBernoulliFunction : torch::autograd::Function<LinearBernoulliFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LinearBernoulliState& s) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward(inputs.vec());
-    carry(ctx, s);
-    return VF_CALL(is_plain(inputs), linear_bernoulli, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term, s.eps);
+  static Tensor forward(bool plain, TensorList t, const State& s) {
+    return VF_CALL(plain, linear_bernoulli, t[0], t[1], t[2], bias_of(t), s.term, s.eps);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
-    return per_row_backward(carried<LinearBernoulliState>(ctx), ctx->get_saved_variables(), upstream[0]);
+  static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
+    return VF_CALL(plain, linear_bernoulli_backward, grad, t[0], t[1], t[2], bias_of(t), s.term, s.eps, s.mask);
   }
 };
 
@@ -184,7 +178,8 @@ struct LinearBernoulliSumFunction : torch::autograd::Function<LinearBernoulliSum
     if (!grads) {
       const auto batch = at::infer_size_dimvector(batch_of(saved[0].sizes(), 1), batch_of(saved[1].sizes(), 1));
       const double rows = static_cast<double>(c10::multiply_integers(batch));
-      return per_row_backward(s, saved, (upstream[0] * (s.mean ? 1.0 / rows : 1.0)).expand(batch));
+      const Tensor grad = (upstream[0] * (s.mean ? 1.0 / rows : 1.0)).expand(batch);
+      return spread(LinearBernoulliOp::backward(plain_backward(saved, grad), grad, saved, s), s.mask, saved.size() + 1);
     }
     return spread(*grads, s.mask, saved.size() + 1);
   }
@@ -241,7 +236,7 @@ Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tenso
 Tensor linear_bernoulli_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
                                  double eps) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
-  return LinearBernoulliFunction::apply(TensorList(inputs), state_of(term, eps, false, inputs));
+  return OpFunction<LinearBernoulliOp>::apply(TensorList(inputs), state_of(term, eps, false, inputs));
 }
 
 Tensor linear_bernoulli_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,

@@ -55,30 +55,20 @@ struct Problem {
   }
 };
 
-struct LogSumExpState {
-  int64_t dim;
-  Mask mask;
-  bool weighted;
-};
+struct LogSumExpOp {
+  struct State {
+    int64_t dim;
+    bool weighted;
+    Mask mask;
+    OptionalTensor weights(TensorList inputs) const { return weighted ? OptionalTensor(inputs[1]) : std::nullopt; }
+  };
+  static constexpr bool kSavesResult = true;
 
-struct LogSumExpFunction : torch::autograd::Function<LogSumExpFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LogSumExpState& s) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const OptionalTensor weights = s.weighted ? OptionalTensor(inputs[1]) : std::nullopt;
-    Tensor out = VF_CALL(is_plain(inputs), logsumexp, inputs[0], weights, s.dim);
-    auto saved = inputs.vec();
-    saved.push_back(out);
-    ctx->save_for_backward(saved);
-    carry(ctx, s);
-    return out;
+  static Tensor forward(bool plain, TensorList inputs, const State& s) {
+    return VF_CALL(plain, logsumexp, inputs[0], s.weights(inputs), s.dim);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
-    const LogSumExpState& s = carried<LogSumExpState>(ctx);
-    const auto saved = ctx->get_saved_variables();
-    const OptionalTensor weights = s.weighted ? OptionalTensor(saved[1]) : std::nullopt;
-    const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && is_plain(grads[0]);
-    const Tensors some = VF_CALL(plain, logsumexp_backward, grads[0], saved[0], weights, saved.back(), s.dim, s.mask);
-    return spread(some, s.mask, saved.size());
+  static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State& s) {
+    return VF_CALL(plain, logsumexp_backward, grad, saved[0], s.weights(saved), saved.back(), s.dim, s.mask);
   }
 };
 
@@ -123,7 +113,7 @@ Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const Opt
 
 Tensor logsumexp_autograd(const Tensor& a, const OptionalTensor& weights, int64_t dim) {
   const Tensors inputs = inputs_of(a, weights);
-  return LogSumExpFunction::apply(TensorList(inputs), LogSumExpState{dim, requires_grad_mask(inputs), weights.has_value()});
+  return OpFunction<LogSumExpOp>::apply(TensorList(inputs), LogSumExpOp::State{dim, weights.has_value(), requires_grad_mask(inputs)});
 }
 
 Tensor logsumexp(const Tensor& a, const OptionalTensor& weights, int64_t dim) {

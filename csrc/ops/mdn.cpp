@@ -56,27 +56,16 @@ struct Problem {
   }
 };
 
-struct MdnState {
-  double floor;
-  Mask mask;
-};
+struct MdnOp {
+  struct State {
+    double floor;
+    Mask mask;
+  };
+  static constexpr bool kSavesResult = true;
 
-struct MdnFunction : torch::autograd::Function<MdnFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const MdnState& s) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    Tensor out = VF_CALL(is_plain(inputs), mdn, inputs[0], inputs[1], inputs[2], inputs[3], s.floor);
-    auto saved = inputs.vec();
-    saved.push_back(out);
-    ctx->save_for_backward(saved);
-    carry(ctx, s);
-    return out;
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
-    const MdnState& s = carried<MdnState>(ctx);
-    const auto t = ctx->get_saved_variables();
-    const bool plain = !at::GradMode::is_enabled() && is_plain(t) && is_plain(grads[0]);
-    const Tensors some = VF_CALL(plain, mdn_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.floor, s.mask);
-    return spread(some, s.mask, 5);
+  static Tensor forward(bool plain, TensorList t, const State& s) { return VF_CALL(plain, mdn, t[0], t[1], t[2], t[3], s.floor); }
+  static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
+    return VF_CALL(plain, mdn_backward, grad, t[0], t[1], t[2], t[3], t[4], s.floor, s.mask);
   }
 };
 
@@ -116,7 +105,7 @@ Tensors mdn_backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& w
 
 Tensor mdn_autograd(const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale, double floor) {
   const Tensors inputs{y, weight_logits, means, log_scale};
-  return MdnFunction::apply(TensorList(inputs), MdnState{floor, requires_grad_mask(inputs)});
+  return OpFunction<MdnOp>::apply(TensorList(inputs), MdnOp::State{floor, requires_grad_mask(inputs)});
 }
 
 Tensor mdn(const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale, double floor) {

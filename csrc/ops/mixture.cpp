@@ -202,29 +202,21 @@ struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
     if (!grads[0].defined()) return torch::autograd::variable_list(5);
     const MixtureState& s = carried<MixtureState>(ctx);
     const auto t = ctx->get_saved_variables();
-    const bool plain = !at::GradMode::is_enabled() && is_plain(t) && is_plain(grads[0]);
-    const Tensors some = VF_CALL(plain, mixture_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
+    const Tensors some =
+        VF_CALL(plain_backward(t, grads[0]), mixture_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
     return spread(some, s.mask, 5);
   }
 };
 
-struct ResponsibilitiesFunction : torch::autograd::Function<ResponsibilitiesFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const MixtureState& s) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    Tensor out = VF_CALL(is_plain(inputs), mixture_responsibilities, inputs[0], inputs[1], inputs[2], inputs[3], s.covariance, s.precision);
-    auto saved = inputs.vec();
-    saved.push_back(out);
-    ctx->save_for_backward(saved);
-    carry(ctx, s);
-    return out;
+struct ResponsibilitiesOp {
+  using State = MixtureState;
+  static constexpr bool kSavesResult = true;
+
+  static Tensor forward(bool plain, TensorList t, const State& s) {
+    return VF_CALL(plain, mixture_responsibilities, t[0], t[1], t[2], t[3], s.covariance, s.precision);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
-    const MixtureState& s = carried<MixtureState>(ctx);
-    const auto t = ctx->get_saved_variables();
-    const bool plain = !at::GradMode::is_enabled() && is_plain(t) && is_plain(grads[0]);
-    const Tensors some =
-        VF_CALL(plain, mixture_responsibilities_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
-    return spread(some, s.mask, 5);
+  static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
+    return VF_CALL(plain, mixture_responsibilities_backward, grad, t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
   }
 };
 
@@ -302,8 +294,8 @@ Tensors mixture_responsibilities_backward_kernel(const Tensor& grad, const Tenso
 Tensor mixture_responsibilities_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
                                          string_view covariance, string_view precision) {
   const Tensors inputs{x, weight_logits, means, scale};
-  return ResponsibilitiesFunction::apply(TensorList(inputs),
-                                         MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs)});
+  return OpFunction<ResponsibilitiesOp>::apply(TensorList(inputs),
+                                               MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs)});
 }
 
 Tensor mixture_responsibilities(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,

@@ -12,26 +12,20 @@ namespace {
 /// The input whose memory layout the others follow: the reconstruction of a likelihood, the mean of a KL.
 const Tensor& primary(TensorList inputs, int32_t term) { return inputs[is_kl(term) ? 0 : 1]; }
 
-struct TermState {
-  std::string term;
-  double eps, floor;
-  int64_t event_dim;
-  Mask mask;
-};
+struct TermOp {
+  struct State {
+    std::string term;
+    double eps, floor;
+    int64_t event_dim;
+    Mask mask;
+  };
+  static constexpr bool kSavesResult = false;
 
-struct TermFunction : torch::autograd::Function<TermFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const TermState& state) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward(inputs.vec());
-    carry(ctx, state);
-    return VF_CALL(is_plain(inputs), term, inputs, state.term, state.eps, state.floor, state.event_dim);
+  static Tensor forward(bool plain, TensorList inputs, const State& s) {
+    return VF_CALL(plain, term, inputs, s.term, s.eps, s.floor, s.event_dim);
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
-    const TermState& s = carried<TermState>(ctx);
-    const auto inputs = ctx->get_saved_variables();
-    const bool plain = !at::GradMode::is_enabled() && is_plain(inputs) && is_plain(grads);
-    const Tensors some = VF_CALL(plain, term_backward, grads[0], inputs, s.term, s.eps, s.floor, s.event_dim, s.mask);
-    return spread(some, s.mask, inputs.size() + 1);
+  static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State& s) {
+    return VF_CALL(plain, term_backward, grad, saved, s.term, s.eps, s.floor, s.event_dim, s.mask);
   }
 };
 
@@ -77,7 +71,7 @@ Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view 
 }
 
 Tensor term_autograd(TensorList inputs, string_view name, double eps, double floor, int64_t event_dim) {
-  return TermFunction::apply(inputs, TermState{std::string(name), eps, floor, event_dim, requires_grad_mask(inputs)});
+  return OpFunction<TermOp>::apply(inputs, TermOp::State{std::string(name), eps, floor, event_dim, requires_grad_mask(inputs)});
 }
 
 Tensor term(const Tensors& inputs, const std::string& name, double eps, double floor, int64_t event_dim) {
