@@ -123,11 +123,11 @@ def draw_films(args: argparse.Namespace, models: list[Trained]) -> None:
 
 
 class Timed(Trainer):
-    """:class:`vae_fast.bench.training.Trainer` of a model of any size; ``"eager"`` is the same model with its ELBO in plain PyTorch."""
+    """:class:`vae_fast.bench.training.Trainer` of a model of any size; ``"eager"`` is the same model in plain PyTorch."""
 
     def __init__(self, contender: str, images: Tensor, setting: Setting) -> None:
         """The same weights and batches for both."""
-        super().__init__("eager", "cpu", images)
+        super().__init__(contender, "cpu", images)
         start = torch.Generator().manual_seed(0)
         self.batch = setting.batch
         self.model = MLPVAE(setting.latent, images.shape[1], setting.hidden, generator=start)
