@@ -8,6 +8,7 @@ batch_throughput.png, and leaves the rest.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
+from vae_fast._capture import products
 from vae_fast._errors import DivergedError
 from vae_fast._files import write_json
 from vae_fast.bench import machine
@@ -154,7 +156,7 @@ def draw_loss(path: Path, done: list[Cell]) -> None:
 
 
 def step_of(contender: str, images: Tensor, batch: int) -> Callable[[], None]:
-    """A whole training step: gather a batch, loss, gradients, fused Adam. Only the loss is computed differently."""
+    """A whole training step: gather a batch, loss, gradients, fused Adam; ours with its loss and its products, as ``fit`` takes it."""
     model = MLPVAE(LATENT, images.shape[1], generator=torch.Generator().manual_seed(0))
     optimizer = adam(model)
     n, at = len(images), 0
@@ -167,7 +169,7 @@ def step_of(contender: str, images: Tensor, batch: int) -> Callable[[], None]:
 
     loss = model.loss if contender == "ours" else plain
 
-    def step() -> None:
+    def take() -> None:
         nonlocal at
         rows = order[torch.arange(at, at + batch) % n]  # a batch larger than the data meets some images twice
         at = (at + batch) % n
@@ -175,6 +177,10 @@ def step_of(contender: str, images: Tensor, batch: int) -> Callable[[], None]:
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
+
+    def step() -> None:
+        with products(torch.device("cpu")) if contender == "ours" else contextlib.nullcontext():
+            take()
 
     return step
 
@@ -307,8 +313,9 @@ def throughput(r: dict[str, Any]) -> str:
     head = ["batch", *(f"{label}, images/s" for label in CONTENDERS.values()), "ratio", *(f"{label}, MiB" for label in CONTENDERS.values())]
     where = t["machine"]
     return f"""
-A whole training step by batch (gather, loss, gradients, fused Adam) with the ELBO of vae_fast and in plain PyTorch, in turns, medians; and
-the most memory that tensors take at once during a step, beyond data, weights and Adam's moments (`{t["command"]}`, {where["processor"]},
+A whole training step by batch (gather, loss, gradients, fused Adam) in plain PyTorch and as `fit` takes it (the ELBO by
+vae_fast's kernels, matrix products through oneDNN), in turns, medians; and the most memory that tensors take at once during a step,
+beyond data, weights and Adam's moments (`{t["command"]}`, {where["processor"]},
 {where["threads"]} threads, torch {where["torch"]}, commit {where["commit"]}):
 
 {table(head, rows)}
