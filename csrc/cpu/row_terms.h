@@ -111,7 +111,8 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     for (int k = 0; k < map.inputs; ++k) {
       tiles.in[k] = load(a.in[k], r, a.columns, in_buffer[k]);
       T* place = in_place<T>(a.grad[k], r, a.columns);
-      direct[k] = place != nullptr && place != tiles.in[k];  // over its own input: by way of the buffer, as the loop's pointers do not alias
+      // Over its own input: by way of the buffer, as the loop's pointers must not alias.
+      direct[k] = place != nullptr && place != tiles.in[k];
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];
     }
     run_term(a, map, params, with_grad, first, tiles, r);

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_fast
+from vae_fast._capture import products
 from vae_fast.bench.case import Case, Inputs, compiled, leaf, plain
 from vae_fast.bench.cases_head import plain_bernoulli
 
@@ -67,6 +68,37 @@ def head(batch: int, features: int = 500, data: int = 784) -> Case:
     )
 
 
-def linear(quick: bool) -> list[Case]:
-    """A batch whose logits are small, and one whose are large."""
-    return [head(512)] if quick else [head(1024), head(65_536)]
+def _layer_of_a_run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    with products(x.device):
+        return F.linear(x, weight, bias)
+
+
+def layer(batch: int, features: int, outputs: int) -> Case:
+    """A linear layer by torch and as :func:`vae_fast.training.fit` runs it on the CPU.
+
+    Example:
+        >>> layer(100, 784, 500).label
+        'linear layer, B=100 H=784 D=500'
+    """
+
+    def inputs(device: str, g: torch.Generator) -> Inputs:
+        x, weight, bias = (torch.randn(s, device=device, generator=g) for s in ((batch, features), (outputs, features), (outputs,)))
+        return leaf(x), leaf(weight), leaf(bias)
+
+    read, result = 4 * (batch * features + outputs * features + outputs), 4 * batch * outputs
+    product = 2 * batch * features * outputs
+    return Case(
+        "linear layer",
+        {"B": batch, "H": features, "D": outputs},
+        inputs,
+        {"ours": plain(_layer_of_a_run), "eager": plain(F.linear)},
+        {"forward": read + result, "both": 2 * read + 2 * result},
+        {"forward": product, "both": 3 * product},
+    )
+
+
+def linear(device: str, quick: bool) -> list[Case]:
+    """A batch whose logits are small, and one whose are large; on the CPU, the layers of a small batch."""
+    heads = [head(512)] if quick else [head(1024), head(65_536)]
+    layers = [layer(100, 784, 500), layer(100, 500, 784)] if device == "cpu" else []
+    return [*heads, *layers]

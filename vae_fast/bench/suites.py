@@ -79,7 +79,7 @@ def cases(suite: str, options: Options) -> list[Case]:
     if suite == "overhead":
         return cases_overhead.overhead()
     if suite == "linear":
-        return cases_linear.linear(quick)
+        return cases_linear.linear(device, quick)
     if (options.shapes or options.dtype) and suite != "sweeps":
         heads = options.shapes or [(1024, 784, 20) if quick else (8192, 784, 20)]
         points = options.shapes or [(10_000, 10, 2) if quick else (100_000, 64, 16)]
