@@ -224,6 +224,21 @@ def test_products_leave_every_other_call_alone():
         assert layer(x).dtype == torch.bfloat16
 
 
+def test_products_leave_tensors_that_have_a_say_their_own_way():
+    class Counted(torch.Tensor):
+        calls = 0
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.calls += func is torch.nn.functional.linear
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    layer = torch.nn.Linear(4, 2)
+    with _capture.products(torch.device("cpu")):
+        out = layer(torch.randn(3, 4).as_subclass(Counted))
+    assert (type(out), Counted.calls) == (Counted, 1)
+
+
 # --- CUDA ---------------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,8 @@ class _Products(TorchFunctionMode):
     """``torch.nn.functional.linear`` by ``csrc/ops/linear.cpp``: whatever model, float32 on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and _backend.C is not None and _backend.kernels_apply() and not torch.compiler.is_compiling():
+        # types: of arguments that have a say of their own in what a function does
+        if func is F.linear and not types and _backend.C is not None and _backend.kernels_apply() and not torch.compiler.is_compiling():
             return _backend.C.linear(*_arguments(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
