@@ -173,9 +173,8 @@ def step_of(contender: str, images: Tensor, batch: int) -> Callable[[], None]:
         nonlocal at
         rows = order[torch.arange(at, at + batch) % n]  # a batch larger than the data meets some images twice
         at = (at + batch) % n
-        value = loss(images.index_select(0, rows))
-        optimizer.zero_grad()
-        value.backward()
+        optimizer.zero_grad()  # first, as fit does: the old gradients are gone before the new step takes its memory
+        loss(images.index_select(0, rows)).backward()
         optimizer.step()
 
     def step() -> None:

@@ -30,8 +30,8 @@ from vae_fast._errors import RunError
 
 T = TypeVar("T")
 TIMEOUT = 600.0
-#: Seconds that a process waits before it leaves its group.
-SETTLE = 0.2
+#: Seconds that a process waits before it leaves its group, see :func:`leave`.
+SETTLE = 0.5
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -247,10 +247,21 @@ def join(device: torch.device, *, timeout: float = TIMEOUT, mode: str = "auto") 
             yield World(dist.get_rank(), dist.get_world_size(), True, _control_group(timeout))
         finally:
             if not there:
-                # gloo's threads let go of the last tensors after the call that waited for them has returned. They need the interpreter for
-                # that and abort the process if it is ending by then, as it may where the run is all a program does.
-                time.sleep(SETTLE)
-                dist.destroy_process_group()
+                leave()
+
+
+def leave() -> None:
+    """Leave the process group, so that this process may end at once.
+
+    gloo's threads let go of the last tensors after the call that waited for them has returned. They need the interpreter for that, and
+    abort the process if it is ending by then: they are given :data:`SETTLE` seconds.
+
+    Example:
+        >>> leave()  # in no group: nothing to do
+    """
+    if dist.is_available() and dist.is_initialized():
+        time.sleep(SETTLE)
+        dist.destroy_process_group()
 
 
 def _init(device: torch.device, timeout: timedelta) -> None:
