@@ -19,7 +19,7 @@ ARGUMENTS = ("bernoulli_logits.none", "kl.logvar", 1e-9, -math.inf, 1.0, 1, 1, T
 
 def _no_checks(x: Tensor, logits: Tensor, mu: Tensor, logvar: Tensor) -> Any:
     assert C is not None
-    return C.elbo_loss([x, logits], [mu, logvar], *ARGUMENTS)
+    return C.elbo_loss([x, logits], [mu, logvar], *ARGUMENTS, False)
 
 
 def _dispatcher(x: Tensor, logits: Tensor, mu: Tensor, logvar: Tensor) -> Any:
