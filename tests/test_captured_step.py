@@ -97,7 +97,12 @@ def test_an_optimizer_that_keeps_its_steps_on_the_host_is_refused():
     optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(2))])
     with pytest.raises(TypeError, match="Adagrad keeps its steps on the host"):
         _capture.make_capturable(optimizer)
-    _capture.make_capturable(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1))  # has none
+    weight = torch.nn.Parameter(torch.ones(2))
+    momentum = torch.optim.SGD([weight], lr=0.1, momentum=0.9)  # counts no steps
+    weight.sum().backward()
+    momentum.step()
+    _capture.make_capturable(momentum)
+    assert isinstance(momentum.param_groups[0]["lr"], torch.Tensor)
 
 
 def test_a_captured_runs_optimizer_becomes_plain_again():

@@ -157,7 +157,8 @@ def make_capturable(optimizer: Optimizer) -> None:
         (tensor(0.5000), True)
     """
     for group in optimizer.param_groups:
-        if "capturable" not in group and optimizer.state:
+        counts = any("step" in optimizer.state[p] for p in group["params"] if p in optimizer.state)
+        if counts and "capturable" not in group:
             raise TypeError(f"{type(optimizer).__name__} keeps its steps on the host (it has no setting 'capturable')")
         device = group["params"][0].device
         if not isinstance(group["lr"], Tensor):
