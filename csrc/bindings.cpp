@@ -8,20 +8,18 @@
 namespace ops = vae_fast::ops;
 
 TORCH_LIBRARY(vae_fast, m) {
-  m.def("term(Tensor[] inputs, str term, float eps, float floor, int event_dim) -> Tensor");
-  m.def("term_backward(Tensor grad, Tensor[] inputs, str term, float eps, float floor, int event_dim, bool[] mask) -> Tensor[]");
+  m.def("term(Tensor[] inputs, str term, float eps, float floor, Tensor? floor_at, int event_dim) -> Tensor");
   m.def(
-      "elbo(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int event_dim, int "
-      "latent_dim) -> Tensor");
-  m.def(
-      "elbo_backward(Tensor grad, Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float "
-      "beta, int event_dim, int latent_dim, bool[] mask) -> Tensor[]");
-  m.def(
-      "elbo_loss(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int "
-      "event_dim, int latent_dim, bool mean) -> Tensor");
-  m.def(
-      "elbo_loss_with_grad(Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, float beta, int "
-      "event_dim, int latent_dim, bool mean, bool[] mask) -> (Tensor, Tensor[])");
+      "term_backward(Tensor grad, Tensor[] inputs, str term, float eps, float floor, Tensor? floor_at, int event_dim, bool[] mask) -> "
+      "Tensor[]");
+#define VF_ELBO_SCHEMA                                                                                                                     \
+  "Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, Tensor? floor_at, float beta, Tensor? " \
+  "beta_at, int event_dim, int latent_dim"
+  m.def("elbo(" VF_ELBO_SCHEMA ") -> Tensor");
+  m.def("elbo_backward(Tensor grad, " VF_ELBO_SCHEMA ", bool[] mask) -> Tensor[]");
+  m.def("elbo_loss(" VF_ELBO_SCHEMA ", bool mean) -> Tensor");
+  m.def("elbo_loss_with_grad(" VF_ELBO_SCHEMA ", bool mean, bool[] mask) -> (Tensor, Tensor[])");
+#undef VF_ELBO_SCHEMA
   m.def("linear_bernoulli(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps) -> Tensor");
   m.def(
       "linear_bernoulli_backward(Tensor grad, Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool[] mask) -> "
@@ -30,6 +28,9 @@ TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "linear_bernoulli_sum_with_grad(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool mean, bool[] mask) -> "
       "(Tensor, Tensor[])");
+  // Conservative: TorchScript would take two draws for one common subexpression, and give two samples the same noise.
+  m.def(torch::schema("draw_seed(Tensor like, Generator? generator=None) -> Tensor", c10::AliasAnalysisKind::CONSERVATIVE),
+        {at::Tag::nondeterministic_seeded});
   m.def("reparameterize(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str scale, int num_samples) -> Tensor");
   m.def(
       "reparameterize_with_kl(Tensor[] inputs, Tensor? noise, Tensor? rng_state, str kl, int num_samples, float floor, int event_dim) -> "
@@ -70,6 +71,7 @@ void register_kernels(torch::Library& m) {
   m.impl("linear_bernoulli_backward", &ops::linear_bernoulli_backward_kernel);
   m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_kernel);
   m.impl("linear_bernoulli_sum_with_grad", &ops::linear_bernoulli_sum_with_grad_kernel);
+  m.impl("draw_seed", &ops::draw_seed_kernel);
   m.impl("reparameterize", &ops::reparameterize_kernel);
   m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_kernel);
   m.impl("reparameterize_backward", &ops::reparameterize_backward_kernel);
@@ -142,6 +144,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("mixture_responsibilities", &ops::mixture_responsibilities, release);
   m.def("mixture_statistics", &ops::mixture_statistics, release);
   m.def("mdn", &ops::mdn, release);
+  m.def("reduce", &ops::reduce, release);
   m.def("fma_probe", &ops::fma_probe, release);
   m.def("ordinary_head", &ordinary_head);
   m.def("isa_in_use", [] { return std::string(vae_fast::cpu::table().isa); });

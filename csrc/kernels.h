@@ -23,6 +23,8 @@ struct RowTermsArgs {
   // CUDA only, with loss: one partial sum per thread block, and a counter that is 0 and is left at 0.
   double* partials = nullptr;
   uint32_t* counter = nullptr;
+  // A number in the compute type, read when the kernel runs: if it is a power of two, nothing is done (see scale_unless_one). May be null.
+  const void* unless_power_of_two = nullptr;
 };
 
 /// (seed, offset) by value, or added to what the pointers hold at run time (a CUDA graph's or a saved state).
@@ -157,6 +159,16 @@ struct MdnBackwardArgs {
   Stream grad_y, grad_logits, grad_means, grad_scale;
 };
 
+/// out[o, i] = scale * the sum over k of a[o, k, i], dense; summed in double, in an order that the shape alone decides.
+struct SumArgs {
+  int64_t outer = 0, k = 0, inner = 0;
+  bool is_double = false;  // a holds double, else float
+  const void* a = nullptr;
+  bool out_is_double = false;
+  void* out = nullptr;
+  double scale = 1.0;
+};
+
 namespace cpu {
 void row_terms(const RowTermsArgs& args);
 void sample(const SampleArgs& args);
@@ -169,6 +181,7 @@ void mdn(const MdnArgs& args);
 void mdn_backward(const MdnBackwardArgs& args);
 /// Floating-point operations of a loop of multiply-adds on every thread, `iterations` rounds each; *sink is written.
 double fma_probe(int64_t iterations, float* sink);
+void sum(const SumArgs& args);
 /// data *= scale (in double)
 void scale(void* data, DType dtype, int64_t count, double scale);
 }  // namespace cpu
@@ -190,8 +203,10 @@ cudaError_t mdn(const MdnArgs& args, cudaStream_t stream);
 cudaError_t mdn_backward(const MdnBackwardArgs& args, cudaStream_t stream);
 /// As on the CPU; *flops is known at once.
 cudaError_t fma_probe(int64_t iterations, float* sink, double* flops, cudaStream_t stream);
-/// data *= *scale unless *scale is 1: the decision is made on the device, *scale is float (double if is_double).
-cudaError_t scale_unless_one(void* data, DType dtype, int64_t count, const void* scale, bool is_double, cudaStream_t stream);
+/// data *= *scale unless *scale is 1, or, with `only_exactly`, is no power of two, so that products of 16-bit data would be rounded: the
+/// decision is made on the device, *scale is float (double if is_double).
+cudaError_t scale_unless_one(void* data, DType dtype, int64_t count, const void* scale, bool is_double, bool only_exactly,
+                             cudaStream_t stream);
 }  // namespace cuda
 #endif
 

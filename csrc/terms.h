@@ -88,6 +88,10 @@ struct TermArgs {
   double coefficient = 1.0;     // multiplies the value of this term
   int64_t columns = 0;
   double eps = 1e-9, floor = 0.0;
+  // Numbers that lie on the device, if not null: the floor there takes the place of the one here, the scale multiplies coefficient and
+  // row_grad. They are read when the kernel runs: no host waits for them.
+  const double* floor_at = nullptr;
+  const double* scale_at = nullptr;
 };
 
 }  // namespace vae_fast

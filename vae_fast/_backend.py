@@ -68,11 +68,17 @@ if C is not None:
 
 
 def kernels_apply() -> bool:
-    """Whether this call runs on the kernels: the extension is there and no ``torch.func`` transform or forward-mode level is active.
+    """Whether this call runs on the kernels: the extension is there, no ``torch.func`` transform or forward-mode level is active, and no
+    ONNX graph is being made.
 
-    Those (grad, vmap, jvp, dual numbers, ...) go through the plain-torch formula, which supports all of them.
+    Those (grad, vmap, jvp, dual numbers, ...) go through the plain-torch formula, which all of them understand.
     """
-    return C is not None and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    return (
+        C is not None
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and not torch.onnx.is_in_onnx_export()
+    )
 
 
 def build_info() -> dict[str, Any]:

@@ -37,19 +37,18 @@ def _empty_gradients(tensors: Sequence[Tensor], mask: Sequence[bool]) -> list[Te
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _term_fake(inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int) -> Tensor:
+def _term_fake(inputs: list[Tensor], term: str, eps: float, floor: float, floor_at: OptTensor, event_dim: int) -> Tensor:
     return inputs[0].new_empty(_batch(inputs, event_dim), dtype=reference.compute_dtype(inputs))
 
 
 def _term_backward_fake(
-    grad: Tensor, inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int, mask: list[bool]
+    grad: Tensor, inputs: list[Tensor], term: str, eps: float, floor: float, floor_at: OptTensor, event_dim: int, mask: list[bool]
 ) -> list[Tensor]:
     return _empty_gradients(inputs, mask)
 
 
-def _elbo_fake(
-    x: list[Tensor], z: list[Tensor], likelihood: str, kl: str, eps: float, floor: float, beta: float, event_dim: int, latent_dim: int
-) -> Tensor:
+def _elbo_fake(x: list[Tensor], z: list[Tensor], *settings: Any) -> Tensor:
+    event_dim, latent_dim = settings[-2:]
     batch = torch.broadcast_shapes(tuple(_batch(x, event_dim)), tuple(_batch(z, latent_dim)))
     return x[0].new_empty(batch, dtype=reference.compute_dtype([*x, *z]))
 
@@ -85,17 +84,34 @@ def _linear_bernoulli_sum_with_grad_fake(
     return total, _linear_bernoulli_backward_fake(total, x, h, weight, bias, mask)
 
 
+def _is_dense(t: Tensor) -> bool:
+    """Whether the strides are those of a contiguous tensor in some order of its dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def _reparameterize_fake(inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, scale: str, num_samples: int) -> Tensor:
     shape = _shape(inputs[:2])
     size = [num_samples, *shape] if num_samples else shape
-    return inputs[0].new_empty(size, dtype=torch.promote_types(inputs[0].dtype, inputs[1].dtype))
+    mu, dtype = inputs[0], torch.promote_types(inputs[0].dtype, inputs[1].dtype)
+    if list(mu.shape) != shape or mu.is_contiguous() or not _is_dense(mu):
+        return mu.new_empty(size, dtype=dtype)
+    return mu.new_empty_strided(size, [mu.numel(), *mu.stride()][-len(size) :], dtype=dtype)  # the memory order of mu
+
+
+def _draw_seed_fake(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return like.new_empty(2, dtype=torch.int64)
 
 
 def _reparameterize_with_kl_fake(
     inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, kl: str, num_samples: int, floor: float, event_dim: int
 ) -> tuple[Tensor, Tensor]:
     z = _reparameterize_fake(inputs, noise, rng_state, kl, num_samples)
-    return z, _term_fake(inputs, kl, 0.0, floor, event_dim)
+    return z, _term_fake(inputs, kl, 0.0, floor, None, event_dim)
 
 
 def _reparameterize_backward_fake(grad_z: OptTensor, grad_kl: OptTensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
@@ -205,12 +221,14 @@ def _differentiate_backward(op: str, formula: Callable[..., tuple[Any, Any]], up
     torch.library.register_autograd(f"vae_fast::{op}", backward, setup_context=setup_context)
 
 
-def _term_formula(inputs: list[Tensor], term: str, eps: float, floor: float, event_dim: int) -> tuple[Any, Any]:
-    return (reference.term(term, inputs, eps, floor, event_dim),), inputs
+def _term_formula(inputs: list[Tensor], term: str, eps: float, floor: float, floor_at: OptTensor, event_dim: int) -> tuple[Any, Any]:
+    return (reference.term(term, inputs, eps, floor if floor_at is None else floor_at.detach(), event_dim),), inputs
 
 
-def _elbo_formula(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Any, Any]:
-    return (reference.elbo(x, z, *rest),), [*x, *z]
+def _elbo_formula(x: list[Tensor], z: list[Tensor], likelihood: str, kl: str, eps: float, *rest: Any) -> tuple[Any, Any]:
+    floor, floor_at, beta, beta_at, event_dim, latent_dim = rest
+    floor, beta = floor if floor_at is None else floor_at.detach(), beta if beta_at is None else beta_at.detach()
+    return (reference.elbo(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim),), [*x, *z]
 
 
 def _linear_bernoulli_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float) -> tuple[Any, Any]:
@@ -264,6 +282,7 @@ def _register() -> None:
         "linear_bernoulli_backward": _linear_bernoulli_backward_fake,
         "linear_bernoulli_sum": _linear_bernoulli_sum_fake,
         "linear_bernoulli_sum_with_grad": _linear_bernoulli_sum_with_grad_fake,
+        "draw_seed": _draw_seed_fake,
         "reparameterize": _reparameterize_fake,
         "reparameterize_with_kl": _reparameterize_with_kl_fake,
         "reparameterize_backward": _reparameterize_backward_fake,

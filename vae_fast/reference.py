@@ -161,7 +161,7 @@ def _gaussian_element(x: Tensor, mu: Tensor, s: Tensor | None, scale: str) -> Te
     return -log_s - 0.5 * LOG_2PI - 0.5 * ((x - mu) * _inverse(log_s)) ** 2
 
 
-def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float, event_dim: int) -> Tensor:
+def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float | Tensor, event_dim: int) -> Tensor:
     """A row-summed term by the name the kernels know it by, e.g. ``"kl.logvar"`` or ``"bernoulli_logits.clamp"``.
 
     ``inputs`` broadcast against each other; the last ``event_dim`` dimensions are summed. ``eps`` is the clip constant of the
@@ -172,7 +172,9 @@ def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float, event_di
     if family in ("kl", "kl_prior"):
         prior_mu, prior_s = (args[2], args[3]) if family == "kl_prior" else (None, None)
         element = _kl_element(args[0], args[1], prior_mu, prior_s, variant)
-        if floor != -math.inf:
+        if isinstance(floor, Tensor):
+            element = element.clamp(min=floor.to(element.dtype))
+        elif floor != -math.inf:
             element = element.clamp(min=floor)
     elif family == "bernoulli_logits":
         element = _bernoulli_logits_element(args[0], args[1], variant, eps)
@@ -191,8 +193,8 @@ def elbo(
     likelihood: str,
     kl: str,
     eps: float,
-    floor: float,
-    beta: float,
+    floor: float | Tensor,
+    beta: float | Tensor,
     event_dim: int,
     latent_dim: int,
 ) -> Tensor:
@@ -243,9 +245,13 @@ def philox_normal(rng_state: Tensor, numel: int) -> Tensor:
 
 
 def draw_rng_state(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """(seed, offset) of one draw, taken from torch's generator: ``manual_seed``, ``fork_rng`` and CUDA graphs act on it."""
-    drawn = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=like.device, generator=generator)
-    return torch.bitwise_and(drawn, ~3)
+    """(seed, offset) of one draw, taken from torch's generator: ``manual_seed``, ``fork_rng`` and CUDA graphs act on it.
+
+    The seed is the generator's next 64 bits, which on the CPU is what the kernels draw: the same seed, the same noise.
+    """
+    state = torch.zeros(2, dtype=torch.int64, device=like.device)
+    state[0].random_(-(2**63), None, generator=generator)
+    return state
 
 
 def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, noise: Tensor) -> Tensor:

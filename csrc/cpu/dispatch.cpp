@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../math/half.h"
 #include "parallel.h"
 #include "table.h"
 
@@ -65,7 +66,26 @@ const KernelTable& table() {
   return chosen;
 }
 
-void row_terms(const RowTermsArgs& a) {
+namespace {
+/// A term with the numbers that its pointers hold.
+void read_numbers(TermArgs& term) {
+  if (term.floor_at != nullptr) term.floor = *term.floor_at;
+  if (term.scale_at != nullptr) {
+    term.coefficient *= *term.scale_at;
+    term.row_grad.constant *= *term.scale_at;
+  }
+}
+
+bool is_power_of_two(const void* at, bool is_double) {
+  using generic::math::is_power_of_two;
+  return is_double ? is_power_of_two(*static_cast<const double*>(at)) : is_power_of_two(*static_cast<const float*>(at));
+}
+}  // namespace
+
+void row_terms(const RowTermsArgs& given) {
+  if (given.unless_power_of_two != nullptr && is_power_of_two(given.unless_power_of_two, given.is_double)) return;
+  RowTermsArgs a = given;
+  for (int t = 0; t < a.terms_used; ++t) read_numbers(a.term[t]);
   const auto term_rows = table().term_rows[a.is_double];
   int64_t columns = 0, longest = 0;
   for (int t = 0; t < a.terms_used; ++t) {
@@ -181,6 +201,28 @@ void logsumexp(const LogSumExpArgs& a) {
 void logsumexp_backward(const LogSumExpBackwardArgs& b) {
   const auto kernel = table().logsumexp_backward[b.forward.is_double];
   for_sums(b.forward, [&](int64_t o0, int64_t o1, int64_t i0, int64_t i1) { kernel(b, o0, o1, i0, i1); });
+}
+
+void sum(const SumArgs& a) {
+  constexpr int64_t kPiece = 65536;  // values of one partial sum
+  const auto add_rows = table().add_rows[a.is_double];
+  const int64_t inner = a.inner > 0 ? a.inner : 1, step = inner < kPiece ? kPiece / inner : 1, pieces = a.k > 0 ? ceil_div(a.k, step) : 1;
+  const int64_t bytes = a.is_double ? 8 : 4;
+  std::vector<double> partial(static_cast<size_t>(a.outer * pieces * a.inner), 0.0);
+  for_blocks(a.outer * pieces, step * inner, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t o = b / pieces, r0 = b % pieces * step, r1 = r0 + step < a.k ? r0 + step : a.k;
+      add_rows(static_cast<const char*>(a.a) + (o * a.k + r0) * a.inner * bytes, r1 - r0, a.inner, partial.data() + b * a.inner);
+    }
+  });
+  for_blocks(a.outer * a.inner, pieces, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const double* first = partial.data() + at / a.inner * pieces * a.inner + at % a.inner;
+      double total = 0.0;
+      for (int64_t p = 0; p < pieces; ++p) total += first[p * a.inner];
+      store_value(a.out, a.out_is_double, at, total * a.scale);
+    }
+  });
 }
 
 double fma_probe(int64_t iterations, float* sink) {

@@ -6,6 +6,7 @@
 #include "mdn.h"
 #include "mixture.h"
 #include "probe.h"
+#include "reduce.h"
 #include "row_terms.h"
 #include "sample.h"
 #include "table.h"
@@ -25,6 +26,7 @@
                                       {&isa::mdn_scratch_bytes<float>, &isa::mdn_scratch_bytes<double>},         \
                                       {&isa::mdn_rows<float>, &isa::mdn_rows<double>},                           \
                                       {&isa::mdn_backward_rows<float>, &isa::mdn_backward_rows<double>},         \
+                                      {&isa::add_rows<float>, &isa::add_rows<double>},                           \
                                       &isa::fma_probe,                                                           \
                                       &isa::scale_values};                                                       \
     return table;                                                                                                \

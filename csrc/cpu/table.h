@@ -42,6 +42,7 @@ struct KernelTable {
   int64_t (*mdn_scratch_bytes[2])(const MdnArgs&);
   void (*mdn_rows[2])(const MdnArgs&, int64_t r0, int64_t r1, void* scratch);
   void (*mdn_backward_rows[2])(const MdnBackwardArgs&, int64_t r0, int64_t r1, void* scratch);
+  void (*add_rows[2])(const void* from, int64_t rows, int64_t inner, double* acc);
   double (*fma_probe)(int64_t iterations, float* sink);
   void (*scale)(void* data, DType dtype, int64_t begin, int64_t end, double by);
 };

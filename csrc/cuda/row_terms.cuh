@@ -30,6 +30,18 @@ struct RowShare {
   char* grad[kMaxTermInputs];
 };
 
+VF_DEVICE double coefficient_of(const TermArgs& term) {
+  return term.scale_at == nullptr ? term.coefficient : term.coefficient * *term.scale_at;
+}
+
+/// The term's constants, with the floor that lies on the device, if one does.
+template <typename C>
+VF_DEVICE math::TermParams<C> params_of(const TermArgs& term, const TermPlan<C>& plan) {
+  math::TermParams<C> params = plan.params;
+  if (term.floor_at != nullptr) params.floor = static_cast<C>(*term.floor_at);
+  return params;
+}
+
 /// Vector `at` of a row, or the one value that is broadcast over it.
 template <typename T, int kVector>
 VF_DEVICE void load_or_splat(const T* row, bool broadcast, int at, Packed<T, kVector>& to) {
@@ -48,6 +60,7 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int f
                 kPart = RowShape<A, Term>::kPart;
   const First* const first = reinterpret_cast<const First*>(share.in[0]);
   const ByteScale<C> scale(sizeof(First) == 1 ? term.in[0].dtype : DType::kBool);
+  const math::TermParams<C> params = KlTerms::kHas<Term> ? params_of(term, plan) : plan.params;  // only a KL has a floor
 
   const int units = full_units * (RowShape<A, Term>::kFull / kVector);
   double sum = 0.0;
@@ -79,7 +92,7 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int f
 #pragma unroll
           for (int i = 1; i < kInputs; ++i) v[i][e] = unpack<C>(raw[i][s], part + e);
         }
-        run += evaluate<Term, kGrad>(plan.params, share.g, 0, kPart, v);
+        run += evaluate<Term, kGrad>(params, share.g, 0, kPart, v);
         if constexpr (kGrad) {
 #pragma unroll
           for (int e = 0; e < kPart; e += 2) {
@@ -110,6 +123,7 @@ template <typename Terms, int kElements, bool kGrad, typename C>
 VF_DEVICE double scalar_row(const TermArgs& term, const TermPlan<C>& plan, const RowShare<C>& share) {
   double sum = 0.0;
   const int64_t step = share.lanes;
+  const math::TermParams<C> params = params_of(term, plan);
   for (int64_t c = share.lane; c < term.columns; c += step * kElements) {
     int valid = 1;
 #pragma unroll
@@ -121,8 +135,8 @@ VF_DEVICE double scalar_row(const TermArgs& term, const TermPlan<C>& plan, const
       const int64_t stride = term.in[i].inner_stride;
       load_any<kElements>(share.in[i], term.in[i].dtype, c * stride, step * stride, 0, valid, v[i]);
     }
-    sum += static_cast<double>(Terms::call(
-        term.term, [&](auto which) { return evaluate<typename decltype(which)::type, kGrad>(plan.params, share.g, 0, valid, v); }));
+    sum += static_cast<double>(
+        Terms::call(term.term, [&](auto which) { return evaluate<typename decltype(which)::type, kGrad>(params, share.g, 0, valid, v); }));
     if constexpr (kGrad) {
 #pragma unroll
       for (int i = 0; i < kMaxTermInputs; ++i) {
@@ -141,6 +155,7 @@ VF_DEVICE RowShare<C> share_of(const TermArgs& term, int inputs, int64_t row, in
   share.lanes = lanes;
   share.g = static_cast<C>(term.row_grad.constant);
   if (kGrad && term.row_grad.data != nullptr) share.g *= static_cast<const C*>(term.row_grad.data)[row * term.row_grad.stride];
+  if (kGrad && term.scale_at != nullptr) share.g *= static_cast<C>(*term.scale_at);
 #pragma unroll
   for (int i = 0; i < kMaxTermInputs; ++i) {
     share.in[i] = i < inputs ? row_start(term.in[i], row) : nullptr;
@@ -157,6 +172,7 @@ template <typename A, typename X, bool kGrad>
 __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
     row_terms_kernel(const __grid_constant__ RowTermsArgs args, const __grid_constant__ RowPlan<Compute<A>> plan) {
   using C = Compute<A>;
+  if (args.unless_power_of_two != nullptr && math::is_power_of_two(*static_cast<const C*>(args.unless_power_of_two))) return;
   __shared__ double shared[2][kWarps];
   __shared__ bool last;
   const Place place(plan.groups);
@@ -179,13 +195,13 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
             return vector_row<typename decltype(which)::type, A, X, kGrad>(term, plan.term[0], plan.units, share);
           });
         }
-        sum *= term.coefficient;
+        sum *= coefficient_of(term);
       }
       if (args.terms_used > 1) {
         const TermArgs& term = args.term[1];
         const int lane = place.lane - plan.first_lane + (place.lane < plan.first_lane ? lanes : 0);
         const RowShare<C> share = share_of<kGrad, C>(term, plan.term[1].inputs, row, lane, lanes);
-        sum += term.coefficient * scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share);
+        sum += coefficient_of(term) * scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share);
       }
     }
     if (!plan.sums) continue;

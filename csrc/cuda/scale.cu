@@ -8,11 +8,11 @@ namespace cuda {
 namespace {
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads) scale_kernel(void* data, int64_t count, const S* scale, bool aligned) {
+__global__ void __launch_bounds__(kThreads) scale_kernel(void* data, int64_t count, const S* scale, bool aligned, bool only_exactly) {
   using C = Compute<T>;
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const S by = *scale;
-  if (by == S(1)) return;
+  if (by == S(1) || (only_exactly && !math::is_power_of_two(by))) return;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, threads = static_cast<int64_t>(gridDim.x) * kThreads;
   const int64_t vectors = aligned ? count / kVector : 0;
   T* const p = static_cast<T*>(data);
@@ -33,34 +33,35 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(void* data, int64_t cou
 }
 
 template <typename T>
-cudaError_t launch(void* data, int64_t count, const void* scale, bool is_double, cudaStream_t stream) {
+cudaError_t launch(void* data, int64_t count, const void* scale, bool is_double, bool only_exactly, cudaStream_t stream) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0;
   const int64_t cap = static_cast<int64_t>(processors()) * 16;  // few: starting blocks is all this usually does
   const int64_t blocks = ceil_div(ceil_div(count, kVector), kThreads);
   const unsigned grid = static_cast<unsigned>(blocks < cap ? blocks : cap);
   if (is_double) {
-    VF_LAUNCH((scale_kernel<T, double>), grid, kThreads, stream, data, count, static_cast<const double*>(scale), aligned);
+    VF_LAUNCH((scale_kernel<T, double>), grid, kThreads, stream, data, count, static_cast<const double*>(scale), aligned, only_exactly);
   } else {
-    VF_LAUNCH((scale_kernel<T, float>), grid, kThreads, stream, data, count, static_cast<const float*>(scale), aligned);
+    VF_LAUNCH((scale_kernel<T, float>), grid, kThreads, stream, data, count, static_cast<const float*>(scale), aligned, only_exactly);
   }
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t scale_unless_one(void* data, DType dtype, int64_t count, const void* scale, bool is_double, cudaStream_t stream) {
+cudaError_t scale_unless_one(void* data, DType dtype, int64_t count, const void* scale, bool is_double, bool only_exactly,
+                             cudaStream_t stream) {
   if (count < 0) return cudaErrorInvalidValue;
   if (count == 0) return cudaSuccess;
   switch (dtype) {
     case DType::kFloat:
-      return launch<float>(data, count, scale, is_double, stream);
+      return launch<float>(data, count, scale, is_double, only_exactly, stream);
     case DType::kDouble:
-      return launch<double>(data, count, scale, is_double, stream);
+      return launch<double>(data, count, scale, is_double, only_exactly, stream);
     case DType::kHalf:
-      return launch<Half>(data, count, scale, is_double, stream);
+      return launch<Half>(data, count, scale, is_double, only_exactly, stream);
     case DType::kBFloat16:
-      return launch<BFloat16>(data, count, scale, is_double, stream);
+      return launch<BFloat16>(data, count, scale, is_double, only_exactly, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -34,6 +34,16 @@ VF_INLINE uint16_t to_half(float f) {
   return static_cast<uint16_t>(sign | (magnitude >= 0x477ff000u ? overflow : finite));
 }
 
+/// Whether products with v are exact, short of the ends of the range.
+VF_INLINE bool is_power_of_two(float v) {
+  const uint32_t u = bits_to<uint32_t>(v), exponent = (u >> 23) & 0xffu;
+  return (u & 0x007fffffu) == 0u && exponent != 0u && exponent != 0xffu;
+}
+VF_INLINE bool is_power_of_two(double v) {
+  const uint64_t u = bits_to<uint64_t>(v), exponent = (u >> 52) & 0x7ffu;
+  return (u & 0x000fffffffffffffu) == 0u && exponent != 0u && exponent != 0x7ffu;
+}
+
 /// x / 255, correctly rounded, by a product and one correction.
 VF_INLINE float from_uint8(uint8_t x) {
   const float v = static_cast<float>(x);

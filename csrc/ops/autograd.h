@@ -14,10 +14,11 @@
 namespace vae_fast {
 namespace ops {
 
-/// True if the dispatcher would find nothing above the CPU or CUDA kernel but autograd: no subclass, fake tensor, dispatch mode, transform.
+/// True if the dispatcher would find nothing above the CPU or CUDA kernel but autograd: no subclass, fake tensor, dispatch mode, transform,
+/// and no torch.jit.trace, which records what goes through the dispatcher and would take a kernel's result for uninitialised memory.
 inline bool is_plain(TensorList tensors) {
   using c10::DispatchKey;
-  constexpr c10::DispatchKeySet special({DispatchKey::Python, DispatchKey::PythonTLSSnapshot, DispatchKey::PreDispatch,
+  constexpr c10::DispatchKeySet special({DispatchKey::Tracer, DispatchKey::Python, DispatchKey::PythonTLSSnapshot, DispatchKey::PreDispatch,
                                          DispatchKey::PythonDispatcher, DispatchKey::Functionalize, DispatchKey::Batched,
                                          DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchDynamicLayerFrontMode,
                                          DispatchKey::FuncTorchDynamicLayerBackMode, DispatchKey::FuncTorchGradWrapper,
@@ -109,17 +110,24 @@ struct OpFunction : torch::autograd::Function<OpFunction<Op>> {
   }
 };
 
+inline bool any_16bit(TensorList tensors) {
+  for (const Tensor& t : tensors) {
+    if (t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16) return true;
+  }
+  return false;
+}
+
 /// The gradients that the forward pass wrote, times the upstream one; nothing if the gradient's own derivative is wanted, or an earlier
 /// pass over a retained graph took them: then the backward pass starts from the inputs. In place, unless it is being traced and the
-/// compiler fuses the product with what comes next.
-inline std::optional<Tensors> written_gradients(Tensors& kept, const Tensor& upstream) {
+/// compiler fuses the product with what comes next. `only_exactly`: see scale_unless_one.
+inline std::optional<Tensors> written_gradients(Tensors& kept, const Tensor& upstream, bool only_exactly = false) {
   if (at::GradMode::is_enabled() || kept.empty()) return std::nullopt;
   Tensors grads = std::move(kept);
   kept.clear();
   const bool plain = is_plain(upstream) && is_plain(grads);
   for (Tensor& g : grads) {
     if (plain) {
-      scale_unless_one(g, upstream);
+      scale_unless_one(g, upstream, only_exactly);
     } else {
       g = g * upstream.to(g.scalar_type());
     }

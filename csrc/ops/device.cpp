@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include "../math/half.h"
 #include "layout.h"
 #include "ops.h"
 
@@ -67,17 +68,17 @@ double fma_probe(at::Tensor sink, int64_t iterations) {
   return cpu::fma_probe(iterations, sink.data_ptr<float>());
 }
 
-void scale_unless_one(at::Tensor& grad, const at::Tensor& upstream) {
+void scale_unless_one(at::Tensor& grad, const at::Tensor& upstream, bool only_exactly) {
 #if defined(VF_WITH_CUDA)
   if (grad.is_cuda()) {
     const c10::cuda::CUDAGuard guard(grad.device());
     C10_CUDA_CHECK(cuda::scale_unless_one(grad.data_ptr(), dtype_of(grad), grad.numel(), upstream.const_data_ptr(),
-                                          upstream.scalar_type() == at::kDouble, c10::cuda::getCurrentCUDAStream()));
+                                          upstream.scalar_type() == at::kDouble, only_exactly, c10::cuda::getCurrentCUDAStream()));
     return;
   }
 #endif
   const double s = upstream.scalar_type() == at::kDouble ? *upstream.const_data_ptr<double>() : *upstream.const_data_ptr<float>();
-  if (s != 1.0) cpu::scale(grad.data_ptr(), dtype_of(grad), grad.numel(), s);
+  if (s != 1.0 && (!only_exactly || generic::math::is_power_of_two(s))) cpu::scale(grad.data_ptr(), dtype_of(grad), grad.numel(), s);
 }
 
 PhiloxSeed draw_seed(const at::Tensor& like, const std::optional<at::Generator>& generator) {
@@ -103,6 +104,19 @@ PhiloxSeed draw_seed(const at::Tensor& like, const std::optional<at::Generator>&
   const std::lock_guard<std::mutex> lock(gen->mutex_);
   seed.seed = gen->random64();
   return seed;
+}
+
+Tensor draw_seed_kernel(const Tensor& like, std::optional<at::Generator> generator) {
+  const PhiloxSeed drawn = draw_seed(like, generator);
+  Tensor state = at::empty({2}, like.options().dtype(at::kLong));
+  const auto write = [&](int64_t place, const int64_t* at, uint64_t value) {
+    Tensor to = state.select(0, place);
+    to.fill_(static_cast<int64_t>(value));
+    if (at != nullptr) to.add_(at::from_blob(const_cast<int64_t*>(at), {}, state.options()));  // a graph's own, where it replays
+  };
+  write(0, drawn.seed_at, drawn.seed);
+  write(1, drawn.offset_at, drawn.offset);
+  return state;
 }
 
 }  // namespace ops

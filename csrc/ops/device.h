@@ -35,8 +35,8 @@ namespace ops {
 
 /// row_terms with a loss needs scratch on CUDA: partial sums and a counter that is zero.
 void launch_row_terms(const at::Tensor& like, RowTermsArgs& args);
-/// grad *= upstream, unless upstream is 1; on CUDA that is decided on the device.
-void scale_unless_one(at::Tensor& grad, const at::Tensor& upstream);
+/// grad *= upstream, unless upstream is 1, or, with `only_exactly`, is no power of two; on CUDA that is decided on the device.
+void scale_unless_one(at::Tensor& grad, const at::Tensor& upstream, bool only_exactly);
 /// (seed, offset) from torch's generator for the device; under CUDA-graph capture the graph's own, fresh at each replay.
 PhiloxSeed draw_seed(const at::Tensor& like, const std::optional<at::Generator>& generator);
 

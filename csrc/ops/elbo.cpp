@@ -10,14 +10,36 @@ namespace vae_fast {
 namespace ops {
 namespace {
 
+/// What a call says beside its tensors: VF_ELBO_SETTINGS in one piece.
+struct Settings {
+  string_view likelihood, kl;
+  double eps, floor;
+  OptionalTensor floor_at;
+  double beta;
+  OptionalTensor beta_at;
+  int64_t event_dim, latent_dim;
+};
+#define VF_SETTINGS_AS_GIVEN likelihood, kl, eps, floor, floor_at, beta, beta_at, event_dim, latent_dim
+#define VF_GIVEN_SETTINGS \
+  Settings { VF_SETTINGS_AS_GIVEN }
+#define VF_SETTINGS(c) c.likelihood, c.kl, c.eps, c.floor, c.floor_at, c.beta, c.beta_at, c.event_dim, c.latent_dim
+
 struct ElboState {
   std::string likelihood, kl;
-  double eps, floor, beta;
-  int64_t event_dim, latent_dim;
+  Settings settings;         // its names are those of the call, which is over when the backward pass begins
   size_t likelihood_inputs;  // of the concatenated inputs
   bool mean, donate;
   Mask mask;
   Tensors grads;  // of a loss: what its forward pass has already written
+
+  Settings call() const {
+    Settings c = settings;
+    c.likelihood = likelihood;
+    c.kl = kl;
+    return c;
+  }
+  TensorList x(TensorList inputs) const { return inputs.slice(0, likelihood_inputs); }
+  TensorList z(TensorList inputs) const { return inputs.slice(likelihood_inputs); }
 };
 
 constexpr size_t kRecon = 1;  // its place among the inputs
@@ -36,35 +58,39 @@ struct Head {
     return full;
   }
 
-  static Head make(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
-                   int64_t event_dim, int64_t latent_dim) {
-    const int32_t lik = term_index(likelihood), div = term_index(kl);
-    TORCH_CHECK_VALUE(!is_kl(lik) && is_kl(div), "elbo of '", likelihood, "' and '", kl, "': expected a likelihood and a KL");
+  static Head make(TensorList x, TensorList z, const Settings& c) {
+    const int32_t lik = term_index(c.likelihood), div = term_index(c.kl);
+    TORCH_CHECK_VALUE(!is_kl(lik) && is_kl(div), "elbo of '", c.likelihood, "' and '", c.kl, "': expected a likelihood and a KL");
     const auto x_shape = common_shape(x), z_shape = common_shape(z);
     TORCH_CHECK_VALUE(x[0].device() == z[0].device(), "tensors on ", x[0].device(), " and ", z[0].device(), ": expected one device");
-    TORCH_CHECK_VALUE(event_dim >= 0 && event_dim <= static_cast<int64_t>(x_shape.size()), "event_dim=", event_dim, ": expected 0 to ",
-                      x_shape.size());
-    TORCH_CHECK_VALUE(latent_dim >= 0 && latent_dim <= static_cast<int64_t>(z_shape.size()), "latent_dim=", latent_dim, ": expected 0 to ",
-                      z_shape.size());
-    const auto xb = batch_of(x_shape, event_dim);
-    const auto zb = batch_of(z_shape, latent_dim);
+    TORCH_CHECK_VALUE(c.event_dim >= 0 && c.event_dim <= static_cast<int64_t>(x_shape.size()), "event_dim=", c.event_dim,
+                      ": expected 0 to ", x_shape.size());
+    TORCH_CHECK_VALUE(c.latent_dim >= 0 && c.latent_dim <= static_cast<int64_t>(z_shape.size()), "latent_dim=", c.latent_dim,
+                      ": expected 0 to ", z_shape.size());
+    const auto xb = batch_of(x_shape, c.event_dim);
+    const auto zb = batch_of(z_shape, c.latent_dim);
     const at::DimVector batch = xb == zb ? at::DimVector(xb) : at::infer_size_dimvector(xb, zb);
     Head h{any_double(x) || any_double(z),
-           Layout(with_event(batch, x_shape, event_dim), event_dim, x[1], false),
-           Layout(with_event(batch, z_shape, latent_dim), latent_dim, z[0], false),
+           Layout(with_event(batch, x_shape, c.event_dim), c.event_dim, x[1], false),
+           Layout(with_event(batch, z_shape, c.latent_dim), c.latent_dim, z[0], false),
            {},
            {},
            {},
            {}};
-    h.likelihood = prepare_term(x, lik, h.data, h.is_double, eps, floor);
-    h.kl = prepare_term(z, div, h.latent, h.is_double, eps, floor);
-    h.kl.args.coefficient = -beta;
-    h.kl.args.row_grad.constant = -beta;
+    h.likelihood = prepare_term(x, lik, h.data, h.is_double, c.eps, c.floor);
+    h.kl = prepare_term(z, div, h.latent, h.is_double, c.eps, c.floor);
+    h.kl.args.floor_at = number_at(c.floor_at, x[0]);
+    h.kl.args.scale_at = number_at(c.beta_at, x[0]);
+    h.kl.args.coefficient = -beta(c);
+    h.kl.args.row_grad.constant = -beta(c);
     h.args.terms_used = 2;
     h.args.rows = h.data.rows;
     h.args.is_double = h.is_double;
     return h;
   }
+
+  /// Beside a beta on the device the number counts for nothing.
+  static double beta(const Settings& c) { return c.beta_at ? 1.0 : c.beta; }
 
   /// With `donate`, that of the reconstruction lies over the reconstruction, which has the buffer's shape, dtype and layout.
   void add_gradients(TensorList x, TensorList z, const Mask& mask, bool donate = false) {
@@ -97,15 +123,14 @@ struct Head {
   }
 };
 
-std::tuple<Tensor, Tensors> loss_with_grad(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor,
-                                           double beta, int64_t event_dim, int64_t latent_dim, bool mean, const Mask& mask, bool donate) {
-  Head h = Head::make(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim);
+std::tuple<Tensor, Tensors> loss_with_grad(TensorList x, TensorList z, const Settings& c, bool mean, const Mask& mask, bool donate) {
+  Head h = Head::make(x, z, c);
   Tensor loss = h.empty_result(x, {});
   const double scale = mean ? -1.0 / static_cast<double>(h.data.rows) : -1.0;
   h.args.loss = loss.data_ptr();
   h.args.loss_scale = scale;
   h.likelihood.args.row_grad.constant = scale;
-  h.kl.args.row_grad.constant = -beta * scale;
+  h.kl.args.row_grad.constant = -Head::beta(c) * scale;
   h.add_gradients(x, z, mask, donate);
   h.launch(x);
   return {loss, h.input_gradients(x, z, mask)};
@@ -116,12 +141,12 @@ struct ElboOp {
   static constexpr bool kSavesResult = false;
 
   static Tensor forward(bool plain, TensorList inputs, const State& s) {
-    const auto x = inputs.slice(0, s.likelihood_inputs), z = inputs.slice(s.likelihood_inputs);
-    return VF_CALL(plain, elbo, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim);
+    const Settings c = s.call();
+    return VF_CALL(plain, elbo, s.x(inputs), s.z(inputs), VF_SETTINGS(c));
   }
   static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State& s) {
-    const auto x = saved.slice(0, s.likelihood_inputs), z = saved.slice(s.likelihood_inputs);
-    return VF_CALL(plain, elbo_backward, grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim, s.mask);
+    const Settings c = s.call();
+    return VF_CALL(plain, elbo_backward, grad, s.x(saved), s.z(saved), VF_SETTINGS(c), s.mask);
   }
 };
 
@@ -132,11 +157,12 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
     if (given.donate) saved[kRecon] = Tensor();
     ctx->save_for_backward(saved);
     ElboState& s = carry(ctx, given);
-    const auto x = inputs.slice(0, s.likelihood_inputs), z = inputs.slice(s.likelihood_inputs);
-    auto [loss, grads] =
-        s.donate ? loss_with_grad(x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim, s.latent_dim, s.mean, s.mask, true)
-                 : VF_CALL(is_plain(inputs), elbo_loss_with_grad, x, z, s.likelihood, s.kl, s.eps, s.floor, s.beta, s.event_dim,
-                           s.latent_dim, s.mean, s.mask);
+    const auto x = s.x(inputs), z = s.z(inputs);
+    const Settings c = s.call();
+    const bool plain = is_plain(inputs);
+    if (!s.donate && !may_write_gradients(plain, inputs, s)) return VF_CALL(plain, elbo_loss, x, z, VF_SETTINGS(c), s.mean);
+    auto [loss, grads] = s.donate ? loss_with_grad(x, z, c, s.mean, s.mask, true)
+                                  : VF_CALL(plain, elbo_loss_with_grad, x, z, VF_SETTINGS(c), s.mean, s.mask);
     // Whatever else saved the reconstruction for its backward pass finds it changed, and says so there.
     if (s.donate) torch::autograd::impl::bump_version(inputs[kRecon]);
     s.grads = std::move(grads);
@@ -146,7 +172,8 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
     ElboState& s = carried<ElboState>(ctx);
     const auto saved = ctx->get_saved_variables();  // refuses a second pass over a freed graph, or inputs changed in place
-    const auto grads = written_gradients(s.grads, upstream[0]);
+    const bool exactly = !s.donate && any_16bit(s.grads);
+    auto grads = written_gradients(s.grads, upstream[0], exactly);
     if (!grads) {
       TORCH_CHECK(!s.donate,
                   "elbo_loss with donate_recon=True: recon holds its gradient now, so there is neither a second backward pass "
@@ -154,26 +181,72 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
       const Tensor grad = per_sample_grad(s, saved, upstream[0]);
       return spread(ElboOp::backward(plain_backward(saved, grad), grad, saved, s), s.mask, saved.size() + 1);
     }
+    if (exactly) write_unless_exact(s, saved, upstream[0], *grads);
     return spread(*grads, s.mask, saved.size() + 1);
   }
 
+  /// Whether the forward pass may write gradients that the upstream one multiplies later. A float16 one it may not: divided by the batch
+  /// size it leaves the range of normal halves, which is what loss scaling comes too late for. A bfloat16 one has float32's range; it is
+  /// written anew where the product would be rounded once more (below), for which it has to be the kernel's own buffer.
+  static bool may_write_gradients(bool plain, TensorList inputs, const ElboState& s) {
+    Tensors marked;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (s.mask[i]) marked.push_back(inputs[i]);
+    }
+    if (!any_16bit(marked)) return true;
+    if (!plain || any_double(inputs)) return false;
+    const auto [data, latent] = full_shapes(s, inputs);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!s.mask[i]) continue;
+      const at::IntArrayRef full = i < s.likelihood_inputs ? data : latent;
+      if (inputs[i].scalar_type() == at::kHalf || inputs[i].sizes() != full) return false;
+    }
+    return true;
+  }
+
+  /// The shapes of data and latents, broadcast to one batch.
+  static std::pair<at::DimVector, at::DimVector> full_shapes(const ElboState& s, TensorList inputs) {
+    const auto x = common_shape(s.x(inputs)), z = common_shape(s.z(inputs));
+    const int64_t event_dim = s.settings.event_dim, latent_dim = s.settings.latent_dim;
+    const auto batch = at::infer_size_dimvector(batch_of(x, event_dim), batch_of(z, latent_dim));
+    return {Head::with_event(batch, x, event_dim), Head::with_event(batch, z, latent_dim)};
+  }
+
   static Tensor per_sample_grad(const ElboState& s, TensorList inputs, const Tensor& upstream) {
-    const auto x_shape = common_shape(inputs.slice(0, s.likelihood_inputs)), z_shape = common_shape(inputs.slice(s.likelihood_inputs));
-    const auto batch = at::infer_size_dimvector(batch_of(x_shape, s.event_dim), batch_of(z_shape, s.latent_dim));
+    const auto data = full_shapes(s, inputs).first;
+    const auto batch = batch_of(data, s.settings.event_dim);
     const double rows = static_cast<double>(c10::multiply_integers(batch));
     return (upstream * (s.mean ? -1.0 / rows : -1.0)).expand(batch);
   }
+
+  /// Writes the gradients over what the forward pass wrote, if the upstream one is no power of two; decided on the device.
+  static void write_unless_exact(const ElboState& s, TensorList inputs, const Tensor& upstream, const Tensors& grads) {
+    const TensorList x = s.x(inputs), z = s.z(inputs);
+    const Settings c = s.call();
+    Head h = Head::make(x, z, c);
+    const double scale = s.mean ? -1.0 / static_cast<double>(h.data.rows) : -1.0;
+    h.likelihood.args.row_grad.constant = scale;
+    h.kl.args.row_grad.constant = -Head::beta(c) * scale;
+    const RowGrad one = row_grad(upstream, h.data.batch(), h.is_double, h.likelihood.keep);
+    for (TermArgs* t : {&h.likelihood.args, &h.kl.args}) {
+      t->row_grad.data = one.data;
+      t->row_grad.stride = one.stride;
+    }
+    for (size_t i = 0, next = 0; i < inputs.size(); ++i) {
+      if (!s.mask[i]) continue;
+      const bool in_x = i < x.size();
+      TermArgs& term = in_x ? h.likelihood.args : h.kl.args;
+      term.grad[in_x ? i : i - x.size()] = dense_stream(grads[next++], in_x ? h.data.columns : h.latent.columns);
+    }
+    h.args.unless_power_of_two = one.data;
+    h.launch(x);
+  }
 };
 
-ElboState state_of(const Tensors& inputs, size_t likelihood_inputs, string_view likelihood, string_view kl, double eps, double floor,
-                   double beta, int64_t event_dim, int64_t latent_dim, bool mean, bool donate) {
-  return {std::string(likelihood),
-          std::string(kl),
-          eps,
-          floor,
-          beta,
-          event_dim,
-          latent_dim,
+ElboState state_of(const Tensors& inputs, size_t likelihood_inputs, const Settings& c, bool mean, bool donate) {
+  return {std::string(c.likelihood),
+          std::string(c.kl),
+          c,
           likelihood_inputs,
           mean,
           donate && inputs[kRecon].requires_grad(),
@@ -181,31 +254,27 @@ ElboState state_of(const Tensors& inputs, size_t likelihood_inputs, string_view 
           {}};
 }
 
-Tensor loss_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
-                     int64_t event_dim, int64_t latent_dim, bool mean, bool donate) {
+Tensor loss_autograd(TensorList x, TensorList z, const Settings& c, bool mean, bool donate) {
   const Tensors inputs = concatenate(x, z);
   if (!wants_grad(inputs)) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return VF_CALL(is_plain(inputs), elbo_loss, x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean);
+    return VF_CALL(is_plain(inputs), elbo_loss, x, z, VF_SETTINGS(c), mean);
   }
-  return ElboLossFunction::apply(TensorList(inputs),
-                                 state_of(inputs, x.size(), likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, donate));
+  return ElboLossFunction::apply(TensorList(inputs), state_of(inputs, x.size(), c, mean, donate));
 }
 
 }  // namespace
 
-Tensor elbo_kernel(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
-                   int64_t event_dim, int64_t latent_dim) {
-  Head h = Head::make(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim);
+Tensor elbo_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS) {
+  Head h = Head::make(x, z, VF_GIVEN_SETTINGS);
   Tensor out = h.empty_result(x, h.data.batch());
   h.args.value = out.data_ptr();
   h.launch(x);
   return out;
 }
 
-Tensors elbo_backward_kernel(const Tensor& grad, TensorList x, TensorList z, string_view likelihood, string_view kl, double eps,
-                             double floor, double beta, int64_t event_dim, int64_t latent_dim, const Mask& mask) {
-  Head h = Head::make(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim);
+Tensors elbo_backward_kernel(const Tensor& grad, TensorList x, TensorList z, VF_ELBO_SETTINGS, const Mask& mask) {
+  Head h = Head::make(x, z, VF_GIVEN_SETTINGS);
   const RowGrad g = row_grad(grad, h.data.batch(), h.is_double, h.likelihood.keep);
   for (TermArgs* t : {&h.likelihood.args, &h.kl.args}) {
     t->row_grad.data = g.data;
@@ -216,49 +285,41 @@ Tensors elbo_backward_kernel(const Tensor& grad, TensorList x, TensorList z, str
   return h.input_gradients(x, z, mask);
 }
 
-std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps,
-                                                       double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean,
-                                                       const Mask& mask) {
-  return loss_with_grad(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, mask, false);
+std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean, const Mask& mask) {
+  return loss_with_grad(x, z, VF_GIVEN_SETTINGS, mean, mask, false);
 }
 
-Tensor elbo_loss_kernel(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
-                        int64_t event_dim, int64_t latent_dim, bool mean) {
+Tensor elbo_loss_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean) {
   Mask none;
   for (size_t i = 0; i < x.size() + z.size(); ++i) none.push_back(false);
-  return std::get<0>(elbo_loss_with_grad_kernel(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, none));
+  return std::get<0>(loss_with_grad(x, z, VF_GIVEN_SETTINGS, mean, none, false));
 }
 
-Tensor elbo_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
-                     int64_t event_dim, int64_t latent_dim) {
+Tensor elbo_autograd(TensorList x, TensorList z, VF_ELBO_SETTINGS) {
   const Tensors inputs = concatenate(x, z);
-  return OpFunction<ElboOp>::apply(TensorList(inputs),
-                                   state_of(inputs, x.size(), likelihood, kl, eps, floor, beta, event_dim, latent_dim, false, false));
+  return OpFunction<ElboOp>::apply(TensorList(inputs), state_of(inputs, x.size(), VF_GIVEN_SETTINGS, false, false));
 }
 
-Tensor elbo_loss_autograd(TensorList x, TensorList z, string_view likelihood, string_view kl, double eps, double floor, double beta,
-                          int64_t event_dim, int64_t latent_dim, bool mean) {
-  return loss_autograd(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, false);
+Tensor elbo_loss_autograd(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean) {
+  return loss_autograd(x, z, VF_GIVEN_SETTINGS, mean, false);
 }
 
-Tensor elbo(const Tensors& x, const Tensors& z, const std::string& likelihood, const std::string& kl, double eps, double floor, double beta,
-            int64_t event_dim, int64_t latent_dim) {
+Tensor elbo(const Tensors& x, const Tensors& z, VF_ELBO_SETTINGS) {
   const bool plain = is_plain(x) && is_plain(z);
   if (plain && (wants_grad(x) || wants_grad(z))) {
     RECORD_FUNCTION("vae_fast::elbo", std::vector<c10::IValue>());
-    return elbo_autograd(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim);
+    return elbo_autograd(x, z, VF_SETTINGS_AS_GIVEN);
   }
-  return VF_CALL(plain, elbo, x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim);
+  return VF_CALL(plain, elbo, x, z, VF_SETTINGS_AS_GIVEN);
 }
 
-Tensor elbo_loss(const Tensors& x, const Tensors& z, const std::string& likelihood, const std::string& kl, double eps, double floor,
-                 double beta, int64_t event_dim, int64_t latent_dim, bool mean, bool donate) {
+Tensor elbo_loss(const Tensors& x, const Tensors& z, VF_ELBO_SETTINGS, bool mean, bool donate) {
   const bool plain = is_plain(x) && is_plain(z);
   if (plain) {
     RECORD_FUNCTION("vae_fast::elbo_loss", std::vector<c10::IValue>());
-    return loss_autograd(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean, donate);
+    return loss_autograd(x, z, VF_GIVEN_SETTINGS, mean, donate);
   }
-  return VF_CALL(plain, elbo_loss, x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim, mean);
+  return VF_CALL(plain, elbo_loss, x, z, VF_SETTINGS_AS_GIVEN, mean);
 }
 
 }  // namespace ops

@@ -218,6 +218,14 @@ Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is
   return t;
 }
 
+const double* number_at(const std::optional<Tensor>& number, const Tensor& like) {
+  if (!number) return nullptr;
+  TORCH_CHECK_VALUE(number->scalar_type() == at::kDouble && number->numel() == 1 && number->device() == like.device(),
+                    "a number on the device: expected one float64 element on ", like.device(), ", got ", number->numel(), " of ",
+                    number->scalar_type(), " on ", number->device());
+  return number->const_data_ptr<double>();
+}
+
 Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double) {
   // A broadcast input's gradient is summed afterwards, so it is kept in the compute type until then.
   const bool full = input.sizes() == at::IntArrayRef(layout.shape);
@@ -247,8 +255,54 @@ RowGrad row_grad(const Tensor& grad, at::IntArrayRef batch, bool is_double, std:
   return g;
 }
 
+namespace {
+/// One run of neighbouring dimensions summed: (outer, k, inner) to (outer, inner).
+Tensor sum_run(const Tensor& dense, int64_t outer, int64_t k, int64_t inner, at::ScalarType result, double scale) {
+  Tensor out = at::empty({outer, inner}, dense.options().dtype(result));
+  SumArgs a;
+  a.outer = outer;
+  a.k = k;
+  a.inner = inner;
+  a.is_double = dense.scalar_type() == at::kDouble;
+  a.a = dense.const_data_ptr();
+  a.out_is_double = result == at::kDouble;
+  a.out = out.data_ptr();
+  a.scale = scale;
+  cpu::sum(a);
+  return out;
+}
+bool can_sum(const Tensor& t) { return t.is_cpu() && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble); }
+}  // namespace
+
+Tensor ordered_sum_to(const Tensor& t, at::IntArrayRef sizes) {
+  if (!can_sum(t)) return at::sum_to(t, sizes);
+  const auto full = t.sizes();
+  const size_t added = full.size() - sizes.size();
+  const auto summed = [&](size_t d) { return d < added || sizes[d - added] != full[d]; };
+  Tensor left = t.contiguous();
+  // The innermost run first, so that the dimensions before it are still those of `full`; what is left of a run is 1.
+  int64_t inner = 1;
+  for (size_t d = full.size(); d > 0;) {
+    if (!summed(d - 1)) {
+      inner *= full[--d];
+      continue;
+    }
+    int64_t k = 1;
+    for (; d > 0 && summed(d - 1); --d) k *= full[d - 1];
+    const int64_t outer = c10::multiply_integers(full.slice(0, d));
+    left = sum_run(left, outer, k, inner, at::kDouble, 1.0);
+  }
+  return left.to(t.scalar_type()).view(sizes);
+}
+
+Tensor total(const Tensor& t, bool mean) {
+  if (!can_sum(t)) return mean ? t.mean() : t.sum();
+  const double scale = mean ? 1.0 / static_cast<double>(t.numel()) : 1.0;  // the mean of nothing is NaN: 0 * inf
+  return sum_run(t.contiguous(), 1, t.numel(), 1, t.scalar_type(), scale).view(at::IntArrayRef());
+}
+
 Tensor to_input(Tensor grad, const Tensor& input) {
-  if (grad.sizes() != input.sizes()) grad = at::sum_to(grad, input.sizes());
+  if (grad.sizes() != input.sizes()) grad = ordered_sum_to(grad, input.sizes());
   return grad.scalar_type() == input.scalar_type() ? grad : grad.to(input.scalar_type());
 }
 

@@ -67,12 +67,20 @@ Stream stream_of(const Tensor& t, const Layout& layout, bool is_double, std::vec
 Stream dense_stream(const Tensor& t, int64_t columns);
 
 Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, double eps, double floor);
+/// Where a number on the device lies, that takes the place of a Python number: float64, one element. Null for none.
+const double* number_at(const std::optional<Tensor>& number, const Tensor& like);
 
 /// A fresh dense buffer for the gradient of an input that was broadcast to the layout.
 Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double);
 
 /// Upstream gradients of `rows` rows, as the kernels read them.
 RowGrad row_grad(const Tensor& grad, at::IntArrayRef batch, bool is_double, std::vector<Tensor>& keep);
+
+/// The sum of a float32 or float64 tensor over what `sizes` broadcasts. On the CPU its order does not depend on the number of threads, as
+/// that of at::sum_to does.
+Tensor ordered_sum_to(const Tensor& t, at::IntArrayRef sizes);
+/// The sum or mean of all of its values, likewise.
+Tensor total(const Tensor& t, bool mean);
 
 /// The gradient of a broadcast or converted input from that of its expansion.
 Tensor to_input(Tensor grad, const Tensor& input);

@@ -165,6 +165,11 @@ struct LinearBernoulliSumFunction : torch::autograd::Function<LinearBernoulliSum
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward(inputs.vec());
     LinearBernoulliState& s = carry(ctx, given);
+    // A float16 gradient is not divided by the batch size before it is multiplied by a loss's scale: it waits for the backward pass.
+    const bool half = inputs[1].scalar_type() == at::kHalf || (s.mask[0] && inputs[0].scalar_type() == at::kHalf);
+    if (half) {
+      return VF_CALL(is_plain(inputs), linear_bernoulli_sum, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term, s.eps, s.mean);
+    }
     auto [sum, grads] = VF_CALL(is_plain(inputs), linear_bernoulli_sum_with_grad, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term,
                                 s.eps, s.mean, s.mask);
     s.grads = std::move(grads);

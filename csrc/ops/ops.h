@@ -19,34 +19,30 @@ using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 using Mask = c10::List<bool>;
 
-// A row-summed term.
-Tensor term_kernel(TensorList inputs, string_view term, double eps, double floor, int64_t event_dim);
+// A row-summed term. Here and below `floor_at` and `beta_at`, where given, hold the number on the device and replace the one beside them:
+// a number that changes from call to call then neither waits for the device nor makes torch.compile compile again.
+Tensor term_kernel(TensorList inputs, string_view term, double eps, double floor, const OptionalTensor& floor_at, int64_t event_dim);
 /// Gradients of the inputs that `mask` marks, in order.
-Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, double eps, double floor, int64_t event_dim,
-                             const Mask& mask);
-Tensor term_autograd(TensorList inputs, string_view term, double eps, double floor, int64_t event_dim);
-Tensor term(const Tensors& inputs, const std::string& term, double eps, double floor, int64_t event_dim);
+Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, double eps, double floor,
+                             const OptionalTensor& floor_at, int64_t event_dim, const Mask& mask);
+Tensor term_autograd(TensorList inputs, string_view term, double eps, double floor, const OptionalTensor& floor_at, int64_t event_dim);
+Tensor term(const Tensors& inputs, const std::string& term, double eps, double floor, const OptionalTensor& floor_at, int64_t event_dim);
 
-// Likelihood - beta KL.
-Tensor elbo_kernel(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps, double floor,
-                   double beta, int64_t event_dim, int64_t latent_dim);
-Tensors elbo_backward_kernel(const Tensor& grad, TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl,
-                             double eps, double floor, double beta, int64_t event_dim, int64_t latent_dim, const Mask& mask);
+// Likelihood - beta KL. What a call says beside its tensors:
+#define VF_ELBO_SETTINGS                                                                                         \
+  string_view likelihood, string_view kl, double eps, double floor, const OptionalTensor &floor_at, double beta, \
+      const OptionalTensor &beta_at, int64_t event_dim, int64_t latent_dim
+Tensor elbo_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS);
+Tensors elbo_backward_kernel(const Tensor& grad, TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, const Mask& mask);
 /// The loss and, in the same pass, its gradients in the inputs that `mask` marks.
-std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood,
-                                                       string_view kl, double eps, double floor, double beta, int64_t event_dim,
-                                                       int64_t latent_dim, bool mean, const Mask& mask);
-Tensor elbo_autograd(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps, double floor,
-                     double beta, int64_t event_dim, int64_t latent_dim);
-Tensor elbo_loss_autograd(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps,
-                          double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean);
-Tensor elbo_loss_kernel(TensorList likelihood_inputs, TensorList kl_inputs, string_view likelihood, string_view kl, double eps,
-                        double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean);
-Tensor elbo(const Tensors& likelihood_inputs, const Tensors& kl_inputs, const std::string& likelihood, const std::string& kl, double eps,
-            double floor, double beta, int64_t event_dim, int64_t latent_dim);
+std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean,
+                                                       const Mask& mask);
+Tensor elbo_autograd(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS);
+Tensor elbo_loss_autograd(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean);
+Tensor elbo_loss_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean);
+Tensor elbo(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_ELBO_SETTINGS);
 /// With `donate`, the gradient of the likelihood's second input is written over it.
-Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, const std::string& likelihood, const std::string& kl,
-                 double eps, double floor, double beta, int64_t event_dim, int64_t latent_dim, bool mean, bool donate);
+Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_ELBO_SETTINGS, bool mean, bool donate);
 
 // A decoder's last layer and its Bernoulli likelihood, by rows, or summed over them (or averaged) with the gradients of the same pass.
 Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
@@ -89,6 +85,9 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensors& inputs, const O
                                                   const std::optional<at::Generator>& generator, const std::string& kl, int64_t num_samples,
                                                   double floor, int64_t event_dim);
 
+/// (seed, offset) of one draw from torch's generator for the device of `like`: what an eager call draws, as a tensor for a graph.
+Tensor draw_seed_kernel(const Tensor& like, std::optional<at::Generator> generator);
+
 // log sum_k w_k e^{a_k}.
 Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t dim);
 Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim,
@@ -123,6 +122,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics(const Tensor& x, c
                                                               const Tensor& scale, const OptionalTensor& responsibilities,
                                                               const OptionalTensor& sample_weight, const std::string& covariance,
                                                               const std::string& precision);
+
+/// The sum or mean of all values, in an order that does not depend on the number of threads; eager only.
+Tensor reduce(const Tensor& t, bool mean);
 
 /// Runs multiply-adds on sink's device and returns how many floating-point operations that were: a benchmark's limit.
 double fma_probe(Tensor sink, int64_t iterations);

@@ -49,6 +49,15 @@ PhiloxSeed saved_seed(const OptionalTensor& rng_state) {
   return seed;
 }
 
+/// `t`, of the shape of `like` or with samples before it, in the memory order of `like`: channels_last stays channels_last.
+Tensor in_order_of(const Tensor& like, Tensor t) {
+  if (like.is_contiguous() || !like.is_non_overlapping_and_dense() || t.dim() < like.dim()) return t;
+  if (t.sizes().slice(t.dim() - like.dim()) != like.sizes()) return t;
+  at::DimVector strides(t.strides());
+  std::copy(like.strides().begin(), like.strides().end(), strides.end() - like.dim());
+  return at::empty_strided(t.sizes(), strides, t.options()).copy_(t);
+}
+
 /// z and, if a KL is named, its value. Noise comes from `noise`, or from `seed`, which is then recorded in `rng_out`.
 std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, const PhiloxSeed& seed, Tensor* rng_out,
                                string_view scale_or_kl, bool with_kl, int64_t num_samples, double floor, int64_t event_dim) {
@@ -86,7 +95,7 @@ std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, c
     a.kl_value = kl.data_ptr();
   }
   VF_LAUNCH(inputs[0], sample, a);
-  return {z, kl};
+  return {in_order_of(inputs[0], std::move(z)), kl};
 }
 
 struct SampleState {
@@ -150,9 +159,9 @@ SampleState state_of(TensorList inputs, const OptionalTensor& noise, const Optio
           rng_state.has_value()};
 }
 
-/// (seed, offset) as a tensor, drawn by an op that every mode and subclass understands.
+/// (seed, offset) as a tensor, drawn by an op that every mode and subclass sees.
 Tensor traced_state(const Tensor& like, const std::optional<at::Generator>& generator) {
-  return at::randint(0, std::numeric_limits<int64_t>::max(), {2}, generator, like.options().dtype(at::kLong)).bitwise_and(~int64_t{3});
+  return VF_CALL(false, draw_seed, like, generator);
 }
 
 }  // namespace
@@ -208,7 +217,7 @@ Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const Optio
   a.kl = prepared.args;
   VF_LAUNCH(inputs[0], sample_backward, a);
   for (size_t k = 0, next = 0; k < mask.size(); ++k) {
-    if (mask[k]) grads[next] = to_input(grads[next], inputs[k]), ++next;
+    if (mask[k]) grads[next] = in_order_of(inputs[k], to_input(grads[next], inputs[k])), ++next;
   }
   return grads;
 }

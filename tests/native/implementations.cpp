@@ -101,7 +101,8 @@ Implementation cuda_implementation() {
     Block scale(cuda_memory, is_double ? 8 : 4);
     const float single = static_cast<float>(by);
     scale.write(is_double ? static_cast<const void*>(&by) : &single);
-    require(cuda::scale_unless_one(data, dtype, count, scale.data(), is_double, nullptr), "scale_unless_one"), finish("scale_unless_one");
+    require(cuda::scale_unless_one(data, dtype, count, scale.data(), is_double, false, nullptr), "scale_unless_one"),
+        finish("scale_unless_one");
   };
 #if defined(__CUDACC__)
   i.name = "cuda";

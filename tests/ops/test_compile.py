@@ -1,10 +1,12 @@
 """torch.compile(fullgraph=True) of every public function: no graph break, the numbers of eager, noise that follows torch's generator."""
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.utils
 from mixtures import COVARIANCES, LOG_PROBS, MDNS, MIXTURES, problem
 from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, SCALES, TERMS, leaves, needs_kernels, value_and_grads
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_fast
 
@@ -205,6 +207,33 @@ def test_a_beta_that_changes_each_step(device):
     g = compiled(loss, backend="aot_eager")
     for beta in (0.0, 0.25, 0.5, 1.0, 4.0):
         torch.testing.assert_close(g(*tensors, beta=beta), loss(*tensors, beta=beta), rtol=1e-6, atol=1e-6)
+
+
+NUMBERS = {
+    "beta": lambda b, x, a, m, s: vae_fast.elbo_loss(x, a, m, s, beta=b),
+    "beta, no reduction": lambda b, x, a, m, s: vae_fast.elbo(x, a, m, s, beta=b).sum(),
+    "free_bits": lambda b, x, a, m, s: vae_fast.elbo_loss(x, a, m, s, free_bits=b),
+    "free_bits of a KL": lambda b, x, a, m, s: vae_fast.gaussian_kl(m, s, free_bits=b, reduction="sum") + a.sum(),
+    "free_bits of a sample": lambda b, x, a, m, s: vae_fast.reparameterize_with_kl(m, s, free_bits=b, noise=x[:, :4])[1].sum() + a.sum(),
+}
+
+
+@pytest.mark.parametrize("kind", ["a number", "a tensor", "of NumPy"])
+@pytest.mark.parametrize("what", NUMBERS)
+def test_a_number_that_changes_compiles_at_most_two_graphs(what, kind, device):
+    """As in plain torch: one for the first value, one for all others."""
+    tensors = [torch.rand(6, 11, device=device), *(torch.randn(6, n, device=device, requires_grad=True) for n in (11, 4, 4))]
+    made = {"a number": float, "a tensor": lambda b: torch.tensor(b, device=device), "of NumPy": np.float32}[kind]
+    graphs = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    g = torch.compile(NUMBERS[what], backend=graphs, fullgraph=True)
+    for step in range(30):
+        b = step / 29
+        got, want = g(made(b), *tensors), NUMBERS[what](b, *tensors)
+        torch.testing.assert_close(got, want)
+        both = [torch.autograd.grad(v, tensors[1:]) for v in (got, want)]
+        torch.testing.assert_close(*both)
+    assert graphs.frame_count <= 2
 
 
 def test_bytes_images_and_autocast(device):

@@ -24,15 +24,23 @@ def op_calls(dtype, device):
     x = torch.rand(3, 5, dtype=dtype, device=device)
     rng = torch.tensor([5, 8], device=device)
     rows, z = torch.randn(3, dtype=dtype, device=device), torch.randn(2, 3, 5, dtype=dtype, device=device)
-    head = ("bernoulli_logits.none", "kl.logvar", 1e-9, NO_FLOOR, 0.5, 1, 1)
+    head = ("bernoulli_logits.none", "kl.logvar", 1e-9, NO_FLOOR, None, 0.5, None, 1, 1)
+    floor, beta = (torch.tensor(v, dtype=torch.float64, device=device) for v in (0.1, 0.5))
+    on_device = ("bernoulli_logits.none", "kl.logvar", 1e-9, 0.0, floor, 0.0, beta, 1, 1)
     return {
-        "term": (ops.term, ([mu, logvar, p, t], "kl_prior.logvar", 0.0, NO_FLOOR, 1)),
-        "term_backward": (ops.term_backward, (rows, [x, logits], "bernoulli_logits.clamp", 1e-3, 0.0, 1, [True, True])),
+        "term": (ops.term, ([mu, logvar, p, t], "kl_prior.logvar", 0.0, NO_FLOOR, None, 1)),
+        "term.floor_at": (ops.term, ([mu, logvar], "kl.logvar", 0.0, 0.0, floor, 1)),
+        "term_backward": (ops.term_backward, (rows, [x, logits], "bernoulli_logits.clamp", 1e-3, 0.0, None, 1, [True, True])),
+        "term_backward.floor_at": (ops.term_backward, (rows, [mu, logvar], "kl.logvar", 0.0, 0.0, floor, 1, [True, True])),
         "elbo": (ops.elbo, ([x, logits], [mu, logvar], *head)),
         "elbo_backward": (ops.elbo_backward, (rows, [x, logits], [mu, logvar], *head, [False, True, True, True])),
+        "elbo.on_device": (ops.elbo, ([x, logits], [mu, logvar], *on_device)),
+        "elbo_backward.on_device": (ops.elbo_backward, (rows, [x, logits], [mu, logvar], *on_device, [False, True, True, True])),
+        "elbo_loss.on_device": (ops.elbo_loss, ([x, logits], [mu, logvar], *on_device, True)),
         "elbo_loss": (ops.elbo_loss, ([x, logits], [mu, logvar], *head, True)),
         "elbo_loss_with_grad": (ops.elbo_loss_with_grad, ([x, logits], [mu, logvar], *head, False, [True, True, False, True])),
         **linear_calls(dtype, device),
+        "draw_seed": (ops.draw_seed, (mu,)),
         "reparameterize": (ops.reparameterize, ([mu, logvar], None, rng, "logvar", 2)),
         "reparameterize.noise": (ops.reparameterize, ([mu, logvar], p.detach().clone(), None, "softplus", 0)),
         "reparameterize_with_kl": (ops.reparameterize_with_kl, ([mu, logvar], None, rng, "kl.logvar", 0, NO_FLOOR, 1)),

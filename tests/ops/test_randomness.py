@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from oracle import needs_kernels
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import vae_fast
@@ -253,3 +254,58 @@ def test_a_sample_has_the_given_mean_and_standard_deviation(device, backend):
     z = vae_fast.reparameterize(mu, logvar, generator=torch.Generator(device).manual_seed(1)).double()
     assert abs(z.mean().item() - 1.5) < 4.5 * 0.5 / math.sqrt(400_000)
     assert abs(z.std().item() - 0.5) < 4.5 * 0.5 / math.sqrt(800_000)
+
+
+@pytest.mark.parametrize(
+    ("how", "given"), [("aot_eager", False), ("inductor", False), ("export", False), ("make_fx", False), ("make_fx", True)]
+)
+@needs_kernels
+def test_a_graph_draws_what_eager_draws(how, given, device):
+    """From the same seed, as torch.randn_like does under aot_eager, export and inductor's fallback_random."""
+    mu, logvar = torch.randn(5, 7, device=device), torch.randn(5, 7, device=device)
+    generator = torch.Generator(device) if given else None
+
+    class Draw(torch.nn.Module):
+        def forward(self, mu, logvar):
+            z = vae_fast.reparameterize(mu, logvar, generator=generator)
+            w, kl = vae_fast.reparameterize_with_kl(mu, logvar, num_samples=2, generator=generator)
+            return z, w, kl
+
+    draw = Draw()
+    if how == "export":
+        graph = torch.export.export(draw, (mu, logvar)).module()
+    elif how == "make_fx":
+        graph = make_fx(draw)(mu, logvar)
+    else:
+        graph = torch.compile(draw, backend=how, fullgraph=True)
+    runs = []
+    for f in (draw, graph):
+        (torch if generator is None else generator).manual_seed(11)
+        runs.append([*f(mu, logvar), *f(mu, logvar)])
+    for a, b in zip(*runs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert not torch.equal(runs[1][0], runs[1][3])  # fresh at each call
+
+
+def test_both_backends_draw_the_same(device, plain_torch):
+    mu, logvar = torch.randn(5, 7, device=device), torch.randn(5, 7, device=device)
+    torch.manual_seed(3)
+    ours = vae_fast.reparameterize(mu, logvar)
+    torch.manual_seed(3)
+    torch.testing.assert_close(plain_torch(vae_fast.reparameterize, mu, logvar), ours, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", [None, 3])
+def test_the_memory_order_of_the_mean_is_kept(num_samples, device, backend):
+    """channels_last in, channels_last out, gradients too; the noise of an element does not depend on it."""
+    mu, logvar = (torch.randn(2, 6, 4, 5, device=device).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    torch.manual_seed(0)
+    z = vae_fast.reparameterize(mu, logvar, num_samples=num_samples)
+    torch.manual_seed(0)
+    plain = vae_fast.reparameterize(mu.detach().contiguous(), logvar.detach().contiguous(), num_samples=num_samples)
+    assert torch.equal(z, plain)
+    one = z if num_samples is None else z[1]
+    assert one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous()
+    if backend == "compiled":
+        grads = torch.autograd.grad(z.sum(), [mu, logvar])
+        assert all(g.is_contiguous(memory_format=torch.channels_last) for g in grads)

@@ -55,6 +55,77 @@ def test_the_number_of_threads_changes_no_bit_of_the_noise(num_samples):
         assert all(torch.equal(a, b) for a, b in zip(other[1], runs[0][1], strict=True))
 
 
+# clamp, not sigmoid: torch's vectors and the scalars at their end differ by a rounding
+BROADCAST = {
+    "a prior of one row": lambda m, row, one: vae_fast.gaussian_kl(m, m * 0.1, row, row, reduction="mean"),
+    "a prior of one number": lambda m, row, one: vae_fast.gaussian_kl(m, m * 0.1, one, one, reduction="sum"),
+    "one scale": lambda m, row, one: vae_fast.gaussian_log_prob(m, row, one),
+    "one column": lambda m, row, one: vae_fast.gaussian_kl(m, m[:, :1], reduction="mean"),
+    "an elbo": lambda m, row, one: vae_fast.elbo_loss(m.clamp(0, 1), m * 2.0, m[:, :3], one.expand(3), prior_mu=row[:3], beta=0.5),
+    "no reduction": lambda m, row, one: vae_fast.elbo_loss(m.clamp(0, 1), m * 2.0, m[:, :3], m[:, 3:6], prior_mu=row[:3], reduction="none"),
+    "a sample": lambda m, row, one: vae_fast.reparameterize(m, row),
+    "a sample and its KL": lambda m, row, one: vae_fast.reparameterize_with_kl(m, one, reduction="mean")[1],
+    "an importance-weighted bound": lambda m, row, one: vae_fast.iwae_loss(
+        m.clamp(0, 1), torch.stack([m, row.expand_as(m)]), torch.stack([m, -m])[..., :4], m[:, :4], m[:, 4:8]
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROADCAST)
+@needs_kernels
+def test_the_number_of_threads_changes_no_bit_of_a_reduction_or_a_broadcast_gradient(what):
+    """torch's own sums are cut by the number of threads from some 32,768 values on."""
+    m, row, one = torch.randn(65_537, 20), torch.randn(20), torch.tensor(0.3)
+
+    def run():
+        tensors = [t.clone().requires_grad_() for t in (m, row, one)]
+        value = BROADCAST[what](*tensors)
+        return [value.detach(), *torch.autograd.grad(value, tensors, torch.ones_like(value) * 0.7, allow_unused=True)]
+
+    first, *others = (with_threads(n, run) for n in (1, 2, 3, 5))
+    for other in others:
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (70_001,), (3, 5), (40_000, 3), (0, 4)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@needs_kernels
+def test_the_reduction_over_the_batch(reduction, shape, dtype):
+    """Its value, and gradients of both orders, are torch's."""
+    from vae_fast.functional._dispatch import reduce
+
+    t = torch.randn(shape, dtype=dtype)
+    ours, torchs = t.clone().requires_grad_(), t.double().requires_grad_()
+    value, true = reduce(ours, reduction), getattr(torchs, reduction)()
+    assert value.dtype == dtype and value.shape == ()
+    torch.testing.assert_close(value.double(), true, rtol=1e-6, atol=1e-5, equal_nan=True)
+    first, second = (torch.autograd.grad(v * v, t, create_graph=True)[0] for v, t in ((value, ours), (true, torchs)))
+    torch.testing.assert_close(first.double(), second, rtol=1e-5, atol=1e-5, equal_nan=True)
+    if t.numel():
+        again, their = (torch.autograd.grad(g.sum(), t)[0] for g, t in ((first, ours), (second, torchs)))
+        torch.testing.assert_close(again.double(), their, rtol=1e-5, atol=1e-5)
+
+
+SHAPES_SUMMED = [((4, 3, 5), smaller) for smaller in [(5,), (4, 1, 5), (1, 3, 1), (4, 3, 1), (1,), (1, 1, 5)]] + [
+    ((2, 1, 3, 70_000), (3, 1))
+]
+
+
+@pytest.mark.parametrize(("shape", "smaller"), SHAPES_SUMMED, ids=str)
+@needs_kernels
+def test_gradients_of_broadcast_inputs(shape, smaller):
+    """Summed over what was broadcast, whichever dimensions that is."""
+    x, mu = torch.randn(shape), torch.randn(smaller)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = mu.to(dtype).requires_grad_()
+        value = vae_fast.gaussian_kl(x.to(dtype), torch.zeros((), dtype=dtype), leaf, event_dim=2)
+        grads.append(torch.autograd.grad(value.sum(), leaf)[0])
+    torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(grads[1], (mu.double() - x.double()).sum_to_size(smaller), rtol=1e-9, atol=1e-9)
+
+
 def test_repeated_calls_give_the_same_bits():
     case = ELBOS[0]
     tensors = case.tensors((3000, 100), (3000, 10), torch.float32)

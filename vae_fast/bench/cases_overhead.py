@@ -14,7 +14,7 @@ from vae_fast.bench.case import Case, Inputs, compiled, leaf, plain
 from vae_fast.bench.cases_head import plain_logits, plain_sample
 from vae_fast.bench.cases_mixture import distributions, products
 
-ARGUMENTS = ("bernoulli_logits.none", "kl.logvar", 1e-9, -math.inf, 1.0, 1, 1, True)
+ARGUMENTS = ("bernoulli_logits.none", "kl.logvar", 1e-9, -math.inf, None, 1.0, None, 1, 1, True)
 
 
 def _no_checks(x: Tensor, logits: Tensor, mu: Tensor, logvar: Tensor) -> Any:

@@ -7,11 +7,32 @@ or dispatch mode is in play), calls under ``torch.compile`` to ``torch.ops.vae_f
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 
 from vae_fast import _backend, reference
+from vae_fast.functional._numbers import Number, as_kernel_arguments
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def overridable(function: Function) -> Function:
+    """A public function that arguments with a ``__torch_function__`` of their own may take over, as those of ``torch.nn.functional``.
+
+    So ``torch.fx.symbolic_trace`` records one node for a call, and a ``TorchFunctionMode`` sees it.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if has_torch_function((*args, *kwargs.values())):
+            return handle_torch_function(call, (*args, *kwargs.values()), *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def kernels() -> Any | None:
@@ -21,10 +42,18 @@ def kernels() -> Any | None:
     return torch.ops.vae_fast if torch.compiler.is_compiling() else _backend.C
 
 
-def row_sum(term: str, inputs: list[torch.Tensor], eps: float, floor: float, event_dim: int) -> torch.Tensor:
+def reduce(t: torch.Tensor, reduction: str) -> torch.Tensor:
+    """``"none"``, ``"mean"`` or ``"sum"`` over the batch; in eager mode on the kernels, in an order that does not depend on the threads."""
+    if reduction == "none" or kernels() is not _backend.C or _backend.C is None:
+        return reference.reduce(t, reduction)
+    total: torch.Tensor = _backend.C.reduce(t, reduction == "mean")
+    return total
+
+
+def row_sum(term: str, inputs: list[torch.Tensor], eps: float, floor: Number, event_dim: int) -> torch.Tensor:
     """A row-summed term (see :func:`vae_fast.reference.term`) on the backend in use."""
     k = kernels()
     if k is None:
         return reference.term(term, inputs, eps, floor, event_dim)
-    out: torch.Tensor = k.term(inputs, term, eps, floor, event_dim)
+    out: torch.Tensor = k.term(inputs, term, eps, *as_kernel_arguments(floor), event_dim)
     return out

@@ -7,9 +7,10 @@ import math
 from torch import Tensor
 
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import row_sum
+from vae_fast.functional._dispatch import overridable, row_sum
 
 
+@overridable
 def bernoulli_log_prob(
     x: Tensor,
     logits: Tensor | None = None,

@@ -11,7 +11,8 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast._backend import C
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import kernels, row_sum
+from vae_fast.functional._dispatch import kernels, overridable, reduce, row_sum
+from vae_fast.functional._numbers import Number, as_kernel_arguments, number
 from vae_fast.functional.bernoulli import bernoulli_term
 from vae_fast.functional.gaussian import floor_of, gaussian_log_prob, gaussian_term, kl_term
 from vae_fast.functional.logsumexp import iwae_bound
@@ -39,7 +40,13 @@ _TERMS = {("bernoulli", c): f"bernoulli_logits.{c or 'none'}" for c in check.CLI
 _TERMS |= {("bernoulli_probs", c): f"bernoulli_probs.{c or 'none'}" for c in check.CLIPS}
 _TERMS[("gaussian", None)] = "gaussian_unit"
 
-_Arguments = tuple[list[Tensor], list[Tensor], str, str, float, float, float, int, int]
+_Arguments = tuple[list[Tensor], list[Tensor], str, str, float, Number, Number, int, int]
+
+
+def _for_kernels(args: _Arguments) -> tuple[Any, ...]:
+    """The same as the kernels' ops take them."""
+    *tensors_and_names, eps, floor, beta, event_dim, latent_dim = args
+    return *tensors_and_names, eps, *as_kernel_arguments(floor), *as_kernel_arguments(beta), event_dim, latent_dim
 
 
 def _arguments(
@@ -49,18 +56,21 @@ def _arguments(
     mu: Tensor,
     logvar: Tensor,
     likelihood: str,
-    beta: float,
+    beta: float | Tensor,
     clip: str | None,
     eps: float,
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
-    free_bits: float | None,
+    free_bits: float | Tensor | None,
     event_dim: int,
     latent_dim: int,
 ) -> _Arguments:
     """Check everything; the arguments of the kernels ``k`` in their order."""
-    check.real("beta", beta)
-    floor = -math.inf if free_bits is None else floor_of(free_bits)
+    if k is not C or type(beta) is not float or not -math.inf < beta < math.inf or free_bits is not None:
+        like = check.tensor("mu", mu)
+        beta, floor = number("beta", beta, like), floor_of(free_bits, like)
+    else:
+        floor = -math.inf
     if (
         k is C
         and k is not None
@@ -93,6 +103,7 @@ def _arguments(
     return lik_inputs, kl_inputs, lik, kl, eps, floor, beta, event_dim, latent_dim
 
 
+@overridable
 def elbo(
     x: Tensor,
     recon: Recon,
@@ -100,12 +111,12 @@ def elbo(
     logvar: Tensor,
     *,
     likelihood: str = "bernoulli",
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     clip: str | None = None,
     eps: float = 1e-9,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
-    free_bits: float | None = None,
+    free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
 ) -> Tensor:
@@ -122,7 +133,8 @@ def elbo(
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance.
         likelihood: ``"bernoulli"``, ``"bernoulli_probs"`` or ``"gaussian"``.
-        beta: weight of the KL.
+        beta: weight of the KL: a number, or a 0-d tensor, which is read on the device: nothing waits for it, and a value that changes
+            is not compiled anew. It gets no gradient.
         clip: clip mode of the Bernoulli likelihoods, see :func:`bernoulli_log_prob`.
         eps: the constant of the clip mode.
         prior_mu: prior mean, None is 0.
@@ -145,10 +157,11 @@ def elbo(
     """
     k = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
-    out: Tensor = reference.elbo(*args) if k is None else k.elbo(*args)
+    out: Tensor = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
     return out
 
 
+@overridable
 def elbo_loss(
     x: Tensor,
     recon: Recon,
@@ -156,12 +169,12 @@ def elbo_loss(
     logvar: Tensor,
     *,
     likelihood: str = "bernoulli",
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     clip: str | None = None,
     eps: float = 1e-9,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
-    free_bits: float | None = None,
+    free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
     reduction: str = "mean",
@@ -177,7 +190,8 @@ def elbo_loss(
         reduction: ``"mean"`` (default; over samples, never over pixels), ``"sum"`` or ``"none"``.
         donate_recon: **destructive**: with gradients wanted, the forward pass writes the gradient of ``recon`` over ``recon`` itself, whose
             values are lost: no second buffer of its size is allocated. It is refused where that is known to be unsafe (below); whatever
-            else saved ``recon`` for its own backward pass raises torch's error about an in-place change there. There is no second
+            else saved ``recon`` for its own backward pass raises torch's error about an in-place change there. A bfloat16 gradient is
+            rounded once more by an upstream factor that is no power of two. There is no second
             backward pass over a retained graph and no second derivative. Permission, not an order: nothing is overwritten when no
             gradient is wanted, on the reference backend, or under ``torch.compile``, which plans memory itself.
 
@@ -186,8 +200,9 @@ def elbo_loss(
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected. With ``donate_recon``: for a pair, a leaf that
-            requires grad, a ``recon`` that is not contiguous, that is broadcast or converted, that shares memory with another argument,
-            or that comes from a layer which needs its own result to go back (a sigmoid's or a ReLU's), and for ``reduction="none"``.
+            requires grad, a view of a leaf or of a part of another tensor, a ``recon`` that is not contiguous, that is float16, that is
+            broadcast or converted, that shares memory with another argument, or that comes from a layer which needs its own result to
+            go back (a sigmoid's or a ReLU's), and for ``reduction="none"``.
 
     Example:
         >>> import torch, vae_fast
@@ -200,17 +215,17 @@ def elbo_loss(
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if k is None or reduction == "none":
         if donate_recon:
-            _check_donation(x, recon, mu, logvar, args, reduction)
-        per_sample = reference.elbo(*args) if k is None else k.elbo(*args)
-        return reference.reduce(-per_sample, reduction)
+            _check_donation(recon, args, reduction)
+        per_sample = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
+        return reduce(-per_sample, reduction)
     eager = k is C  # the compiler plans memory itself
     if eager and donate_recon:
-        _check_donation(x, recon, mu, logvar, args, reduction)
-    out: Tensor = k.elbo_loss(*args, reduction == "mean", *((donate_recon,) if eager else ()))
+        _check_donation(recon, args, reduction)
+    out: Tensor = k.elbo_loss(*_for_kernels(args), reduction == "mean", *((donate_recon,) if eager else ()))
     return out
 
 
-def _check_donation(x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, args: _Arguments, reduction: str) -> None:
+def _check_donation(recon: Recon, args: _Arguments, reduction: str) -> None:
     """Refuse to overwrite ``recon`` where its value, or its memory, is known to be somebody else's."""
 
     def refuse(why: str) -> None:
@@ -222,24 +237,37 @@ def _check_donation(x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, args: _
         raise ValueError("donate_recon=True: expected recon to be one tensor, got a (mean, logvar) pair; use donate_recon=False here")
     if recon.requires_grad and recon.is_leaf:
         refuse("recon is a leaf that requires grad, and would lose its value")
+    if recon.dtype == torch.float16:
+        refuse("recon is float16, whose gradient has to wait for the loss scale")
+    base: Tensor | None = recon._base
+    if recon.requires_grad and base is not None and base.is_leaf:
+        refuse("recon is a view of a leaf, which would lose its value")
     if not recon.is_contiguous():
         refuse(f"recon of shape {tuple(recon.shape)} has strides {recon.stride()}, expected a contiguous one")
-    data, latent, *_, event_dim, latent_dim = args
+    data, latent, _, _, _, floor, beta, event_dim, latent_dim = args
     full = torch.broadcast_shapes(*(t.shape for t in data))
     batch = torch.broadcast_shapes(full[: len(full) - event_dim], *(t.shape[: t.ndim - latent_dim] for t in latent))
     if recon.shape != batch + full[len(full) - event_dim :]:
         refuse(f"recon of shape {tuple(recon.shape)} is broadcast to batch shape {tuple(batch)}")
     if recon.dtype != torch.float64 and torch.float64 in [t.dtype for t in (*data, *latent)]:
         refuse(f"recon has dtype {recon.dtype} and another argument torch.float64")
+    others = [("x", data[0]), *zip(("mu", "logvar", "prior_mu", "prior_logvar"), latent, strict=False)]
+    if isinstance(beta, Tensor):
+        others.append(("beta", beta))
+    if isinstance(floor, Tensor):
+        others.append(("free_bits", floor))
     storage = recon.untyped_storage().data_ptr()
-    for name, t in (("x", x), ("mu", mu), ("logvar", logvar)):
+    for name, t in others:
         if t.untyped_storage().data_ptr() == storage and t.numel():
             refuse(f"recon shares memory with {name}")
-    node = recon.grad_fn
-    if node is not None and hasattr(node, "_saved_result"):
-        refuse(f"the layer that made recon ({node.name()}) needs its value to go back")
+    if base is not None and base.numel() != recon.numel():
+        refuse(f"recon is a view of a part of a tensor of shape {tuple(base.shape)}, which would lose the values of that part")
+    for node in (recon.grad_fn, None if base is None else base.grad_fn):
+        if node is not None and hasattr(node, "_saved_result"):
+            refuse(f"the layer that made recon ({node.name()}) needs its value to go back")
 
 
+@overridable
 def iwae_loss(
     x: Tensor,
     recon: Recon,
@@ -299,4 +327,4 @@ def iwae_loss(
     zero = z.new_zeros(()) if prior_mu is None else prior_mu
     log_p_z = gaussian_log_prob(z, zero.expand(z.shape), prior_logvar, event_dim=latent_dim)
     log_q_z = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
-    return reference.reduce(-iwae_bound(log_p_x + log_p_z - log_q_z, dim=0), reduction)
+    return reduce(-iwae_bound(log_p_x + log_p_z - log_q_z, dim=0), reduction)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import row_sum
+from vae_fast.functional._dispatch import overridable, reduce, row_sum
+from vae_fast.functional._numbers import Number, number
 
 
 def kl_term(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> tuple[str, list[Tensor]]:
@@ -23,14 +24,12 @@ def kl_term(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: T
     return f"kl_prior.{scale}", [mu, logvar, prior_mu, prior_logvar]
 
 
-def floor_of(free_bits: float | None) -> float:
+def floor_of(free_bits: float | Tensor | None, like: Tensor) -> Number:
     """The least value of one KL element, in nats."""
-    if free_bits is None:
-        return -math.inf
-    check.real("free_bits", free_bits, 0.0)
-    return float(free_bits)
+    return -math.inf if free_bits is None else number("free_bits", free_bits, like, 0.0)
 
 
+@overridable
 def gaussian_kl(
     mu: Tensor,
     logvar: Tensor,
@@ -39,7 +38,7 @@ def gaussian_kl(
     *,
     scale: str = "logvar",
     event_dim: int = 1,
-    free_bits: float | None = None,
+    free_bits: float | Tensor | None = None,
     reduction: str = "none",
 ) -> Tensor:
     r"""KL divergence of a diagonal Gaussian from N(0, I) or from another diagonal Gaussian, in nats.
@@ -57,7 +56,7 @@ def gaussian_kl(
         scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"`` (std = softplus(t)); holds for both scale arguments.
         event_dim: number of trailing dimensions that are summed.
         free_bits: least value of each element ``j`` of each sample, in nats; below it the gradient is zero (Kingma et al. 2016,
-            appendix C.8, which takes the mean over the minibatch first).
+            appendix C.8, which takes the mean over the minibatch first). A number, or a 0-d tensor, which is read on the device.
         reduction: over the batch: ``"none"``, ``"mean"`` or ``"sum"``.
 
     Returns:
@@ -75,9 +74,10 @@ def gaussian_kl(
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
-    return reference.reduce(row_sum(name, inputs, 0.0, floor_of(free_bits), event_dim), reduction)
+    return reduce(row_sum(name, inputs, 0.0, floor_of(free_bits, mu), event_dim), reduction)
 
 
+@overridable
 def gaussian_log_prob(x: Tensor, mu: Tensor, logvar: Tensor | None = None, *, scale: str = "logvar", event_dim: int = 1) -> Tensor:
     r"""Log-density of a diagonal Gaussian, in nats.
 

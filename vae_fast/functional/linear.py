@@ -7,9 +7,10 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import kernels
+from vae_fast.functional._dispatch import kernels, overridable
 
 
+@overridable
 def linear_bernoulli_log_prob(
     x: Tensor,
     h: Tensor,

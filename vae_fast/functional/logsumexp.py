@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import kernels
+from vae_fast.functional._dispatch import kernels, overridable
 
 
+@overridable
 def logsumexp(a: Tensor, dim: int = -1, weights: Tensor | None = None) -> Tensor:
     r"""``log sum_k w_k exp(a_k)`` over one dimension, in one pass forward and one pass backward.
 
@@ -58,6 +59,7 @@ def _logsumexp(a: Tensor, dim: int, weights: Tensor | None, name: str) -> Tensor
     return out
 
 
+@overridable
 def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
     r"""The importance-weighted bound ``log (1/K) sum_k exp(log_w_k)``, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import kernels
+from vae_fast.functional._dispatch import kernels, overridable
 
 
+@overridable
 def mdn_log_prob(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Tensor, *, min_scale: float = 0.0) -> Tensor:
     r"""Log-likelihood of a mixture density network, in nats (Bishop 1994, "Mixture density networks", eq. 22 and 29).
 

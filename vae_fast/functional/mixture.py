@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import kernels
+from vae_fast.functional._dispatch import kernels, overridable
 
 COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
 PRECISIONS = ("float32", "tf32x3")
@@ -49,6 +49,7 @@ def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, c
         raise ValueError(f"x has shape {tuple(x.shape)}: expected (..., {d}), the last dimension of means")
 
 
+@overridable
 def mixture_log_prob(
     x: Tensor,
     weight_logits: Tensor,
@@ -127,6 +128,7 @@ def mixture_log_prob(
     return out
 
 
+@overridable
 def mixture_responsibilities(
     x: Tensor,
     weight_logits: Tensor,
@@ -162,6 +164,7 @@ def mixture_responsibilities(
     return out
 
 
+@overridable
 @torch.no_grad()
 def mixture_statistics(
     x: Tensor,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import kernels, row_sum
+from vae_fast.functional._dispatch import kernels, overridable, reduce, row_sum
 from vae_fast.functional.gaussian import floor_of, kl_term
 
 
@@ -38,15 +38,16 @@ def _check(
 
 
 def _noise(mu: Tensor, shape: torch.Size, num_samples: int | None, generator: torch.Generator | None) -> Tensor:
-    """The reference's own noise. Under ``torch.func`` it is torch's, which knows vmap's rules for randomness; else the kernels' noise."""
+    """The reference's own noise: the kernels', but torch's under ``torch.func``, whose vmap has rules for randomness, and in ONNX graphs."""
     size = torch.Size(shape if num_samples is None else (num_samples, *shape))
     dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
         return torch.randn(size, dtype=dtype, device=mu.device, generator=generator)
     state = reference.draw_rng_state(mu, generator)
     return reference.philox_normal(state, size.numel()).to(dtype).view(size)
 
 
+@overridable
 def reparameterize(
     mu: Tensor,
     logvar: Tensor,
@@ -93,6 +94,7 @@ def reparameterize(
     return out
 
 
+@overridable
 def reparameterize_with_kl(
     mu: Tensor,
     logvar: Tensor,
@@ -104,7 +106,7 @@ def reparameterize_with_kl(
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
     event_dim: int = 1,
-    free_bits: float | None = None,
+    free_bits: float | Tensor | None = None,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """:func:`reparameterize` and :func:`gaussian_kl` in one pass forward and one pass backward.
@@ -130,20 +132,22 @@ def reparameterize_with_kl(
     _check(mu, logvar, num_samples, generator, noise, sample_shape)
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
-    floor = floor_of(free_bits)
+    floor = floor_of(free_bits, mu)
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
     k = kernels()
-    if k is None or sample_shape != shape:  # a prior with more batch dimensions than the posterior: two passes
+    # Two passes: for a prior with more batch dimensions than the posterior, and for a floor that is read on the device.
+    if k is None or sample_shape != shape or isinstance(floor, Tensor):
         z = reparameterize(mu, logvar, scale=scale, num_samples=num_samples, generator=generator, noise=noise)
         kl = row_sum(name, inputs, 0.0, floor, event_dim)
     else:
         origin = _origin(mu, generator, noise)
         z, kl = k.reparameterize_with_kl(inputs, noise, origin, name, num_samples or 0, floor, event_dim)
-    return z, reference.reduce(kl, reduction)
+    return z, reduce(kl, reduction)
 
 
 def _origin(mu: Tensor, generator: torch.Generator | None, noise: Tensor | None) -> Tensor | torch.Generator | None:
     """Where the noise comes from: eager kernels draw the seed themselves, a traced graph draws it by an op the compiler knows."""
     if noise is None and torch.compiler.is_compiling():
-        return reference.draw_rng_state(mu, generator)
+        state: Tensor = torch.ops.vae_fast.draw_seed(mu, generator)
+        return state
     return generator

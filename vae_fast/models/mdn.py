@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
-from vae_fast.reference import reduce
+from vae_fast.functional._dispatch import reduce
 
 
 class MDNOutput(NamedTuple):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
+from vae_fast.functional._dispatch import reduce
 from vae_fast.models._posterior import posterior_of
-from vae_fast.reference import reduce
 
 Recon = Tensor | tuple[Tensor, Tensor]
 
