@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from vae_fast import checkpoint, data
-from vae_fast._errors import VaeFastError
 from vae_fast._files import write_json
 from vae_fast.bench.machine import commit
+from vae_fast.errors import VaeFastError
 from vae_fast.models import MLPVAE
 from vae_fast.training import Record, fit, say
 

@@ -24,12 +24,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from vae_fast._capture import products
-from vae_fast._errors import DivergedError
 from vae_fast._files import write_json
 from vae_fast.bench import machine
 from vae_fast.bench.case import Work
 from vae_fast.bench.cases_head import plain_logits
 from vae_fast.bench.measure import in_turns, peak_memory
+from vae_fast.errors import DivergedError
 from vae_fast.models import MLPVAE
 from vae_fast.training import adam, evaluate, fit
 

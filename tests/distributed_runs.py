@@ -15,7 +15,8 @@ from torch import nn
 from training_runs import images, small, untimed
 
 from vae_fast import checkpoint, cli, training
-from vae_fast.distributed import Terminated, leave
+from vae_fast.distributed import leave
+from vae_fast.errors import Terminated
 
 ROOT = Path(__file__).resolve().parent.parent
 

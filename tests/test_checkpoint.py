@@ -12,7 +12,7 @@ import torch
 from training_runs import images, run, small, untimed
 
 from vae_fast import checkpoint, training
-from vae_fast._errors import DivergedError, FileError
+from vae_fast.errors import DivergedError, FileError
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vae_fast import data
-from vae_fast._errors import FileError, MissingExtraError
+from vae_fast.errors import FileError, MissingExtraError
 
 NAMES = list(data.MNIST_MD5)
 

@@ -11,8 +11,8 @@ import torch.multiprocessing as mp
 from distributed_runs import CASES, Plain, assert_close, enter, free_port, message, noisy_run, numbers, plain_run
 
 from vae_fast import checkpoint, training
-from vae_fast._errors import FileError
-from vae_fast.distributed import Terminated, World
+from vae_fast.distributed import World
+from vae_fast.errors import FileError, Terminated
 
 # --- one gradient -----------------------------------------------------------------------------------------------------
 

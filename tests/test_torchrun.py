@@ -11,7 +11,7 @@ from distributed_runs import command, environment, free_port
 from training_runs import images, untimed
 
 from vae_fast import checkpoint, cli, data
-from vae_fast._errors import FileError
+from vae_fast.errors import FileError
 
 # --- the command under torchrun ---------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from vae_fast.errors import ExtensionError, SettingError
+
 _BACKENDS = ("auto", "compiled", "reference")
 
 
@@ -28,11 +30,19 @@ def _extension() -> ModuleType:
     return importlib.import_module(name)
 
 
+def _checked(extension: ModuleType) -> ModuleType:
+    """The extension, once VAE_FAST_ISA is known to be one it has: its first kernel call would refuse it, in the middle of a run."""
+    wanted, available = os.environ.get("VAE_FAST_ISA", ""), extension.isa_available()
+    if wanted and wanted not in available:
+        raise SettingError(f"VAE_FAST_ISA={wanted}: expected one of {', '.join(available)} on this processor")
+    return extension
+
+
 def _load() -> tuple[ModuleType | None, str]:
     """The extension module, or None and the reason."""
     choice = os.environ.get("VAE_FAST_BACKEND", "auto").lower()
     if choice not in _BACKENDS:
-        raise ValueError(f"VAE_FAST_BACKEND={choice!r}: expected one of {', '.join(_BACKENDS)}")
+        raise SettingError(f"VAE_FAST_BACKEND={choice!r}: expected one of {', '.join(_BACKENDS)}")
     if choice == "reference":
         return None, "VAE_FAST_BACKEND=reference"
     reason = "the extension was not built"
@@ -44,7 +54,7 @@ def _load() -> tuple[ModuleType | None, str]:
         elif _abi(built) != _abi(here):
             reason = f"the extension was built for torch {built} and this is torch {here}"
         else:
-            return _extension(), ""
+            return _checked(_extension()), ""
     except ModuleNotFoundError as error:
         if error.name not in ("vae_fast._C", "vae_fast._built_for"):
             raise
@@ -52,7 +62,7 @@ def _load() -> tuple[ModuleType | None, str]:
         reason = f"the extension does not load: {error}"
     again = "For the kernels, reinstall with: pip install --no-build-isolation --force-reinstall --no-deps ."
     if choice == "compiled":
-        raise ImportError(f"vae_fast: {reason}. {again}")
+        raise ExtensionError(f"vae_fast: {reason}. {again}")
     warnings.warn(f"vae_fast: {reason}; every function runs, slower, in plain torch (backend 'reference'). {again}", stacklevel=4)
     return None, reason
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from vae_fast._errors import FileError
+from vae_fast.errors import FileError
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
 from vae_fast._capture import CapturedStep, Graph, make_plain, products
-from vae_fast.distributed import Engine, Terminated
+from vae_fast.distributed import Engine
+from vae_fast.errors import Terminated
 from vae_fast.functional import _arguments as check
 
 Record = dict[str, float]

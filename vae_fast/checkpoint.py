@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae_fast._errors import FileError
 from vae_fast._files import atomic_write
+from vae_fast.errors import FileError
 
 FORMAT = "vae_fast.checkpoint"
 VERSION = 1

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_fast._errors import FileError, optional_import
 from vae_fast._files import atomic_write
+from vae_fast._optional import optional_import
+from vae_fast.errors import FileError
 
 #: md5 of the four unpacked MNIST files.
 MNIST_MD5 = {

@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from vae_fast._errors import RunError
+from vae_fast.errors import RunError
 
 T = TypeVar("T")
 TIMEOUT = 600.0
@@ -390,14 +390,6 @@ class Engine:
 
 
 # --- being told to stop -----------------------------------------------------------------------------------------------------
-
-
-class Terminated(SystemExit):
-    """SIGTERM came, the checkpoint is written, the process ends with 143; the run is not finished."""
-
-    def __init__(self) -> None:
-        """Exit code 128 + SIGTERM."""
-        super().__init__(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
 from vae_fast._capture import products
-from vae_fast._errors import DivergedError
 from vae_fast._run import Record, Saver, Schedule, Step, Transform, autocast, warmup
 from vae_fast.distributed import Engine, Objective, World
+from vae_fast.errors import DivergedError
 from vae_fast.functional import _arguments as check
 from vae_fast.models import VAE
 

@@ -65,7 +65,7 @@ def test_the_kernels_by_choice_or_by_default(choice, python):
 def test_an_unknown_backend_is_refused(python):
     done = python("import vae_fast", check=False, VAE_FAST_BACKEND="bogus")
     assert done.returncode != 0
-    assert "ValueError: VAE_FAST_BACKEND='bogus': expected one of auto, compiled, reference" in done.stderr
+    assert "SettingError: VAE_FAST_BACKEND='bogus': expected one of auto, compiled, reference" in done.stderr
 
 
 def test_without_the_extension_the_package_runs_and_says_so_once(tmp_path, python):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from vae_fast._errors import FileError, RunError
+from vae_fast.errors import FileError, RunError
 
 _CONTRACT = "expected a Python file with step() (or train_step()), one training step, and the function loss(...) that it calls"
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vae_fast._errors import RunError
 from vae_fast.bench import report
 from vae_fast.bench.suites import Options, Row, run
+from vae_fast.errors import RunError
 
 PEERS = ("eager", "scikit-learn", "compile", "distributions")
 CHEAP = ("ours", "eager", "scikit-learn")  # what a comparison measures: compiling would take longer than all of it

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_fast._errors import optional_import
+from vae_fast._optional import optional_import
 from vae_fast.bench.report import size
 from vae_fast.plots._figure import BLUE, GRID, INK, ORANGE, QUIET, bare, new_figure, require, save
 

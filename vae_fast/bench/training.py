@@ -17,10 +17,10 @@ from torch import Tensor
 
 from vae_fast import data
 from vae_fast._capture import CapturedStep, Graph, products
-from vae_fast._errors import FileError
 from vae_fast.bench.cases_head import plain_logits
 from vae_fast.bench.limits import synchronize
 from vae_fast.bench.suites import Options, Row, facts_of
+from vae_fast.errors import FileError
 from vae_fast.models import MLPVAE
 from vae_fast.training import adam
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from vae_fast import __version__, distributed, training
-from vae_fast._errors import VaeFastError
 from vae_fast.cli import bench, explore, mog, train
 from vae_fast.cli._common import Parser
 from vae_fast.cli.train import DEFAULTS
+from vae_fast.errors import VaeFastError
 
 __all__ = ["DEFAULTS", "main", "training"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from vae_fast._errors import FileError, RunError
 from vae_fast._files import atomic_write
+from vae_fast.errors import FileError, RunError
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import data
-from vae_fast._errors import FileError, RunError
+from vae_fast.errors import FileError, RunError
 from vae_fast.toys import TOYS, toy
 
 IMAGES = ("digits", "mnist", "frey")

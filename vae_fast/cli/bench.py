@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from vae_fast._errors import FileError, RunError
 from vae_fast.bench import compare, machine, pictures, report
 from vae_fast.bench.advice import advise_file
 from vae_fast.bench.suites import DEFAULT, DTYPES, SUITES, Options, cases, run
 from vae_fast.cli._common import number, usable_device
+from vae_fast.errors import FileError, RunError
 
 _SHAPE = "three positive integers B,D,L (batch, data, latent; of mixtures: samples, components, dimensions)"
 _BUDGET = 450.0  # the case that has begun is finished: ten minutes in all

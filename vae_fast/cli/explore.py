@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vae_fast import checkpoint, data, plots
-from vae_fast._errors import FileError, MissingExtraError, RunError, optional_import
+from vae_fast._optional import optional_import
 from vae_fast.cli._common import number
+from vae_fast.errors import FileError, MissingExtraError, RunError
 from vae_fast.models import MLPVAE
 
 #: The data sets that have a name, and the shape of their images.

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from vae_fast import __version__, build_info, models, plots, toys, training
-from vae_fast._errors import RunError, VaeFastError
 from vae_fast._files import atomic_write, write_json
 from vae_fast.cli import _points
 from vae_fast.cli._common import machine_options, number, prepare, usable_device, write_csv
+from vae_fast.errors import RunError, VaeFastError
 from vae_fast.functional.mixture import COVARIANCE_TYPES
 from vae_fast.models._em import DEAD_COUNT
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from vae_fast import __version__, build_info, checkpoint, data, distributed, plots, training
-from vae_fast._errors import FileError, RunError
 from vae_fast._files import write_json
 from vae_fast.cli._common import machine_options, number, prepare, usable_device, write_csv
+from vae_fast.errors import FileError, RunError
 from vae_fast.models import MLPVAE
 
 #: What a run is: these go into config.json and the checkpoint, and a resumed run takes over those not given again.

@@ -1,7 +1,6 @@
 """Modules built from :mod:`vae_fast.functional`."""
 
-from vae_fast.models._em import SingularCovarianceError
-from vae_fast.models._estimator import ConvergenceWarning, DeadComponentWarning, NotFittedError
+from vae_fast.errors import ConvergenceWarning, DeadComponentWarning, NotFittedError, SingularCovarianceError
 from vae_fast.models._mixture_distribution import MixtureDistribution
 from vae_fast.models.mdn import MDNOutput, MixtureDensityNetwork
 from vae_fast.models.mixture import MixtureOfGaussians

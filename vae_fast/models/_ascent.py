@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import functional as F
-from vae_fast._errors import DivergedError
+from vae_fast.errors import DivergedError
 from vae_fast.models._em import Parameters, Report, Run
 
 _CUTS = 3  # how often the step is cut to a quarter before there is nothing more to gain

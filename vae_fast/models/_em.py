@@ -14,13 +14,9 @@ import torch
 from torch import Tensor
 
 from vae_fast import functional as F
-from vae_fast._errors import VaeFastError
+from vae_fast.errors import SingularCovarianceError
 
 DEAD_COUNT = 0.1  # a component that accounts for less than this many samples is reported, and reseeded on request
-
-
-class SingularCovarianceError(VaeFastError, ValueError):
-    """A covariance that is not positive definite; the message names the components and says what to do."""
 
 
 class Parameters(NamedTuple):

@@ -10,22 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from vae_fast._errors import VaeFastError
+from vae_fast.errors import NotFittedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class NotFittedError(VaeFastError, ValueError, AttributeError):
-    """A result of a fit was asked for before there was one."""
-
-
-class ConvergenceWarning(UserWarning):
-    """A fit that stopped at its largest number of iterations."""
-
-
-class DeadComponentWarning(UserWarning):
-    """Components that account for less than a tenth of a sample."""
 
 
 RandomState = int | torch.Generator | np.random.RandomState | np.random.Generator | None

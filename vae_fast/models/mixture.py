@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_fast.errors import ConvergenceWarning, DeadComponentWarning
 from vae_fast.functional import _arguments as check
 from vae_fast.functional.mixture import COVARIANCE_TYPES
 from vae_fast.models import _em, _mixture_start
 from vae_fast.models._ascent import gradient_ascent
 from vae_fast.models._em import Parameters, Run
-from vae_fast.models._estimator import ConvergenceWarning, DeadComponentWarning, RandomState, generator_of
+from vae_fast.models._estimator import RandomState, generator_of
 from vae_fast.models._mixture_data import Rows, block_rows
 from vae_fast.models._mixture_module import MixtureModule
 from vae_fast.models._progress import Progress

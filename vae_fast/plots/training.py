@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_fast._errors import optional_import
+from vae_fast._optional import optional_import
 from vae_fast.plots._figure import BLUE, GRID, INK, ORANGE, QUIET, PathLike, bare, new_figure, save
 
 

@@ -1,29 +1,11 @@
-"""Errors a user can repair: the command line prints them as one line, without a traceback."""
+"""Packages that only some parts need."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
 
-
-class VaeFastError(Exception):
-    """Base of the errors below."""
-
-
-class FileError(VaeFastError, ValueError):
-    """A file or directory that cannot be used; the message names it, says why and what to do."""
-
-
-class MissingExtraError(VaeFastError, ImportError):
-    """An optional package that is needed here is not installed."""
-
-
-class DivergedError(VaeFastError, ArithmeticError):
-    """The training loss is no longer a finite number."""
-
-
-class RunError(VaeFastError, RuntimeError):
-    """A training run that cannot start as it was asked for."""
+from vae_fast.errors import MissingExtraError
 
 
 def optional_import(module: str, package: str, purpose: str) -> ModuleType:

@@ -1,0 +1,84 @@
+"""`import vae_fast` and what is reached through it: submodules that load when they are named, and the errors a user may catch."""
+
+import ast
+import doctest
+import inspect
+import pkgutil
+
+import pytest
+
+import vae_fast
+from vae_fast import errors
+
+PUBLIC = sorted(module.name for module in pkgutil.iter_modules(vae_fast.__path__) if not module.name.startswith("_"))
+
+
+def test_submodules_load_when_they_are_named(python):
+    """In a process that imported nothing else, without the extras, and with nothing loaded before."""
+    done = python(f"""
+import sys
+for extra in ("matplotlib", "sklearn", "scipy", "tqdm"):
+    sys.modules[extra] = None
+import vae_fast
+assert "vae_fast.training" not in sys.modules and "vae_fast.plots" not in sys.modules
+for name in {PUBLIC!r}:
+    assert getattr(vae_fast, name).__name__ == "vae_fast." + name
+    assert name in dir(vae_fast)
+print(vae_fast.models.MLPVAE.__name__, vae_fast.elbo_loss.__name__ in dir(vae_fast))
+""")
+    assert done.stdout.split() == ["MLPVAE", "True"]
+
+
+def test_a_wrong_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'vae_fast' has no attribute 'model'"):
+        _ = vae_fast.model
+    assert not hasattr(vae_fast, "__main__")
+    assert not hasattr(vae_fast, "_nothing")
+
+
+def test_type_checkers_see_the_same_submodules():
+    tree = ast.parse(inspect.getsource(vae_fast))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert sorted(alias.asname for node in block.body for alias in node.names) == PUBLIC
+
+
+def test_every_error_the_package_defines_can_be_imported_from_errors(python):
+    """Whatever any module defines: errors and warnings."""
+    done = python("""
+import importlib, inspect, pkgutil, vae_fast
+for found in pkgutil.walk_packages(vae_fast.__path__, "vae_fast."):
+    if not found.name.endswith(("__main__", "._C", "._built_for")):
+        module = importlib.import_module(found.name)
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            if issubclass(kind, BaseException) and kind.__module__ == found.name:
+                print(found.name, name)
+""")
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert sorted(name for _, name in found) == sorted(errors.__all__)
+    assert {module for module, _ in found} == {"vae_fast.errors"}
+
+
+def test_every_error_is_a_vae_fast_error_and_a_built_in_one():
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        assert kind.__doc__
+        if issubclass(kind, Warning) or kind in (errors.VaeFastError, errors.Terminated):
+            continue
+        assert issubclass(kind, errors.VaeFastError)
+        assert issubclass(kind, ValueError | ImportError | ArithmeticError | RuntimeError)
+    assert doctest.testmod(errors).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("VAE_FAST_BACKEND", "fast", "VAE_FAST_BACKEND='fast': expected one of auto, compiled, reference"),
+        ("VAE_FAST_ISA", "mmx", "VAE_FAST_ISA=mmx: expected one of"),
+    ],
+)
+def test_a_bad_environment_variable_fails_the_import(python, variable, value, words):
+    if variable == "VAE_FAST_ISA" and vae_fast.build_info()["backend"] == "reference":
+        pytest.skip("there are no kernels to choose from")
+    done = python("import vae_fast", check=False, **{variable: value})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"vae_fast.errors.SettingError: {words}")
