@@ -11,7 +11,8 @@ import pytest
 import torch
 from training_runs import images, run, small, untimed
 
-from vae_fast import checkpoint, training
+from vae_fast import _archive, checkpoint, training
+from vae_fast._files import atomic_write
 from vae_fast.errors import DivergedError, FileError
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
@@ -162,18 +163,25 @@ def test_flipped_bit(tmp_path, good):
 
 
 def change(good, path, edit):
+    """A file that was made with care: its digest is right."""
     path.write_bytes(good)
     state = torch.load(path, weights_only=True)
     edit(state)
-    torch.save(state, path)
+    written(path, state)
     return path
+
+
+def written(path, state):
+    with atomic_write(path) as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_archive, "packed", lambda value: value)
+        _archive.write_archive(file, state)
 
 
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
         (lambda s: s.update(format="other"), "not a checkpoint of vae_fast"),
-        (lambda s: s.update(version=2), "format version 2: this release reads 1"),
+        (lambda s: s.update(version=3), "format version 3: this release reads 2 and 1"),
         (lambda s: s.pop("shuffle"), "'shuffle' is NoneType, expected Tensor"),
         (lambda s: s["history"].clear(), "one record of numbers for each of 1 epochs"),
         (lambda s: s["history"][0].pop("loss"), "one record of numbers"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from vae_fast import cli, plots
+from vae_fast import checkpoint, cli, plots
 from vae_fast.data import load
 
 FAST = ["--hidden", "16", "--latent", "3", "--batch-size", "200"]
@@ -207,7 +207,7 @@ def test_resuming_a_broken_file(tmp_path, capsys, content, words):
 def test_resuming_settings_nobody_could_have_given(tmp_path, digits_run, capsys, edit):
     state = torch.load(digits_run / "checkpoint.pt", weights_only=True)
     state["config"].update(edit)
-    torch.save(state, tmp_path / "checkpoint.pt")
+    checkpoint.write(tmp_path / "checkpoint.pt", state)
     code = cli.main(["train", "--out", str(tmp_path), "--resume"])
     failed(capsys, code, tmp_path / "checkpoint.pt", "not a checkpoint of `vae-fast train`", next(iter(edit)))
 

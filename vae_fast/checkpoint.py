@@ -1,36 +1,29 @@
-"""Checkpoints: tensors and plain containers only, written whole or not at all, refused with a reason."""
+"""Checkpoints: tensors and plain containers only, written whole or not at all, refused with a reason.
+
+The file is torch.save's archive with a SHA-256 of all of it (:mod:`vae_fast._archive` says why not another format), and everything in it
+is compared with what a run writes, and with the run that takes it up, before any of it is used. Files of format version 1, of earlier
+releases, have no digest: they are read if each part's checksum and name hold, and become version 2 when they are next written.
+"""
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae_fast._files import atomic_write
+from vae_fast._archive import read_archive, write_archive
+from vae_fast._checkpoint_content import broken, check_content, compare_weights, fitting_optimizer
+from vae_fast._files import atomic_write, hidden_name
 from vae_fast.errors import FileError
 
 FORMAT = "vae_fast.checkpoint"
-VERSION = 1
-_FIELDS: dict[str, type] = {
-    "model": dict,
-    "optimizer": dict,
-    "shuffle": Tensor,
-    "rng": dict,
-    "epoch": int,
-    "history": list,
-    "config": dict,
-}
-#: Where a run stands inside an epoch: a field of the checkpoints that are written there.
-_PARTIAL = ("step", "loss", "kl", "seconds")
+VERSION = 2
+_VERSIONS = (1, VERSION)
 
 
 def save(
@@ -53,6 +46,7 @@ def save(
 
     Raises:
         FileError: if the file cannot be written; what was at ``path`` before is untouched.
+        ValueError: naming what in the states or in ``config`` is neither plain nor a dense tensor.
 
     Example:
         >>> import tempfile
@@ -119,6 +113,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any], *, previous: b
 
     Raises:
         FileError: if the file cannot be written; what was there before is untouched.
+        ValueError: naming what in ``state`` is neither plain nor a dense tensor.
 
     Example:
         >>> import tempfile
@@ -131,7 +126,7 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any], *, previous: b
     path = Path(path)
     try:
         with atomic_write(path) as file:
-            torch.save(dict(state), file)
+            write_archive(file, state)
             if previous and path.exists():
                 file.flush()
                 os.fsync(file.fileno())  # the new one is on the disk before the old ones are touched
@@ -142,10 +137,9 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any], *, previous: b
 
 def _set_aside(path: Path, name: Path) -> None:
     """Give a file a second name in one step, so that it is never without one."""
-    part = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    part = hidden_name(name)
     try:
-        part.unlink(missing_ok=True)
-        os.link(path, part)
+        os.link(path, part, follow_symlinks=False)
     except OSError:  # a file system without links
         path.replace(name)
     else:
@@ -192,35 +186,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileError: naming the file and why: not there, truncated, a bit flipped, holds code, not one of ours, of another
-            version.
+            version, holds what no run writes.
     """
     path = Path(path)
-    try:
-        data = io.BytesIO(path.read_bytes())
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    try:
-        _verify(data)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about files it goes on to refuse
-            state = torch.load(data, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise FileError(f"{path}: refused: it holds more than tensors and plain values (it could run code when unpickled)") from None
-    except Exception as error:  # a broken file can fail anywhere inside torch's reader
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileError(f"{path}: not a checkpoint, broken or truncated: {first}") from None
+    state, verified = read_archive(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise FileError(f"{path}: not a checkpoint of vae_fast (no format={FORMAT!r} inside)")
-    if state.get("version") != VERSION:
-        raise FileError(f"{path}: format version {state.get('version')}: this release reads {VERSION}")
-    for name, kind in _FIELDS.items():
-        if not isinstance(state.get(name), kind):
-            raise FileError(f"{path}: broken: {name!r} is {type(state.get(name)).__name__}, expected {kind.__name__}")
-    if len(state["history"]) != state["epoch"] or not all(_is_record(r) for r in state["history"]):
-        raise FileError(f"{path}: broken: expected 'history' to hold one record of numbers for each of {state['epoch']} epochs")
-    partial = state.get("partial")
-    if partial is not None and not (isinstance(partial, dict) and all(isinstance(partial.get(k), int | float) for k in _PARTIAL)):
-        raise FileError(f"{path}: broken: expected 'partial' to hold the numbers {', '.join(_PARTIAL)}")
+    if type(state.get("version")) is not int or state["version"] not in _VERSIONS:
+        raise FileError(f"{path}: format version {state.get('version')!r:.20}: this release reads {VERSION} and 1")
+    if state["version"] == VERSION and not verified:
+        raise FileError(f"{path}: not a checkpoint, broken or truncated: the checksum at its end is gone")
+    check_content(path, state)
     return state
 
 
@@ -281,15 +257,15 @@ def adopt(
         if here != there:
             raise FileError(f"{path}: was trained with {key}={there!r}, this run has {key}={here!r}: expected the same")
     here_weights = model.state_dict()
-    _compare_weights(path, state["model"], here_weights)
-    _compare_optimizer(path, state["optimizer"], optimizer)
-    try:
-        rng = state["rng"].get("ranks", {}).get(rank, state["rng"])
-        torch.Generator().set_state(state["shuffle"])
-        torch.Generator().set_state(rng["cpu"])
-    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-        _broken(path, "random number generator state", error)
-    weights, moments = state["model"], state["optimizer"]
+    compare_weights(path, state["model"], here_weights)
+    moments = fitting_optimizer(path, state["optimizer"], optimizer)
+    rng, device = state["rng"].get("ranks", {}).get(rank, state["rng"]), device_of(model)
+    if device.type == "cuda" and "cuda" in rng:
+        try:
+            torch.Generator(device).set_state(rng["cuda"])
+        except (RuntimeError, TypeError) as error:
+            broken(path, "random number generator state", error)
+    weights = dict(state["model"])
     if any(hasattr(t, "device_mesh") for t in here_weights.values()):
         weights = {name: like(value, here_weights[name]) for name, value in weights.items()}
         moments = _sharded(moments, optimizer)
@@ -297,7 +273,6 @@ def adopt(
     optimizer.load_state_dict(moments)
     shuffle.set_state(state["shuffle"])
     torch.set_rng_state(rng["cpu"])
-    device = device_of(model)
     if device.type == "cuda" and "cuda" in rng:
         torch.cuda.set_rng_state(rng["cuda"], device)
 
@@ -365,23 +340,6 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _verify(data: io.BytesIO) -> None:
-    """Compare every part of the archive with its checksum: torch itself loads flipped bits without a word."""
-    with zipfile.ZipFile(data) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"checksum of {damaged} does not match")
-    data.seek(0)
-
-
-def _is_record(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and {"epoch", "loss", "kl"} <= value.keys()
-        and all(isinstance(number, int | float) for number in value.values())
-    )
-
-
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """torch's random number generators of this process: the CPU's and the device's.
 
@@ -393,34 +351,3 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
-
-
-def _broken(path: Path, what: str, why: object) -> NoReturn:
-    raise FileError(f"{path}: broken: {what}: {why}") from None
-
-
-def _compare_weights(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for name in sorted(there.keys() | here.keys()):
-        if name not in there or name not in here:
-            where = "only in the model" if name in here else "only in the file"
-            raise FileError(f"{path}: another model: {name} is {where}")
-        a, b = there[name], here[name]
-        if not isinstance(a, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
-            came = f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else type(a).__name__
-            raise FileError(f"{path}: another model: {name} is {came}, expected {tuple(b.shape)} {b.dtype}")
-
-
-def _compare_optimizer(path: Path, there: Mapping[str, Any], optimizer: Optimizer) -> None:
-    here = optimizer.state_dict()
-    try:
-        counts = [[len(group["params"]) for group in d["param_groups"]] for d in (there, here)]
-        state = dict(there["state"])
-    except (KeyError, TypeError) as error:
-        _broken(path, "optimizer state", repr(error))
-    if counts[0] != counts[1]:
-        raise FileError(f"{path}: another optimizer: parameter groups of {counts[0]} tensors, expected {counts[1]}")
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, p in enumerate(params):
-        for name, value in state.get(index, {}).items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != p.shape:
-                raise FileError(f"{path}: optimizer state {name} is {tuple(value.shape)}, expected {tuple(p.shape)}")

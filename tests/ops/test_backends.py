@@ -86,7 +86,7 @@ def test_the_warning_points_at_the_import(tmp_path, python):
 def test_asking_for_the_kernels_without_the_extension_is_an_error(tmp_path, python):
     done = python("import vae_fast", check=False, path=copy_of_package(tmp_path, extension=False), VAE_FAST_BACKEND="compiled")
     assert done.returncode != 0
-    assert "ImportError: vae_fast: the extension was not built" in done.stderr
+    assert "ExtensionError: vae_fast: the extension was not built" in done.stderr
     assert "pip install --no-build-isolation" in done.stderr
 
 
@@ -100,7 +100,7 @@ def test_an_extension_for_another_torch_is_not_loaded(tmp_path, python):
     assert len(warned) == 1
     assert want in warned[0][1]
     done = python("import vae_fast", check=False, path=folder, VAE_FAST_BACKEND="compiled")
-    assert f"ImportError: vae_fast: {want}" in done.stderr
+    assert f"ExtensionError: vae_fast: {want}" in done.stderr
 
 
 @needs_kernels
