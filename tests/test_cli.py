@@ -13,10 +13,11 @@ import torch
 from matplotlib.image import imread
 
 from vae_fast import checkpoint, cli, plots
+from vae_fast._files import hidden_name
 from vae_fast.data import load
 
 FAST = ["--hidden", "16", "--latent", "3", "--batch-size", "200"]
-FILES = {"checkpoint.pt", "config.json", "metrics.csv", "results.json"}
+FILES = {".vae_fast-run", "checkpoint.pt", "config.json", "metrics.csv", "results.json"}
 PICTURES = {"loss.png", "reconstructions.png", "samples.png", "latent.png"}
 
 
@@ -143,6 +144,7 @@ cli.main(["train", "--out", {str(broken)!r}, "--epochs", "3", "--threads", "1", 
     assert done.returncode == 9, done.stderr
     assert len(metrics(broken)) == 1
     (broken / ".checkpoint.pt.123.tmp").write_bytes(b"half")  # what a kill inside a write would leave
+    hidden_name(broken / "metrics.csv").write_bytes(b"half")
     assert cli.main(["train", "--out", str(broken), "--resume", "--threads", "1"]) == 0
     assert untimed(metrics(broken)) == untimed(metrics(unbroken))
     a, b = weights(unbroken), weights(broken)

@@ -19,7 +19,7 @@ from vae_fast import cli, models
 from vae_fast.cli import _points
 from vae_fast.toys import TOYS
 
-FILES = {"mixture.npz", "config.json", "metrics.csv", "results.json"}
+FILES = {".vae_fast-run", "mixture.npz", "config.json", "metrics.csv", "results.json"}
 
 
 def mog(out, *options):

@@ -45,7 +45,7 @@ def test_killed_process_restarts_from_the_last_checkpoint(pair, tmp_path):
     assert done.stdout.count("epoch 3/3") == 1  # rank 0 alone prints
     assert done.stdout.count("epoch 1/3") == 1
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        *("checkpoint.pt", "checkpoint.previous.pt", "config.json", "metrics.csv", "results.json")
+        *(".vae_fast-run", "checkpoint.pt", "checkpoint.previous.pt", "config.json", "metrics.csv", "results.json")
     }
     restarted, unbroken = (checkpoint.load(folder / "run" / "checkpoint.pt") for folder in (tmp_path, pair[1]))
     assert untimed(restarted["history"]) == untimed(unbroken["history"])

@@ -7,6 +7,7 @@ import importlib as _importlib
 import pkgutil as _pkgutil
 import typing as _typing
 
+from vae_fast import _as_command as _as_command  # first: it has to be there before torch is imported
 from vae_fast._backend import build_info
 from vae_fast.functional import *  # noqa: F403
 from vae_fast.functional import __all__ as _functional

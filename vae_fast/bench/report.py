@@ -194,13 +194,17 @@ def is_stale(facts: dict[str, Any]) -> bool:
     return machine.stale(facts["commit"], facts["device"])
 
 
+#: Of a suite's files.
+ENDINGS = (".json", ".csv", ".md")
+
+
 def write(out: Path, suite: str, facts: dict[str, Any], rows: Sequence[Row], options: dict[str, Any] | None = None) -> list[Path]:
     """``<suite>.json``, ``.csv`` and ``.md`` in ``out``; ``options`` are those that measure the same cases again.
 
     Raises:
         FileError: if a file cannot be written.
     """
-    paths = [out / f"{suite}{end}" for end in (".json", ".csv", ".md")]
+    paths = [out / f"{suite}{end}" for end in ENDINGS]
     write_json(paths[0], {"suite": suite, "machine": facts, "options": options or {}, "rows": list(rows)})
     columns = list(rows[0]) if rows else []
     lines = [",".join(columns)] + [",".join(_csv_cell(row[c]) for c in columns) for row in rows]

@@ -1,4 +1,4 @@
-"""What the commands share: options that are checked as they are read, the device, and the directory of a run."""
+"""What the commands share: options that are checked as they are read, the device, and tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from vae_fast._files import atomic_write
-from vae_fast.errors import FileError, RunError
+from vae_fast.errors import RunError
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,27 +25,42 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"vae-fast: error: {message} (see {self.prog} --help)\n")
 
 
-def number(kind: type, low: float, open_below: bool = False) -> Callable[[str], Any]:
-    """A reader of one number that is finite and at least (above) ``low``, for ``type=`` of an option."""
+#: Most threads that are ever of use; the thread library ends the process if it cannot start as many as it was asked for.
+MOST_THREADS = 16 * (os.cpu_count() or 1)
+#: Seeds of torch's generators are 64 bits; the sign is left free.
+MOST_SEED = 2**63 - 1
+MOST_SECONDS = 10**9  # what a time-out can be, for every library that is told it
+
+
+def number(kind: type, low: float, most: float = math.inf, *, open_below: bool = False) -> Callable[[str], Any]:
+    """A reader of one number that is finite, at least (above) ``low`` and at most ``most``, for ``type=`` of an option."""
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (low < value if open_below else low <= value) or value == math.inf:
+        if not (low < value if open_below else low <= value) or value > most or value == math.inf:
             what = "an integer" if kind is int else "a finite number"
             bound = f"above {low:g}" if open_below else f"of at least {low:g}"
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {what} {bound}")
+            bound += f" and at most {most:,}" if most < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text!r:.60}: expected {what} {bound}")
         return value
 
     return parse
 
 
+def named_path(text: str) -> Path:
+    """A reader of a path. An empty one would be the working directory, which nobody has named."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name")
+    return Path(text)
+
+
 def machine_options(command: argparse.ArgumentParser) -> None:
     """``--device``, ``--threads`` and ``--no-pictures``."""
     command.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    command.add_argument("--threads", metavar="N", type=number(int, 1), help="CPU threads (default: torch's choice)")
+    command.add_argument("--threads", metavar="N", type=number(int, 1, MOST_THREADS), help="CPU threads (default: torch's choice)")
     command.add_argument("--no-pictures", action="store_true", help="write no PNG files (matplotlib is not needed then)")
 
 
@@ -62,36 +78,6 @@ def usable_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise RunError(f"--device {name}: expected cpu, cuda or cuda:N")
     return device
-
-
-#: Any of these files in a directory is the sign that it holds a run, of one command or another.
-RESULTS = ("checkpoint.pt", "mixture.npz")
-
-
-def prepare(out: Path, written: Sequence[str], *, keep: bool = False, overwrite: bool = False, resumable: bool = False) -> None:
-    """Make the directory of a run ready: refuse to write over a run, clear what an earlier one left behind.
-
-    Args:
-        out: the directory; made if it is not there.
-        written: the files of a run.
-        keep: True leaves them where they are, for a run that is resumed.
-        overwrite: True replaces the run that is there.
-        resumable: whether the advice may be to resume it.
-
-    Raises:
-        FileError: if ``out`` is a file or holds a run.
-    """
-    if out.exists() and not out.is_dir():
-        raise FileError(f"{out}: is a file; --out names a directory")
-    if any((out / name).exists() for name in RESULTS) and not (keep or overwrite):
-        advice = "continue it with --resume, " if resumable else ""
-        raise FileError(f"{out}: already holds a run; {advice}replace it with --overwrite, or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob(".*.tmp"):  # of a process that was killed while writing
-        stale.unlink()
-    if not keep:
-        for name in {*written, *RESULTS}:
-            (out / name).unlink(missing_ok=True)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import torch
 from vae_fast.bench import compare, machine, pictures, report
 from vae_fast.bench.advice import advise_file
 from vae_fast.bench.suites import DEFAULT, DTYPES, SUITES, Options, cases, run
-from vae_fast.cli._common import number, usable_device
+from vae_fast.cli._common import MOST_THREADS, named_path, number, usable_device
 from vae_fast.errors import FileError, RunError
 
 _SHAPE = "three positive integers B,D,L (batch, data, latent; of mixtures: samples, components, dimensions)"
@@ -38,7 +39,7 @@ def add_command(commands: Any) -> None:
     text = f"sizes of your own, {_SHAPE}; for kernels, mixtures and memory"
     add("--shape", metavar="B,D,L", type=_shape, action="extend", nargs="+", default=[], help=text)
     add("--dtype", choices=DTYPES, help="of the inputs, for kernels, mixtures and memory; uint8: of the images alone (default: float32)")
-    add("--threads", metavar="N", type=number(int, 1), help="CPU threads (default: torch's choice)")
+    add("--threads", metavar="N", type=number(int, 1, MOST_THREADS), help="CPU threads (default: torch's choice)")
     add("--contenders", metavar="NAME", nargs="+", help="these alone, e.g. ours eager (default: all)")
     add("--quick", action="store_true", help="small cases, short times: to see that everything works, not to quote")
     text = "measuring time per contender and case (default: 1; with --quick 0.1)"
@@ -47,7 +48,7 @@ def add_command(commands: Any) -> None:
     add("--budget", metavar="X", type=number(float, 0.0), default=_BUDGET, help=text)
     add("--full", action="store_true", help="training: to a loss of 100, about 20 epochs for each contender")
     text = "write <suite>.json, .csv, .md and pictures there; {machine} in it stands for this machine's name"
-    add("--out", metavar="DIR", help=text)
+    add("--out", metavar="DIR", type=named_path, help=text)
     add("--no-pictures", action="store_true", help="write no PNG files (matplotlib is not needed then)")
     _other_options(bench)
 
@@ -56,14 +57,14 @@ def _other_options(bench: argparse.ArgumentParser) -> None:
     compared = bench.add_argument_group("comparing with an earlier result")
     add = compared.add_argument
     text = "JSON files of earlier results: measure their cases again; suspects are measured up to five times before they count as slower"
-    add("--compare", metavar="FILE", type=Path, nargs="+", help=text)
+    add("--compare", metavar="FILE", type=named_path, nargs="+", help=text)
     add("--fail-if-slower", metavar="SHARE", type=_share, default=0.05, help="what counts as slower (default: 5%%)")
-    add("--result", metavar="FILE", type=Path, help="compare this result in place of measuring")
+    add("--result", metavar="FILE", type=named_path, help="compare this result in place of measuring")
     text = "make ours slower by so much in the cases of that name, to see the comparison fail"
     add("--pretend-slower", metavar="NAME=SHARE", type=_slower, action="append", default=[], help=text)
     advice = bench.add_argument_group("a training step of your own")
     text = "a Python file with step(), one training step, and the function loss(...) that it calls: the share of the step that is the loss"
-    advice.add_argument("--advise", metavar="MODEL.py", type=Path, help=text)
+    advice.add_argument("--advise", metavar="MODEL.py", type=named_path, help=text)
     text = "name of that function in the file, dotted if it belongs to an object; may be repeated (default: loss)"
     advice.add_argument("--loss", metavar="NAME", action="append", help=text)
 
@@ -132,9 +133,9 @@ def _measure(args: argparse.Namespace, options: Options) -> int:
     suites = list(SUITES) if "all" in suites else suites
     _known(options, suites)
     facts = machine.facts(options.device)
-    out = None if args.out is None else Path(args.out.replace("{machine}", machine.name(facts)))
-    if out is not None and out.exists() and not out.is_dir():
-        raise FileError(f"{out}: is a file; --out names a directory")
+    out = None if args.out is None else Path(str(args.out).replace("{machine}", machine.name(facts)))
+    if out is not None:
+        _check_out(out, suites)
     if out is not None and not args.no_pictures:
         pictures.require()
     everything = []
@@ -154,6 +155,19 @@ def _measure(args: argparse.Namespace, options: Options) -> int:
             pictures.draw(out, everything)
         print(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return 0
+
+
+def _check_out(out: Path, suites: Sequence[str]) -> None:
+    """Results replace results, never a file of somebody else's."""
+    if out.exists() and not out.is_dir():
+        raise FileError(f"{out}: is a file; --out names a directory")
+    for suite in suites:
+        there = [file for file in (out / f"{suite}{end}" for end in report.ENDINGS) if os.path.lexists(file)]
+        try:
+            if there:
+                report.read(out / f"{suite}.json")
+        except FileError:
+            raise FileError(f"{there[0]}: not written by `vae-fast bench`; move it away, or choose another --out") from None
 
 
 def _known(options: Options, suites: Sequence[str]) -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from vae_fast import checkpoint, data, plots
+from vae_fast._checkpoint_content import compare_weights
 from vae_fast._optional import optional_import
-from vae_fast.cli._common import number
+from vae_fast.cli._common import named_path, number
+from vae_fast.cli.train import weight_count
 from vae_fast.errors import FileError, MissingExtraError, RunError
 from vae_fast.models import MLPVAE
 
@@ -35,13 +37,13 @@ def add_command(commands: Any) -> None:
     )
     explore.set_defaults(run=_explore, interrupted="the window is closed")
     add = explore.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, help="what `vae-fast train` wrote: its folder or its checkpoint.pt")
-    add("--page", metavar="FILE.html", type=Path, help="write one HTML file that decodes in the browser")
-    add("--png", metavar="FILE.png", type=Path, help="write what the window shows when it opens")
+    add("checkpoint", metavar="CHECKPOINT", type=named_path, help="what `vae-fast train` wrote: its folder or its checkpoint.pt")
+    add("--page", metavar="FILE.html", type=named_path, help="write one HTML file that decodes in the browser")
+    add("--png", metavar="FILE.png", type=named_path, help="write what the window shows when it opens")
     text = "images to encode and show as points: the test images of digits, mnist or frey, the rows of FILE.npy, or none"
     add("--images", metavar="IMAGES", help=f"{text} (default: what CHECKPOINT was trained on, where it is at hand)")
     text = "where the files of mnist and frey are; nothing is downloaded"
-    add("--data-dir", metavar="DIR", type=Path, help=f"{text} (default: $VAE_FAST_DATA, else the user's cache)")
+    add("--data-dir", metavar="DIR", type=named_path, help=f"{text} (default: $VAE_FAST_DATA, else the user's cache)")
     text = "the two latent dimensions to move along, from 1 (default: 1 2)"
     add("--dims", metavar=("I", "J"), nargs=2, type=number(int, 1), default=(1, 2), help=text)
     text = "start at the encoding of image N of --images, from 0, where the other dimensions stay (default: all at 0)"
@@ -129,12 +131,18 @@ def _model(path: Path) -> tuple[MLPVAE, dict[str, Any], Path]:
     state, note = checkpoint.newest(file)
     if note is not None:
         print(note, flush=True)
-    weights: dict[str, Tensor] = state["model"]
+    weights: dict[str, Tensor] = dict(state["model"])
+    dataset = state["config"].get("dataset", _NONE)
     try:
         hidden, latent = weights["decoder.0.weight"].shape
-        model = MLPVAE(latent, len(weights["decoder.4.bias"]), hidden)
+        data_dim = len(weights["decoder.4.bias"])
+        # Compared before a model of that size is made: two small tensors can claim gigabytes for the others.
+        if sum(w.numel() for w in weights.values()) != weight_count(data_dim, hidden, latent) or not isinstance(dataset, str):
+            raise ValueError
+        model = MLPVAE(latent, data_dim, hidden)
+        compare_weights(file, weights, model.state_dict())
         model.load_state_dict(weights)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise FileError(f"{file}: not a checkpoint of `vae-fast train`: its weights are not those of an MLPVAE") from None
     if not all(bool(w.isfinite().all()) for w in model.parameters()):
         raise FileError(f"{file}: its weights hold NaN or infinity: the training diverged")

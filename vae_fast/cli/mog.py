@@ -16,13 +16,14 @@ from torch import Tensor
 from vae_fast import __version__, build_info, models, plots, toys, training
 from vae_fast._files import atomic_write, write_json
 from vae_fast.cli import _points
-from vae_fast.cli._common import machine_options, number, prepare, usable_device, write_csv
+from vae_fast.cli._common import MOST_SEED, machine_options, named_path, number, usable_device, write_csv
+from vae_fast.cli._directory import FILES, run_directory
 from vae_fast.errors import RunError, VaeFastError
 from vae_fast.functional.mixture import COVARIANCE_TYPES
 from vae_fast.models._em import DEAD_COUNT
 
-_PICTURES = ("log_likelihood.png", "density.png", "means.png", "samples.png")
-_WRITTEN = ("mixture.npz", "config.json", "metrics.csv", "results.json", *_PICTURES)
+_WRITTEN = FILES["mog"]
+_PICTURES = _WRITTEN[-4:]
 _COLUMNS = ("start", "iteration", "log_likelihood", "seconds")
 _MOST_IMAGES = 100
 #: Options that say where and how to run, not what the result is.
@@ -47,7 +48,7 @@ def add_command(commands: Any) -> None:
     _data_options(mog)
     _mixture_options(mog)
     add = mog.add_argument
-    add("--out", metavar="DIR", type=Path, help="where to write (default: runs/mog-NAME, NAME from --data)")
+    add("--out", metavar="DIR", type=named_path, help="where to write (default: runs/mog-NAME, NAME from --data)")
     add("--overwrite", action="store_true", help="replace the run in --out")
     machine_options(mog)
 
@@ -61,7 +62,7 @@ def _data_options(mog: argparse.ArgumentParser) -> None:
     text = "share of the rows of FILE.npy kept for the test, below 1 (default: 0; images and toys have test points)"
     add("--holdout", metavar="X", type=number(float, 0.0), default=0.0, help=text)
     text = "where the files of mnist and frey are; missing MNIST files are downloaded there"
-    add("--data-dir", metavar="DIR", type=Path, help=f"{text} (default: $VAE_FAST_DATA, else the user's cache)")
+    add("--data-dir", metavar="DIR", type=named_path, help=f"{text} (default: $VAE_FAST_DATA, else the user's cache)")
 
 
 def _mixture_options(mog: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def _mixture_options(mog: argparse.ArgumentParser) -> None:
     text = "move dead components to the points the mixture fits worst, of em only"
     add("--reseed-dead", action="store_true", help=text)
     add("--n-init", metavar="N", type=positive, default=1, help="starts, of which the best is kept (default: 1)")
-    add("--seed", metavar="N", type=number(int, 0), default=0, help="of starts, batches, toys and the hold-out (default: 0)")
+    add("--seed", metavar="N", type=number(int, 0, MOST_SEED), default=0, help="of starts, batches, toys and the hold-out (default: 0)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)")
 
 
@@ -110,7 +111,12 @@ def _mog(args: argparse.Namespace) -> int:
     if args.components > len(points.train):
         raise RunError(f"-k {args.components}: {points.name} has only {len(points.train):,} training points")
     out: Path = args.out or Path("runs") / f"mog-{Path(points.name).stem}"
-    prepare(out, _WRITTEN, overwrite=args.overwrite)
+    with run_directory(out, "mog", overwrite=args.overwrite):
+        _run(args, points, dtype, device, out)
+    return 0
+
+
+def _run(args: argparse.Namespace, points: _points.Points, dtype: torch.dtype, device: torch.device, out: Path) -> None:
     print(_description(args, points, device), flush=True)
     write_json(out / "config.json", _config(args))
     model = models.MixtureOfGaussians(
@@ -136,7 +142,6 @@ def _mog(args: argparse.Namespace) -> int:
     if not args.no_pictures:
         _draw(out, model, points, watch, _title(args, points))
     print(f"wrote {out}: {', '.join(name for name in _WRITTEN if (out / name).exists())}", flush=True)
-    return 0
 
 
 class _Watch:
@@ -203,7 +208,7 @@ def _description(args: argparse.Namespace, points: _points.Points, device: torch
 
 def _title(args: argparse.Namespace, points: _points.Points) -> str:
     how = "EM" if args.method == "em" else "Adam"
-    return f"{points.name}: K = {args.components}, {args.covariance} covariances, {how}"
+    return f"{plots.literal(points.name)}: K = {args.components}, {args.covariance} covariances, {how}"
 
 
 def _save_mixture(path: Path, model: models.MixtureOfGaussians, covariance_type: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import torch
 
 from vae_fast import __version__, build_info, checkpoint, data, distributed, plots, training
 from vae_fast._files import write_json
-from vae_fast.cli._common import machine_options, number, prepare, usable_device, write_csv
+from vae_fast.bench.machine import available_memory
+from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_options, named_path, number, usable_device, write_csv
+from vae_fast.cli._directory import FILES, run_directory
 from vae_fast.errors import FileError, RunError
 from vae_fast.models import MLPVAE
 
@@ -33,8 +36,8 @@ DEFAULTS: dict[str, Any] = {
 _OPTIONAL: dict[str, Any] = {"binarize": False, "warmup": 0, "schedule": "constant", "max_grad_norm": 0.0}
 _CHOICES = {"dataset": ("digits", "mnist", "frey"), "amp": ("none", "bf16"), "schedule": ("constant", "cosine", "linear")}
 _FILE = "file"  # the data set of a run with --data
-_PICTURES = ("loss.png", "reconstructions.png", "samples.png", "latent.png")
-_WRITTEN = ("checkpoint.pt", "checkpoint.previous.pt", "config.json", "metrics.csv", "results.json", *_PICTURES)
+_WRITTEN = FILES["train"]
+_PICTURES = _WRITTEN[-4:]
 
 
 def add_command(commands: Any) -> None:
@@ -69,7 +72,7 @@ def _settings_options(train: argparse.ArgumentParser) -> None:
     add("--batch-size", "images per step, of all processes together", metavar="B", type=positive)
     add("--lr", "learning rate of Adam", metavar="X", type=number(float, 0.0, open_below=True))
     add("--beta", "weight of the KL divergence", metavar="X", type=number(float, 0.0))
-    add("--seed", "of weights, shuffling and noise", metavar="N", type=number(int, 0))
+    add("--seed", "of weights, shuffling and noise", metavar="N", type=number(int, 0, MOST_SEED))
     add("--amp", "bf16: mixed precision under autocast", choices=_CHOICES["amp"])
     text = "draw every image anew at every step, each pixel black or white with its grey as probability"
     train.add_argument("--binarize", action="store_true", default=None, help=text)
@@ -84,11 +87,11 @@ def _settings_options(train: argparse.ArgumentParser) -> None:
 def _run_options(train: argparse.ArgumentParser) -> None:
     add = train.add_argument
     text = "where to write (default: runs/DATASET)"
-    add("--out", metavar="DIR", type=Path, help=text)
+    add("--out", metavar="DIR", type=named_path, help=text)
     text = "where the files of mnist and frey are; missing MNIST files are downloaded there"
-    add("--data-dir", metavar="DIR", type=Path, help=f"{text} (default: $VAE_FAST_DATA, else the user's cache)")
+    add("--data-dir", metavar="DIR", type=named_path, help=f"{text} (default: $VAE_FAST_DATA, else the user's cache)")
     text = "images of one's own instead of --dataset: (n, height, width) or (n, d), uint8 or floating in [0, 1]; mapped, never read whole"
-    add("--data", metavar="FILE.npy", type=Path, help=text)
+    add("--data", metavar="FILE.npy", type=named_path, help=text)
     again = train.add_mutually_exclusive_group()
     text = "continue the run in --out; on the CPU, with as many threads, to the same bits as an unbroken run"
     again.add_argument("--resume", action="store_true", help=text)
@@ -109,7 +112,7 @@ def _process_options(train: argparse.ArgumentParser) -> None:
     text = "on CUDA, run the step kernel by kernel instead of as one recorded graph"
     add("--no-capture", action="store_true", help=text)
     text = "seconds after which a process that does not answer is given up (default: 600)"
-    add("--timeout", metavar="S", type=number(float, 0.0, open_below=True), default=distributed.TIMEOUT, help=text)
+    add("--timeout", metavar="S", type=number(float, 0.0, MOST_SECONDS, open_below=True), default=distributed.TIMEOUT, help=text)
 
 
 def _settings(args: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -127,7 +130,9 @@ def _settings(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     before = {key: state["config"].get(key) for key in DEFAULTS} | {k: state["config"].get(k, v) for k, v in _OPTIONAL.items()}
     for key, value in before.items():
         if not _plausible(key, value):
-            raise FileError(f"{file}: not a checkpoint of `vae-fast train`: it holds {key}={value!r}")
+            raise FileError(f"{file}: not a checkpoint of `vae-fast train`: it holds {key}={value!r:.60}")
+    if any(record.keys() != set(training.COLUMNS) for record in state["history"]):
+        raise FileError(f"{file}: not a checkpoint of `vae-fast train`: expected its history to hold {', '.join(training.COLUMNS)}")
     for key, value in given.items():
         if before[key] != value and key != "epochs":
             if key == "dataset" and _FILE in (value, before[key]):
@@ -158,16 +163,17 @@ def _plausible(key: str, value: object) -> bool:
 
 def _train(args: argparse.Namespace) -> int:
     args.device = distributed.local_device(args.device)
-    with distributed.join(torch.device("cuda" if args.device.startswith("cuda") else "cpu"), timeout=args.timeout) as world:
-        finish = _fit(args, world)
-    # The others are not waited for, and do not wait: what is left is the main process's.
-    if world.main:
-        finish()
+    with contextlib.ExitStack() as held:
+        with distributed.join(torch.device("cuda" if args.device.startswith("cuda") else "cpu"), timeout=args.timeout) as world:
+            finish = _fit(args, world, held)
+        # The others are not waited for, and do not wait: what is left is the main process's.
+        if world.main:
+            finish()
     return 0
 
 
-def _fit(args: argparse.Namespace, world: distributed.World) -> Callable[[], None]:
-    """Train; returns what the main process does at the end."""
+def _fit(args: argparse.Namespace, world: distributed.World, held: contextlib.ExitStack) -> Callable[[], None]:
+    """Train; returns what the main process does at the end. ``held``: what it holds until then, the run's directory."""
     if args.out is None:
         args.out = Path("runs") / (args.data.stem if args.data is not None else args.dataset or DEFAULTS["dataset"])
     out: Path = args.out
@@ -178,7 +184,10 @@ def _fit(args: argparse.Namespace, world: distributed.World) -> Callable[[], Non
     found: list[data.Dataset] = []
     world.on_main(lambda: found.append(_images(args, settings)))  # first, and alone: it may have to download them
     images = world.together(lambda: found[0] if found else _images(args, settings))
-    world.on_main(lambda: prepare(out, _WRITTEN, keep=args.resume, overwrite=args.overwrite, resumable=True))
+    world.together(lambda: _check_size(args, settings, images, world, device))
+    schedule = world.together(lambda: _schedule(settings, len(images.train)))
+    how = {"keep": args.resume, "overwrite": args.overwrite, "resumable": True}
+    world.on_main(lambda: held.enter_context(run_directory(out, "train", **how)))
     torch.manual_seed(settings["seed"])
     model = MLPVAE(settings["latent"], images.train.shape[1], settings["hidden"], beta=settings["beta"]).to(device)
     # Data that do not fit are not gone through: 65,536 rows, evenly spread, stand for all.
@@ -221,7 +230,7 @@ def _fit(args: argparse.Namespace, world: distributed.World) -> Callable[[], Non
         checkpoint_every=args.checkpoint_every,
         shard=args.shard,
         timeout=args.timeout,
-        schedule=_schedule(settings, len(images.train)),
+        schedule=schedule,
         max_grad_norm=settings["max_grad_norm"] or None,
         capture=not args.no_capture,
     )
@@ -262,6 +271,39 @@ def _images(args: argparse.Namespace, settings: dict[str, Any]) -> data.Dataset:
     if settings["batch_size"] > len(images.train):
         raise RunError(f"--batch-size {settings['batch_size']}: {images.name} has {len(images.train):,} training images")
     return images
+
+
+def _check_size(
+    args: argparse.Namespace, settings: dict[str, Any], images: data.Dataset, world: distributed.World, device: torch.device
+) -> None:
+    """Refuse what cannot be run, before anything is written."""
+    if args.shard and not world.joined:
+        raise RunError("--shard: expected several processes to hold the parts; start the command with torchrun")
+    if settings["batch_size"] < world.size * args.accumulate:
+        parts = f"{world.size} process(es) and --accumulate {args.accumulate} pieces"
+        raise RunError(f"--batch-size {settings['batch_size']}: expected an image for each of {parts}")
+    count = weight_count(images.train.shape[1], settings["hidden"], settings["latent"])
+    # float32: the weight, and where they are not shared out its gradient and Adam's two moments.
+    needed, free = count * (4 if args.shard else 16), available_memory(str(device))
+    if needed > free:
+        raise RunError(
+            f"--hidden {settings['hidden']} --latent {settings['latent']}: the model does not fit: its {count:,} weights, gradients and "
+            f"moments need {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free"
+        )
+
+
+def weight_count(data_dim: int, hidden: int, latent: int) -> int:
+    """How many numbers an MLPVAE of this size has: known before it is made."""
+    layers = (
+        (data_dim, hidden),
+        (hidden, hidden),
+        (hidden, latent),
+        (hidden, latent),
+        (latent, hidden),
+        (hidden, hidden),
+        (hidden, data_dim),
+    )
+    return sum((inputs + 1) * outputs for inputs, outputs in layers)
 
 
 def _transform(args: argparse.Namespace, settings: dict[str, Any]) -> training.Transform | None:
@@ -344,7 +386,7 @@ def _draw(out: Path, model: MLPVAE, images: data.Dataset, history: list[training
     device = checkpoint.device_of(model)
     model.eval()
     loss_png, reconstructions_png, samples_png, latent_png = (out / name for name in _PICTURES)
-    plots.loss_curve(loss_png, history, floor, f"{images.name}, {model.latent_dim} latent dimensions")
+    plots.loss_curve(loss_png, history, floor, f"{plots.literal(images.name)}, {model.latent_dim} latent dimensions")
     shown = images.test[:: max(1, len(images.test) // 12)][:12]
     again = model.reconstruct(shown.to(device))
     plots.image_grid(reconstructions_png, [shown, again], images.image_shape, ("input", "output"))

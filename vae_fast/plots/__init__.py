@@ -1,6 +1,6 @@
 """Pictures of training runs and of fitted models, with matplotlib (an extra)."""
 
-from vae_fast.plots._figure import require
+from vae_fast.plots._figure import literal, require
 from vae_fast.plots.explorer import Explorer, LatentPlane, explorer_page, explorer_picture, latent_plane
 from vae_fast.plots.mixture import (
     bounds_of,
@@ -31,6 +31,7 @@ __all__ = [
     "image_grid",
     "latent_plane",
     "latent_scatter",
+    "literal",
     "log_likelihood_curve",
     "loss_curve",
     "principal_components",

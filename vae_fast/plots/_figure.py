@@ -23,6 +23,16 @@ def require() -> None:
     optional_import("matplotlib.figure", "matplotlib", "drawing pictures (or give --no-pictures)")
 
 
+def literal(text: str) -> str:
+    r"""A text that pictures show as it is: matplotlib would read what stands between two dollar signs as mathematics, or fail to.
+
+    Example:
+        >>> print(literal("a$$b"))
+        a\$\$b
+    """
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
 def new_figure(width: float, height: float) -> Any:
     """A figure of so many inches, laid out so that nothing overlaps."""
     return optional_import("matplotlib.figure", "matplotlib", "drawing pictures").Figure(figsize=(width, height), layout="constrained")

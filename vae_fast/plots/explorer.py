@@ -171,7 +171,7 @@ class Explorer:
         self.picture = image.imshow(np.zeros(plane.image_shape), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
         image.set_axis_off()
         image.set_title("decoded", loc="left", fontsize="medium")
-        figure.suptitle(plane.title, x=0.01, ha="left", color=INK)
+        figure.suptitle(plane.title, x=0.01, ha="left", color=INK, parse_math=False)  # it is the page's title too
         self.sliders = [
             widgets.Slider(axes, name, -plane.half, plane.half, valinit=value, valfmt="%.2f", color=ORANGE)
             for axes, name, value in zip((parts["first"], parts["second"]), names, plane.origin, strict=True)
@@ -307,7 +307,7 @@ def explorer_page(path: PathLike, plane: LatentPlane, *, grid: int | None = None
     # Neither text can end its element or hold the other's mark: "<" is escaped in both.
     text = _TEMPLATE.read_text(encoding="utf-8").replace("<!--DATA-->", _script_json(content))
     with atomic_write(Path(path)) as file:
-        file.write(text.replace("<!--TITLE-->", html.escape(plane.title or "latent plane")).encode())
+        file.write(text.replace("<!--TITLE-->", html.escape(plane.title or "latent plane")).encode(errors="backslashreplace"))
     return str(decoder["how"])
 
 
