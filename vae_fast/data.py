@@ -7,12 +7,10 @@ import hashlib
 import io
 import math
 import os
-import struct
 import sys
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,24 @@ from torch import Tensor
 
 from vae_fast._files import atomic_write
 from vae_fast._optional import optional_import
+from vae_fast._readers import read_idx, read_mat, read_npy
 from vae_fast.errors import FileError
 
+__all__ = [
+    "Dataset",
+    "binarized",
+    "default_data_dir",
+    "entropy_floor",
+    "in_model_dtype",
+    "load",
+    "load_digits",
+    "load_file",
+    "load_frey",
+    "load_mnist",
+    "read_idx",
+    "read_mat",
+    "read_npy",
+]
 #: md5 of the four unpacked MNIST files.
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -73,7 +87,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     Raises:
         ValueError: for an unknown name.
         FileError: naming the file and why it cannot be used.
-        MissingExtraError: if scikit-learn (digits) or SciPy (a ``.mat`` file) is needed and not installed.
+        MissingExtraError: for digits without scikit-learn.
 
     Example:
         >>> load("digits").train.shape
@@ -185,6 +199,8 @@ def load_mnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool
         where = f"{folder}: {split}-images and {split}-labels"
         if data.ndim != 3 or classes.ndim != 1 or len(data) != len(classes):
             raise FileError(f"{where} have shapes {data.shape} and {classes.shape}: expected (n, rows, columns) and (n,)")
+        if 0 in data.shape:
+            raise FileError(f"{where} have shapes {data.shape} and {classes.shape}: expected at least one image of at least one pixel")
     if images.shape[1:] != test_images.shape[1:]:
         raise FileError(f"{folder}: training images are {images.shape[1:]}, test images {test_images.shape[1:]}")
     if len(images) <= validation:
@@ -235,52 +251,6 @@ def _download(name: str, target: Path) -> Path:
     )
 
 
-def read_idx(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """An IDX file of unsigned bytes, gzip or plain, as an array.
-
-    Raises:
-        FileError: naming the file and why: not IDX, another element type, truncated, more bytes than its header says,
-        broken gzip.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "a-idx1-ubyte"
-        ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
-        ...     read_idx(path)
-        array([7, 8, 9], dtype=uint8)
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as probe:
-            packed = probe.read(2) == b"\x1f\x8b"
-        opener: Callable[[Path, str], Any] = gzip.open if packed else open
-        with opener(path, "rb") as file:
-            magic = file.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0":
-                raise FileError(f"{path}: not an IDX file: it begins with {magic.hex(' ') or 'nothing'}, expected 00 00 08")
-            if magic[2] != 0x08:
-                raise FileError(f"{path}: element type 0x{magic[2]:02x}: expected 0x08, unsigned bytes")
-            if not 1 <= magic[3] <= 4:
-                raise FileError(f"{path}: {magic[3]} dimensions: expected 1 to 4")
-            header = file.read(4 * magic[3])
-            if len(header) < 4 * magic[3]:
-                raise FileError(f"{path}: truncated inside its header")
-            shape = struct.unpack(f">{magic[3]}I", header)
-            size = math.prod(shape)
-            body = bytearray()
-            while len(body) <= size and (chunk := file.read(min(2**20, size + 1 - len(body)))):
-                body += chunk
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FileError(f"{path}: broken or truncated gzip file: {error}") from None
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(body) != size:
-        came = "more" if len(body) > size else f"only {len(body):,}"
-        raise FileError(f"{path}: the header says {' x '.join(map(str, shape))} = {size:,} bytes, the file holds {came}")
-    return np.frombuffer(body, dtype=np.uint8).reshape(shape)
-
-
 # --- Frey Faces -------------------------------------------------------------------------------------------------------
 
 _FREY_NAMES = ("frey/frey_faces.npy", "frey_faces.npy", "frey/frey_rawface.mat", "frey_rawface.mat")
@@ -289,13 +259,13 @@ _FREY_NAMES = ("frey/frey_faces.npy", "frey_faces.npy", "frey/frey_rawface.mat",
 def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Frey Faces: 1,965 frames of 28 x 20 from one film; the label of a frame is its position in the film.
 
-    Reads ``frey_faces.npy`` (uint8, (n, 28, 20) or (n, 560)) or ``frey_rawface.mat`` (key ``ff``, (560, n)) in
+    Reads ``frey_faces.npy`` (uint8, (n, 28, 20) or (n, 560)) or ``frey_rawface.mat`` (key ``ff``, (560, n); see
+    :func:`read_mat` for what can be seen of damage) in
     ``data_dir`` or ``data_dir/frey``, or the file ``data_dir`` names. The split (80 / 10 / 10 per cent) spreads every
     part over the film.
 
     Raises:
         FileError: naming the file and why it cannot be used.
-        MissingExtraError: for a ``.mat`` file without SciPy.
 
     Example:
         >>> load_frey("nowhere")  # doctest: +IGNORE_EXCEPTION_DETAIL
@@ -309,38 +279,13 @@ def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
             f"{folder}: holds none of {', '.join(_FREY_NAMES)}. Get frey_rawface.mat from "
             "https://cs.nyu.edu/~roweis/data.html and name its directory with --data-dir or VAE_FAST_DATA"
         )
-    frames = _read_mat(path) if path.suffix == ".mat" else read_npy(path)
+    frames = read_mat(path, "ff").T if path.suffix == ".mat" else read_npy(path)
     if frames.dtype != np.uint8:
         raise FileError(f"{path}: dtype {frames.dtype}: expected uint8")
     if frames.shape[1:] not in ((28, 20), (560,)) or len(frames) < 10:
         raise FileError(f"{path}: shape {frames.shape}: expected (n, 28, 20) or (n, 560) with n at least 10")
     flat = np.array(frames, order="C").reshape(len(frames), 560)
     return _spread_split("frey", torch.from_numpy(flat), torch.arange(len(flat)), "frame", (28, 20))
-
-
-def read_npy(path: Path) -> np.ndarray[Any, Any]:
-    """The array of a ``.npy`` file, mapped, never unpickled.
-
-    Raises:
-        FileError: if the file is not there, not a ``.npy``, truncated or a pickle.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> np.save(folder / "x.npy", np.zeros((3, 2)))
-        >>> read_npy(folder / "x.npy").shape
-        (3, 2)
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(6) != b"\x93NUMPY":
-                raise FileError(f"{path}: not a .npy file")
-        # Mapped, so that a header that lies about its size is refused before memory is asked for.
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except FileError:
-        raise
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise FileError(f"{path}: broken or truncated .npy file: {error}") from None
 
 
 def load_file(path: str | os.PathLike[str], *, held: int = 10_000) -> Dataset:
@@ -401,14 +346,3 @@ def binarized(x: Tensor) -> Tensor:
     if x.dtype == torch.uint8:
         return torch.randint(0, 255, x.shape, dtype=torch.uint8, device=x.device) < x  # u < x for x of the 255 values of u
     return x if x.dtype == torch.bool else torch.rand(x.shape, device=x.device) < x
-
-
-def _read_mat(path: Path) -> np.ndarray[Any, Any]:
-    scipy_io = optional_import("scipy.io", "scipy", f"reading {path.name}")
-    try:
-        ff = scipy_io.loadmat(path, variable_names=["ff"]).get("ff")
-    except Exception as error:  # SciPy's reader fails in many ways on a broken file
-        raise FileError(f"{path}: broken or not a MATLAB file: {error}") from None
-    if not isinstance(ff, np.ndarray) or ff.ndim != 2:
-        raise FileError(f"{path}: holds no matrix named 'ff'")
-    return ff.T
