@@ -32,6 +32,8 @@ inline bool is_plain(TensorList tensors) {
   return !((keys - tls.excluded_).has_any(special));
 }
 
+inline bool is_plain_or_absent(const OptionalTensor& tensor) { return !tensor || is_plain(*tensor); }
+
 /// True if a graph is being recorded through any of the tensors.
 inline bool wants_grad(TensorList tensors) {
   if (!at::GradMode::is_enabled()) return false;

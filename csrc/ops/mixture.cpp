@@ -353,7 +353,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics(const Tensor& x, c
                                                               const Tensor& scale, const OptionalTensor& responsibilities,
                                                               const OptionalTensor& sample_weight, const std::string& covariance,
                                                               const std::string& precision) {
-  const bool plain = is_plain({x, weight_logits, means, scale});
+  const bool plain =
+      is_plain({x, weight_logits, means, scale}) && is_plain_or_absent(responsibilities) && is_plain_or_absent(sample_weight);
   return VF_CALL(plain, mixture_statistics, x, weight_logits, means, scale, responsibilities, sample_weight, covariance, precision);
 }
 

@@ -116,7 +116,7 @@ struct SampleFunction : torch::autograd::Function<SampleFunction> {
     const at::AutoDispatchBelowADInplaceOrView below;
     Tensor z, kl, state = rng_state ? *rng_state : Tensor();
     if (s.has_noise || s.has_state) {
-      const bool plain = is_plain(inputs);
+      const bool plain = is_plain(inputs) && is_plain_or_absent(noise);
       if (s.with_kl) {
         std::tie(z, kl) = VF_CALL(plain, reparameterize_with_kl, inputs, noise, rng_state, s.term, s.num_samples, s.floor, s.event_dim);
       } else {
@@ -146,7 +146,8 @@ struct SampleFunction : torch::autograd::Function<SampleFunction> {
     const OptionalTensor grad_z = grads[0].defined() ? OptionalTensor(grads[0]) : std::nullopt;
     const OptionalTensor grad_kl = s.with_kl && grads[1].defined() ? OptionalTensor(grads[1]) : std::nullopt;
     if (!grad_z && !grad_kl) return torch::autograd::variable_list(slots);
-    const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && (!grad_z || is_plain(*grad_z)) && (!grad_kl || is_plain(*grad_kl));
+    const bool plain = !at::GradMode::is_enabled() && is_plain(saved) && is_plain_or_absent(noise) && is_plain_or_absent(grad_z) &&
+                       is_plain_or_absent(grad_kl);
     const Tensors some =
         VF_CALL(plain, reparameterize_backward, grad_z, grad_kl, saved, noise, state, s.term, s.num_samples, s.floor, s.event_dim, s.mask);
     return spread(some, s.mask, slots);
@@ -252,7 +253,7 @@ std::tuple<Tensor, Tensor> eager(const Tensors& inputs, const OptionalTensor& no
 
 Tensor reparameterize(const Tensors& inputs, const OptionalTensor& noise, const std::optional<at::Generator>& generator,
                       const std::string& scale, int64_t num_samples) {
-  if (!is_plain(inputs)) {
+  if (!is_plain(inputs) || !is_plain_or_absent(noise)) {
     const OptionalTensor state = noise ? OptionalTensor() : OptionalTensor(traced_state(inputs[0], generator));
     return VF_CALL(false, reparameterize, inputs, noise, state, scale, num_samples);
   }
@@ -263,7 +264,7 @@ Tensor reparameterize(const Tensors& inputs, const OptionalTensor& noise, const 
 std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensors& inputs, const OptionalTensor& noise,
                                                   const std::optional<at::Generator>& generator, const std::string& kl, int64_t num_samples,
                                                   double floor, int64_t event_dim) {
-  if (!is_plain(inputs)) {
+  if (!is_plain(inputs) || !is_plain_or_absent(noise)) {
     const OptionalTensor state = noise ? OptionalTensor() : OptionalTensor(traced_state(inputs[0], generator));
     return VF_CALL(false, reparameterize_with_kl, inputs, noise, state, kl, num_samples, floor, event_dim);
   }

@@ -240,3 +240,44 @@ def test_permuted_events(event_dim, device):
             assert_within_contract(value, truth, slack=2e-6)
             value.sum().backward()
             torch.testing.assert_close([t.grad for t in leaves], want, rtol=1e-5, atol=2e-6)
+
+
+def negative_view(t):
+    """A tensor equal to t whose memory holds -t, as the imaginary part of a conjugate does."""
+    return torch.complex(torch.zeros_like(t), -t).conj().imag
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_negative_views_keep_their_sign(case, wanted, device):
+    tensors = case.tensors((5, 7), (5, 3), torch.float32, device)
+    want = case.ours(*tensors)
+    for i, t in enumerate(tensors):
+        others = [u.clone().requires_grad_(wanted and case not in SAMPLES) for u in tensors]
+        view = negative_view(t)
+        assert view.is_neg()
+        torch.testing.assert_close(case.ours(*others[:i], view, *others[i + 1 :]).detach(), want)
+
+
+@pytest.mark.parametrize("with_kl", [False, True])
+def test_a_negative_view_of_the_noise_keeps_its_sign(with_kl, device):
+    mu, logvar, noise = (torch.randn(4, 6, device=device) for _ in range(3))
+
+    def sample(m, s, e):
+        return vae_fast.reparameterize_with_kl(m, s, noise=e)[0] if with_kl else vae_fast.reparameterize(m, s, noise=e)
+
+    want, want_grads = value_and_grads(lambda m, s: sample(m, s, noise), [mu, logvar])
+    value, grads = value_and_grads(lambda m, s: sample(m, s, negative_view(noise)), [mu, logvar])
+    torch.testing.assert_close(value, want)
+    torch.testing.assert_close(grads, want_grads)
+    torch.testing.assert_close(sample(mu, logvar, negative_view(noise)), want)
+
+
+def test_negative_views_of_mixture_weights_keep_their_sign(device):
+    x, means, log_std = torch.randn(9, 2, device=device), torch.randn(3, 2, device=device), torch.zeros(3, 2, device=device)
+    arguments = (x, torch.zeros(3, device=device), means, log_std)
+    weights = {"responsibilities": torch.rand(9, 3, device=device), "sample_weight": torch.rand(9, device=device)}
+    for given in ({k: t} for k, t in weights.items()):
+        want = vae_fast.mixture_statistics(*arguments, **given)
+        got = vae_fast.mixture_statistics(*arguments, **{k: negative_view(t) for k, t in given.items()})
+        torch.testing.assert_close(got[1:], want[1:])
