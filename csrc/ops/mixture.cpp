@@ -87,8 +87,10 @@ struct Problem {
     const Tensor scaled = unit.defined() ? means.to(at::kDouble) * unit : means;
     args.means = hold(scaled.to(type).contiguous());
     const Tensor constant = log_weights + log_det;
-    const Tensor top = at::nan_to_num(constant.amax(0), 0.0, 0.0, 0.0);
-    const Tensor relative = constant - top, high = relative.to(type);
+    // Bounded, or beside a component of no width (log std -1e30) nothing would be left of the others' constants.
+    const Tensor top = at::nan_to_num(constant.amax(0), 0.0, 0.0, 0.0).clamp_(-1e8, 1e8);
+    const double largest = is_double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+    const Tensor relative = (constant - top).clamp_max_(largest), high = relative.to(type);
     args.constant = hold(high);
     args.constant_low = hold(at::nan_to_num(relative - high, 0.0, 0.0, 0.0).to(type));
     // sum_d (u^2 - 1) / 2 where the density has u^2 / 2, and its (2 pi)^(-D/2)

@@ -324,3 +324,19 @@ def test_nan_upstream_stays_in_its_row(case, device, backend):
         assert g[1].isnan().any()
         assert not g[[0, 2, 3]].isnan().any()
         assert not g[3].any()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("covariance_type", DIAGONAL)
+def test_a_component_of_no_width_leaves_the_others_their_density(covariance_type, dtype, device, backend):
+    """log std -1e30: infinitely high at its mean, absent everywhere else."""
+    means = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=dtype, device=device)
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.25]], dtype=dtype, device=device)
+    log_std = scale_of(0.0, 2, 2, covariance_type, dtype, device)
+    log_std[0] = -1e30
+    value, grads = with_responsibilities([x, torch.zeros(2, dtype=dtype, device=device), means, log_std], covariance_type)[:2]
+    beside = -math.log(2.0) - LOG_2PI - 0.5 * (x[1:].double() - 1.0).square().sum(-1)
+    torch.testing.assert_close(value[1:].double(), beside, rtol=1e-6, atol=1e-6)
+    assert value[0].item() == pytest.approx(2e30)
+    torch.testing.assert_close(grads[0][1:], 1.0 - x[1:])
+    assert (grads[2][0] == 0).all()
