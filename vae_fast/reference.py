@@ -90,22 +90,52 @@ def _inverse(log_s: Tensor) -> Tensor:
     return (-log_s).clamp(max=0.999 * math.log(torch.finfo(log_s.dtype).max)).exp()
 
 
+def _wide(*tensors: Tensor | None) -> list[Tensor]:
+    # Gaussian terms are worked out in float64: differences, squares and exponentials of float32 numbers then stay in range, and a
+    # posterior near its prior keeps its digits. None is zero.
+    like = next(t for t in tensors if t is not None)
+    return [like.new_zeros((), dtype=torch.float64) if t is None else t.double() for t in tensors]
+
+
+def _standardised(x: Tensor, mu: Tensor, s: Tensor, scale: str) -> Tensor:
+    # (x - mu) / std: of half the difference where that overflows, and in the log forms by the root of 1 / std, which seldom does
+    difference = x - mu
+    over = difference.isinf()
+    difference = torch.where(over, 0.5 * x - 0.5 * mu, difference)
+    if scale in ("std", "var"):
+        z = difference / std(s, scale)
+    else:  # at the mean any scale does: zero times infinity would be NaN
+        root = (-0.5 * torch.where(difference == 0, torch.zeros_like(difference), log_std(s, scale))).exp()
+        z = (difference * root) * root
+    return torch.where(over, 2.0 * z, z)
+
+
+def _compare(s: Tensor, t: Tensor, scale: str) -> tuple[Tensor, Tensor]:
+    # log r and (r^2 - 1) / 2 of the quotient r of two standard deviations, without cancellation where r is near 1
+    if scale not in ("std", "var"):
+        w = log_std(s, scale) - log_std(t, scale)
+        return w.clamp(max=torch.finfo(w.dtype).max), 0.5 * torch.expm1(2.0 * w)
+    near = (s - t).abs() < 0.5 * t
+    excess = torch.where(near, s - t, torch.zeros_like(t)) / t
+    w = torch.where(near, excess.log1p(), s.log() - t.log()) * (1.0 if scale == "std" else 0.5)
+    r = std(s, scale) / std(t, scale)
+    half = torch.where(near, excess * (1.0 + 0.5 * excess) if scale == "std" else 0.5 * excess, (0.5 * r) * r - 0.5)
+    return w, half
+
+
 # --- elementwise terms -----------------------------------------------------------------------------------------------
 
 
 def _kl_element(mu: Tensor, s: Tensor, prior_mu: Tensor | None, prior_s: Tensor | None, scale: str) -> Tensor:
-    # KL(N(m, s^2) || N(p, t^2)) = (e^u - 1 - u + ((m - p) / t)^2) / 2 with u = 2 (log s - log t)
-    u = 2.0 * log_std(s, scale)
-    d = mu
-    if prior_s is not None:
-        log_t = log_std(prior_s, scale)
-        u = u - 2.0 * log_t
-    if prior_mu is not None:
-        d = mu - prior_mu
-    if prior_s is not None:
-        d = d * _inverse(log_t)
-    phi = torch.expm1(u.double()) - u.double()  # cancels near the prior
-    return 0.5 * (phi.to(d.dtype) + d * d)
+    # KL(N(m, s^2) || N(p, t^2)) = (e^2w - 1) / 2 - w + z^2 / 2 with w = log s - log t and z = (m - p) / t
+    m, wide_s, p = _wide(mu, s, prior_mu)
+    if prior_s is None:
+        w, z, sd = log_std(wide_s, scale), m - p, std(wide_s, scale)
+        half = 0.5 * torch.expm1(2.0 * w) if scale in ("logvar", "log_std") else (0.5 * (sd - 1.0)) * (sd + 1.0)
+    else:
+        t = prior_s.double()
+        (w, half), z = _compare(wide_s, t, scale), _standardised(m, p, t, scale)
+    return (half - w + (0.5 * z) * z).to(mu.dtype)
 
 
 def _bernoulli_logits_element(x: Tensor, a: Tensor, clip: str, eps: float) -> Tensor:
@@ -115,17 +145,20 @@ def _bernoulli_logits_element(x: Tensor, a: Tensor, clip: str, eps: float) -> Te
     if clip in ("none", "clamp"):
         # x log sigmoid(a) + (1 - x) log sigmoid(-a): no cancellation of x a against a
         return -(x * softplus(-a) + (1.0 - x) * softplus(a))
+    dtype = a.dtype
+    x, a = _wide(x, a)  # a probability below float32's range still counts beside a small eps
     p, q = torch.sigmoid(a), torch.sigmoid(-a)
     if clip == "add":
-        return x * (p + eps).log() + (1.0 - x) * (q + eps).log()
-    log_p, log_q = (-softplus(-a)).clamp(min=-100.0), (-softplus(a)).clamp(min=-100.0)
-    return _bce_element(x, p, q, log_p, log_q)
+        return (x * (p + eps).log() + (1.0 - x) * (q + eps).log()).to(dtype)
+    logs = -softplus(-a), -softplus(a)
+    return _bce_element(x, p, q, logs, logs).to(dtype)
 
 
 def _bernoulli_probs_element(x: Tensor, p: Tensor, clip: str, eps: float) -> Tensor:
     q = 1.0 - p
     if clip == "bce":
-        return _bce_element(x, p, q, p.log().clamp(min=-100.0), torch.log1p(-p).clamp(min=-100.0))
+        inside = p.masked_fill(p * q < 1e-12, 0.5)  # or the unused branch's gradient would be 0 * inf
+        return _bce_element(x, p, q, (p.log(), torch.log1p(-p)), (inside.log(), torch.log1p(-inside)))
     if clip == "add":
         return x * (p + eps).log() + (1.0 - x) * (q + eps).log()
     if clip == "clamp":
@@ -142,23 +175,23 @@ def _bernoulli_probs_element(x: Tensor, p: Tensor, clip: str, eps: float) -> Ten
     return x * log_p + (1.0 - x) * log_q
 
 
-def _bce_element(x: Tensor, p: Tensor, q: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+def _bce_element(x: Tensor, p: Tensor, q: Tensor, logs: tuple[Tensor, Tensor], inside: tuple[Tensor, Tensor]) -> Tensor:
     # F.binary_cross_entropy floors both logs at -100 but differentiates as (x - p) / max(p q, 1e-12). Where p q < 1e-12 the
-    # value comes from the floored logs and the gradient from a line with that slope.
-    steep = p * q < 1e-12
-    half = torch.full_like(p, 0.5)
-    smooth = x * torch.where(steep, half, p).log() + (1.0 - x) * torch.where(steep, half, q).log()
-    line = (x.detach() * p - 0.5 * p * p) * 1e12
-    floored = x * log_p.detach() + (1.0 - x) * log_q.detach()
-    return torch.where(steep, floored + (line - line.detach()), smooth)
+    # value comes from the floored logs and the gradient from a line with that slope; elsewhere both from the logs `inside`.
+    log_p, log_q = (t.detach().clamp(min=-100.0) for t in logs)
+    line = (x.detach() - 0.5 * p) * (1e12 * p)
+    floored = x * log_p + (1.0 - x) * log_q
+    return torch.where(p * q < 1e-12, floored + (line - line.detach()), x * inside[0] + (1.0 - x) * inside[1])
 
 
 def _gaussian_element(x: Tensor, mu: Tensor, s: Tensor | None, scale: str) -> Tensor:
     # -log s - log(2 pi) / 2 - ((x - m) / s)^2 / 2
+    wide_x, m = _wide(x, mu)
     if s is None:
-        return -0.5 * (LOG_2PI + (x - mu) ** 2)
-    log_s = log_std(s, scale)
-    return -log_s - 0.5 * LOG_2PI - 0.5 * ((x - mu) * _inverse(log_s)) ** 2
+        return (-0.5 * LOG_2PI - (0.5 * (wide_x - m)) * (wide_x - m)).to(x.dtype)
+    wide_s = s.double()
+    z = _standardised(wide_x, m, wide_s, scale)
+    return (-log_std(wide_s, scale) - 0.5 * LOG_2PI - (0.5 * z) * z).to(x.dtype)
 
 
 def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float | Tensor, event_dim: int) -> Tensor:
@@ -259,7 +292,7 @@ def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, n
     dtype = torch.promote_types(mu.dtype, s.dtype)
     m, t, e = _compute_all([mu, s, noise])
     # A noise of exactly zero stays zero times a std that is out of range; the unit scale keeps its gradient finite too.
-    t = torch.where(e == 0, torch.full_like(t, UNIT_SCALE[scale]), t)
+    m, t, e = _wide(m, torch.where(e == 0, torch.full_like(t, UNIT_SCALE[scale]), t), e)
     return (m + std(t, scale) * e).to(dtype)
 
 

@@ -1,8 +1,8 @@
 // The Bernoulli log-likelihood of one element, over logits and over probabilities, with its four clip modes.
 #pragma once
 
-#include "elementary.h"
 #include "term.h"
+#include "wide.h"
 
 VF_MATH_BEGIN
 
@@ -45,20 +45,26 @@ struct BernoulliLogits {
       const T da = away(s, w);
       d[1] = clip == Clip::kClamp && c != a ? T(0) * da : da;
     } else if constexpr (clip == Clip::kAdd) {
-      const Logistic<T> s(a);
-      const T p = s.p(), q = s.q(), p_eps = p + params.eps, q_eps = q + params.eps;
-      const T log_p = log(p_eps), log_q = log(q_eps);
+      // s is the smaller of p and q; s / (s + eps) = e / (e + eps (1 + e)) with e = e^-|a|, which may be out of range
+      const Logistic<T> l(a);
+      const T s = l.smaller, rest = T(1) - s, e = exp_minus_abs_scaled(a), eps = params.eps * T(0x1p120);
+      const T share = e / (e + eps / rest), rest_eps = rest + params.eps;
+      const T log_s = fma(T(0), s, log_normal_fused(s + params.eps));  // NaN where s is
+      const T log_rest = log_quotient(rest_eps, T(0), params.eps - s);
+      const T log_p = l.negative ? log_s : log_rest, log_q = l.negative ? log_rest : log_s;
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
-      d[1] = (x / p_eps - y / q_eps) * (p * q);
+      const T w = l.negative ? x : y, towards = (T(1) - w) * (s * (rest / rest_eps)) - w * (rest * share);
+      d[1] = l.negative ? -towards : towards;
     } else {
       const Logistic<T> s(a);
       const T log_p = at_least((a < T(0) ? a : T(0)) - s.log1p_e, T(-100));
       const T log_q = at_least((a > T(0) ? -a : T(0)) - s.log1p_e, T(-100));
-      const T pq = s.smaller * (T(1) - s.smaller);
+      // p q / max(p q, 1e-12) by way of p q 2^120, which is in range where p q is not
+      const T rest = T(1) - s.smaller, steepness = (exp_minus_abs_scaled(a) * T(1e12 * 0x1p-120)) * (rest * rest);
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
-      d[1] = away(s, s.negative ? x : y) * (pq / at_least(pq, T(1e-12)));
+      d[1] = away(s, s.negative ? x : y) * (steepness > T(1) ? T(1) : steepness);
     }
   }
 

@@ -66,7 +66,8 @@ VF_INLINE float exp_minus_1_minus(float u, float exp_u) {
   return abs(u) < 0.5f ? p * u * u : exp_u - 1.0f - u;
 }
 VF_INLINE double exp_minus_1_minus(double u, double exp_u) {
-  const double small = ::expm1(u) - u;
+  const double series = u * u * (0.5 + u * (1.0 / 6 + u * (1.0 / 24 + u * (1.0 / 120 + u * (1.0 / 720)))));
+  const double small = abs(u) < 1e-3 ? series : ::expm1(u) - u;
   return abs(u) < 0.5 ? small : exp_u - 1.0 - u;
 }
 

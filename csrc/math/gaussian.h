@@ -6,8 +6,8 @@
 
 VF_MATH_BEGIN
 
-/// KL(N(m, s^2) || N(p, t^2)) = (e^u - 1 - u + ((m - p) / t)^2) / 2 with u = 2 (log s - log t), floored at `floor` (free bits).
-/// d/dm = (m - p) / t^2, d/dlog s = e^u - 1, d/dlog t = 1 - e^u - ((m - p) / t)^2.
+/// KL(N(m, s^2) || N(p, t^2)) = (r^2 - 1 - log r^2 + z^2) / 2 with r = s / t and z = (m - p) / t, floored at `floor` (free bits).
+/// d/dm = z / t, d/dlog s = r^2 - 1, d/dlog t = 1 - r^2 - z^2.
 template <ScaleForm form, bool prior>
 struct Kl {
   static constexpr int kInputs = prior ? 4 : 2;  // mu, scale, prior mu, prior scale
@@ -22,34 +22,28 @@ struct Kl {
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxInputs], const Scale<form, T>& q, T std, const TermParams<T>& params, T& value,
                              T (&d)[kMaxInputs]) {
-    T u = T(2) * q.log_std, inverse_t = T(1), delta = in[0], d_log_t = T(0);
     if constexpr (prior) {
       const Scale<form, T> p(in[3]);
-      u = T(2) * (q.log_std - p.log_std);
-      inverse_t = p.inverse_std();
-      delta = in[0] - in[2];
-      d_log_t = p.d_log_std;
-    }
-    T ratio;  // s^2 / t^2: of the logs where both may be out of range
-    if constexpr (prior && (form == ScaleForm::kLogVar || form == ScaleForm::kLogStd)) {
-      ratio = exp(u);
-    } else {
-      const T r = std * inverse_t;
-      ratio = r * r;
-    }
-    const T scaled = delta * inverse_t;
-    const T phi = exp_minus_1_minus(u, ratio);
-    const T kl = T(0.5) * (phi + scaled * scaled);
-    const T ratio_minus_1 = abs(u) < T(0.5) ? phi + u : ratio - T(1);
-    const bool floored = kl < params.floor;
-    const T on = floored ? T(0) : T(1);
-    value = floored ? params.floor : kl;
-    d[0] = on * (scaled * inverse_t);
-    d[1] = on * (ratio_minus_1 * q.d_log_std);
-    if constexpr (prior) {
+      const Comparison<form, T> c(q, std, p);
+      const Standardised<form, T> z(in[0], in[2], p);
+      const bool floored = finish(c, z.t, z.over_std, q, params, value, d);
       d[2] = -d[0];
-      d[3] = -on * ((ratio_minus_1 + scaled * scaled) * d_log_t);
+      d[3] = floored ? T(0) : -p.times_d_log_std(c.excess, c.factor, z.t);
+    } else {
+      finish(Comparison<form, T>(q, std), in[0], in[0], q, params, value, d);
     }
+  }
+
+ private:
+  template <typename T>
+  VF_INLINE static bool finish(const Comparison<form, T>& c, T z, T z_over_t, const Scale<form, T>& q, const TermParams<T>& params,
+                               T& value, T (&d)[kMaxInputs]) {
+    const T kl = c.half_phi() + (T(0.5) * z) * z;
+    const bool floored = kl < params.floor;
+    value = floored ? params.floor : kl;
+    d[0] = floored ? T(0) : z_over_t;
+    d[1] = floored ? T(0) : q.times_d_log_std(c.excess, c.factor);
+    return floored;
   }
 };
 
@@ -60,7 +54,7 @@ struct GaussianUnit {
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxInputs], const TermParams<T>&, T& value, T (&d)[kMaxInputs]) {
     const T delta = in[0] - in[1];
-    value = T(-0.5) * (delta * delta) - T(0.91893853320467274178);  // log(2 pi) / 2
+    value = (T(-0.5) * delta) * delta - T(0.91893853320467274178);  // log(2 pi) / 2
     d[0] = -delta;
     d[1] = delta;
   }
@@ -74,12 +68,14 @@ struct Gaussian {
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxInputs], const TermParams<T>&, T& value, T (&d)[kMaxInputs]) {
     const Scale<form, T> s(in[2]);
-    const T inverse = s.inverse_std();
-    const T t = (in[0] - in[1]) * inverse;
-    value = T(-0.5) * (t * t) - s.log_std - T(0.91893853320467274178);
-    d[0] = -t * inverse;
-    d[1] = t * inverse;
-    d[2] = (t * t - T(1)) * s.d_log_std;
+    const Standardised<form, T> z(in[0], in[1], s);
+    const T t = z.t, energy = (T(0.5) * t) * t;
+    value = -energy - s.log_std - T(0.91893853320467274178);
+    // a standard deviation of zero: log s is infinite too, and the square of its inverse counts
+    if constexpr (form == ScaleForm::kStd || form == ScaleForm::kVar) value = energy == infinity<T>() ? -energy : value;
+    d[1] = z.over_std;
+    d[0] = -d[1];
+    d[2] = s.times_d_log_std(t - T(1), t + T(1));
   }
 };
 

@@ -1,7 +1,6 @@
 // One element of a mixture whose scales come as log standard deviations with a floor.
 #pragma once
 
-#include "mixture.h"
 #include "scale.h"
 
 VF_MATH_BEGIN
@@ -15,11 +14,18 @@ struct MdnElement {
   VF_INLINE MdnElement(T y, T mean, T log_scale, T floor) {
     const bool floored = log_scale <= floor;
     const Scale<ScaleForm::kLogStd, T> s(floored ? floor : log_scale);
-    const T inverse = s.inverse_std();
-    const T u = standardise(bounded(y), bounded(mean), inverse);
-    energy = s.log_std + T(0.5) * (u * u);
-    d_mean = u * inverse;
-    d_scale = floored ? T(0) : u * u - T(1);
+    const Standardised<ScaleForm::kLogStd, T> z(finite(y), finite(mean), s);
+    const T u = z.t;
+    energy = s.log_std + (T(0.5) * u) * u;
+    d_mean = z.over_std;
+    d_scale = floored ? T(0) : (u - T(1)) * (u + T(1));
+  }
+
+ private:
+  /// The largest number for infinity, as anything so far out is; NaN stays NaN.
+  VF_INLINE static T finite(T x) {
+    const T below = x > largest<T>() ? largest<T>() : x;
+    return below < -largest<T>() ? -largest<T>() : below;
   }
 };
 

@@ -252,20 +252,20 @@ void check_row_terms_edges(Implementation& implementation) {
     Case c = plain_case(memory, 10, 300, 4100, [&](int i) { return draw_input(random, term_name(10), i); });
     run(implementation, c);
   }
-  // Extremes: finite in, finite out.
+  // Extremes: no NaN from what is finite.
   for (int term = 0; term < kTermNames; ++term) {
     const TermName name = term_name(term);
     Case c = plain_case(memory, term, 16, 24, [&](int i) {
       const bool scale = name.is_kl() ? i % 2 == 1 : i == 2;
       if (scale)
-        return name.variant < 2   ? random.one_of({-40.0, 0.0, 40.0})
-               : name.variant < 4 ? random.one_of({1e-12, 1.0, 1e12})
-                                  : random.one_of({-80.0, 0.0, 1e4});
+        return name.variant < 2   ? random.one_of({-400.0, -89.0, -40.0, 0.0, 40.0, 178.0, 3e38})
+               : name.variant < 4 ? random.one_of({1e-45, 1e-39, 1e-12, 1.0, 1e12, 3e38})
+                                  : random.one_of({-400.0, -80.0, 0.0, 1e4, 3e38});
       if (name.family == Family::kLogits) return i == 0 ? random.one_of({0.0, 0.3, 1.0}) : random.one_of({-1e4, -100.0, 0.0, 100.0, 1e4});
       if (name.family == Family::kProbs)
         return i == 0 ? random.one_of({0.0, 1.0})
                       : (name.variant == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
-      return random.one_of({-1e3, 0.0, 1e3});
+      return random.one_of({-3e38, -1e3, 0.0, 1e-39, 1e3, 3e38});
     });
     RowTermsArgs args;
     Tensor value(memory, DType::kFloat, 1, c.rows);

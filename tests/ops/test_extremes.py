@@ -197,6 +197,125 @@ def test_zero_noise_of_a_variance_out_of_range(logvar, device, backend):
     assert not any(g.isnan().any() for g in grads)
 
 
+# --- differences, scales and their ratios near the ends of the range ----------------------------------------------------
+
+
+def value_and_grads_of(f, numbers, device, dtype=torch.float32):
+    """Of one element: the value, and the gradients as a list of numbers."""
+    value, grads = value_and_grads(f, [torch.tensor([v], dtype=dtype, device=device) for v in numbers])
+    return value, [g.item() for g in grads]
+
+
+DENSITIES = {
+    "difference_overflows": (3e38, -3e38, 400.0),
+    "std_overflows": (1e37, -3.4e38, 178.0),
+    "inverse_std_overflows": (1e-20, 0.0, -178.0),
+    "square_overflows_and_its_half_does_not": (2.2e19, 0.0, 0.0),
+    "slope_of_a_difference_that_overflows": (3e38, -1e38, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", DENSITIES.values(), ids=DENSITIES)
+def test_log_density_is_right_where_its_parts_are_out_of_range(case, device, backend):
+    value, grads = value_and_grads_of(vae_fast.gaussian_log_prob, case, device)
+    x, mu, logvar = (torch.tensor(v, dtype=torch.float32).double().item() for v in case)
+    t, inverse = (x - mu) * math.exp(-0.5 * logvar), math.exp(-0.5 * logvar)
+    want = [-0.5 * (logvar + math.log(2 * math.pi) + t * t), -t * inverse, t * inverse, 0.5 * (t * t - 1)]
+    for got, true in zip([value.item(), *grads], want, strict=True):
+        true = math.copysign(math.inf, true) if abs(true) > torch.finfo(torch.float32).max else true
+        assert got == pytest.approx(true, rel=2e-6, abs=1e-37)
+
+
+@pytest.mark.parametrize(("log_std", "want"), [(1.8e38, math.inf), (-3e38, 3e38), (44.6, 0.5 * math.exp(2 * 44.6))])
+def test_kl_of_a_log_std_whose_double_is_out_of_range(log_std, want, device, backend):
+    value, grads = value_and_grads_of(lambda m, s: vae_fast.gaussian_kl(m, s, scale="log_std"), (0.0, log_std), device)
+    assert value.item() == pytest.approx(want, rel=1e-5)
+    assert grads[1] == pytest.approx(math.inf if log_std > 44.5 else -1.0)
+
+
+@pytest.mark.parametrize("scale", ["std", "var", "softplus", "logvar", "log_std"])
+def test_kl_from_itself_is_zero_however_narrow(scale, device, backend):
+    narrow = {"std": 1e-39, "var": 1e-40}.get(scale, -300.0)
+    value, grads = value_and_grads_of(lambda *t: vae_fast.gaussian_kl(*t, scale=scale), (0.5, narrow, 0.5, narrow), device)
+    assert value.item() == 0.0
+    assert grads == [0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("gap", [20.0, 40.7, 60.3, 87.0])
+def test_kl_between_distant_log_variances_keeps_its_digits(gap, device, backend):
+    for base in (0.1, -37.3, 19.9):
+        pair = torch.tensor([base + gap, base])
+        value, grads = value_and_grads_of(vae_fast.gaussian_kl, (0.0, pair[0].item(), 0.0, pair[1].item()), device)
+        u = (pair[0].double() - pair[1].double()).item()
+        assert value.item() == pytest.approx(0.5 * (math.expm1(u) - u), rel=6e-7)
+        assert grads[1] == pytest.approx(0.5 * math.expm1(u), rel=6e-7)
+        assert grads[3] == pytest.approx(-0.5 * math.expm1(u), rel=6e-7)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-4, 1.0, 1e4, 1e30])
+@pytest.mark.parametrize("scale", ["std", "var"])
+def test_kl_near_a_prior_of_any_size_keeps_its_digits(scale, size, device, backend):
+    for step in (1e-6, -1e-5, 1e-3, -0.1, 0.3):
+        s, t = torch.tensor([size * (1.0 + step), size])
+        value, grads = value_and_grads_of(lambda *v: vae_fast.gaussian_kl(*v, scale=scale), (0.0, s.item(), 0.0, t.item()), device)
+        power = 2 if scale == "std" else 1
+        excess = ((s.double() - t.double()) / t.double()).item()
+        w = 0.5 * power * math.log1p(excess)
+        half = 0.5 * excess * (2 + excess) if scale == "std" else 0.5 * excess  # (r^2 - 1) / 2
+        phi = half - w if abs(w) > 1e-2 else w * w * (1 + w * (2 / 3 + w * (1 / 3 + w * 2 / 15)))
+        assert value.item() == pytest.approx(phi, rel=3e-6)
+        assert grads[1] == pytest.approx(power * half / s.item(), rel=2e-6)
+        assert grads[3] == pytest.approx(-power * half / t.item(), rel=2e-6)
+
+
+@pytest.mark.parametrize("t", [-14.78, -0.0015, 0.7, 12.0])
+def test_kl_near_a_softplus_prior_keeps_its_digits(t, device, backend):
+    for step in (1e-3, 1e-2, 0.2):
+        a, b = (v.item() for v in torch.tensor([t + step, t]).double())
+        value, grads = value_and_grads_of(lambda *v: vae_fast.gaussian_kl(*v, scale="softplus"), (0.0, a, 0.0, b), device)
+        w = math.log(math.log1p(math.exp(a))) - math.log(math.log1p(math.exp(b)))
+        assert value.item() == pytest.approx(0.5 * math.expm1(2 * w) - w, rel=1e-5)
+        slope = 1 / (1 + math.exp(-a)) / math.log1p(math.exp(a))
+        assert grads[1] == pytest.approx(math.expm1(2 * w) * slope, rel=2e-6)
+
+
+def test_free_bits_stop_a_gradient_that_is_out_of_range(device, backend):
+    tiny = torch.finfo(torch.float32).smallest_normal * 2**-23
+    kl = vae_fast.gaussian_kl
+    value, grads = value_and_grads_of(lambda *t: kl(*t, scale="std", free_bits=1.0), (tiny, tiny, 0.0, tiny), device)
+    assert value.item() == 1.0
+    assert grads == [0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("logit", [-88.0, -90.0, -100.0])
+def test_logits_below_float_keep_their_slope_beside_a_small_added_constant(logit, device, backend):
+    p = math.exp(logit)
+    bernoulli = vae_fast.bernoulli_log_prob
+    _, grads = value_and_grads_of(lambda x, a: bernoulli(x, a, clip="add", eps=1e-30), (1.0, logit), device)
+    assert grads[1] == pytest.approx(p / (p + 1e-30), rel=2e-6)
+    _, grads = value_and_grads_of(lambda x, a: bernoulli(x, a, clip="bce"), (1.0, logit), device)
+    assert grads[1] == pytest.approx(p * 1e12, rel=2e-6)
+
+
+ENDS = {
+    "location": [0.0, 1e-45, -1e-39, 1.0, -1e4, 1e19, -1e30, 3.4e38, -3.4e38],
+    "logvar": [0.0, 1e-3, -60.0, 88.9, -178.0, 178.0, 400.0, -1e4, 3e38, -3e38],
+    "std": [1e-45, 1e-39, 1e-30, 1e-10, 1.0, 1e4, 1e10, 1e30, 3.4e38],
+}
+ENDS |= {"log_std": ENDS["logvar"], "softplus": ENDS["logvar"], "var": ENDS["std"]}
+GAUSSIANS = [case for case in ALL if case.name.startswith(("kl", "gaussian"))]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", GAUSSIANS, ids=str)
+def test_no_finite_input_gives_nan(case, dtype, device, backend):
+    """Every combination of the numbers above, value and gradients."""
+    grid = torch.cartesian_prod(*(torch.tensor(ENDS[k], dtype=torch.float32).to(device, dtype) for k in case.kinds))
+    value, grads = value_and_grads(lambda *t: case.ours(*t, event_dim=0), list(grid.unbind(1)))
+    for t in (value, *grads):
+        assert not t.isnan().any(), grid[t.isnan()][0]
+
+
 # --- log-sum-exp ------------------------------------------------------------------------------------------------------
 
 
