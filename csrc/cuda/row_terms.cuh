@@ -17,8 +17,8 @@ struct RowShape {
   static constexpr int kFull = 16 / static_cast<int>(sizeof(A));
   static constexpr int kVector = sizeof(A) == 2 && Term::kInputs > 3 ? kFull / 2 : kFull;
   static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
-  static constexpr int kPart =
-      kVector < 4 ? kVector : 4;  // elements worked on at once, so that eight halves do not take the registers of eight floats
+  // Elements worked on at once, so that eight halves do not take the registers of eight floats, nor a prior those of four elements.
+  static constexpr int kMost = Term::kInputs > 3 ? 2 : 4, kPart = kVector < kMost ? kVector : kMost;
 };
 
 /// Where a thread works: its place in the row's group, where the row begins in every stream, and its upstream gradient.

@@ -1,7 +1,8 @@
 // One element of a mixture whose scales come as log standard deviations with a floor.
 #pragma once
 
-#include "scale.h"
+#include "mixture.h"
+#include "wide.h"
 
 VF_MATH_BEGIN
 
@@ -13,19 +14,12 @@ struct MdnElement {
 
   VF_INLINE MdnElement(T y, T mean, T log_scale, T floor) {
     const bool floored = log_scale <= floor;
-    const Scale<ScaleForm::kLogStd, T> s(floored ? floor : log_scale);
-    const Standardised<ScaleForm::kLogStd, T> z(finite(y), finite(mean), s);
-    const T u = z.t;
-    energy = s.log_std + (T(0.5) * u) * u;
-    d_mean = z.over_std;
+    const T log_std = floored ? floor : log_scale;
+    const T root = exp_bounded(T(-0.5) * log_std);  // of 1 / sigma, which may be out of range
+    const T u = ((bounded(y) - bounded(mean)) * root) * root;
+    energy = log_std + (T(0.5) * u) * u;
+    d_mean = (u * root) * root;
     d_scale = floored ? T(0) : (u - T(1)) * (u + T(1));
-  }
-
- private:
-  /// The largest number for infinity, as anything so far out is; NaN stays NaN.
-  VF_INLINE static T finite(T x) {
-    const T below = x > largest<T>() ? largest<T>() : x;
-    return below < -largest<T>() ? -largest<T>() : below;
   }
 };
 

@@ -162,7 +162,7 @@ struct Comparison {
       factor = ratio + T(1);
       const T l = log_quotient(ratio, T(0), excess);
       w = tiny ? q.log_std - p.log_std : l;
-      between(q, q.s - p.s, p.slope, p.bend);
+      if constexpr (sizeof(T) == 4) between(q, q.s - p.s, p.slope, p.bend);  // double has digits to spare, and CUDA no registers
       w = low ? deep.w : w;
       excess = low ? deep.excess : excess;
       factor = low ? deep.factor : factor;
