@@ -1,6 +1,7 @@
 """Fits the polynomials of csrc/math/elementary.h and prints them with their worst error after rounding to float32.
 
-Each is a Chebyshev interpolant in 60-digit arithmetic (within a small factor of minimax), rounded to float32 and checked there.
+Each is a Chebyshev interpolant in 60-digit arithmetic (within a small factor of minimax), rounded to float32 and checked there; that of
+csrc/cpu/logits.h, which is shorter, is a minimax fit by Lawson's method (iteratively reweighted least squares).
 Needs mpmath. Run: python tools/fit_polynomials.py
 """
 
@@ -46,3 +47,17 @@ for name, (f, limit, (low, high), degree) in CASES.items():
     approx = sum(float(v) * xs**j for j, v in enumerate(c))
     print(f"{name}  worst relative error {np.max(np.abs(approx / exact - 1)):.1e}")
     print("  ", ", ".join(f"{v:.9g}f" for v in c))
+
+# e^r = 1 + r + r^2 p(r), the greatest relative error least
+r = np.linspace(-0.34658, 0.34658, 20001)
+powers, want, weight = np.stack([r**j for j in (2, 3, 4, 5)], 1) / np.exp(r)[:, None], (np.expm1(r) - r) / np.exp(r), np.ones_like(r)
+best_error, best = np.inf, None
+for _ in range(400):
+    c = np.linalg.lstsq(powers * np.sqrt(weight)[:, None], want * np.sqrt(weight), rcond=None)[0]
+    error = np.abs(powers @ c - want)
+    if error.max() < best_error:
+        best_error, best = error.max(), c
+    weight *= error + 1e-12
+    weight /= weight.sum()
+print(f"exp, 5th degree: (e^r - 1 - r) / r^2  worst relative error of e^r {best_error:.1e}")
+print("  ", ", ".join(f"{np.float32(v):.9g}f" for v in best))

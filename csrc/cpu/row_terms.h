@@ -1,18 +1,11 @@
 // Row sums of a term and its gradients.
 #pragma once
 
+#include "logits.h"
 #include "tile.h"
 
 namespace vae_fast {
 namespace VF_ISA {
-
-/// Tiles of a term: inputs, values and gradients, in memory or in buffers.
-template <typename T>
-struct TermTiles {
-  const T* in[kMaxTermInputs] = {};
-  T* grad[kMaxTermInputs] = {};
-  T* value = nullptr;
-};
 
 /// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = g df/din[k] for k >= first. One loop, no branches: the compiler vectorises it.
 template <class F, typename T, int first, bool with_grad>
@@ -54,10 +47,11 @@ struct TermMap {
   Fn value;     // value only
   Fn gradient;  // value and the gradients of inputs 1, 2, 3: the data of a likelihood seldom wants one
   Fn all;       // value and every gradient
+  RowLoops<T> rows;
 
   template <class F>
   static constexpr TermMap of() {
-    return {F::kInputs, &map_tile<F, T, 1, false>, &map_tile<F, T, 1, true>, &map_tile<F, T, 0, true>};
+    return {F::kInputs, &map_tile<F, T, 1, false>, &map_tile<F, T, 1, true>, &map_tile<F, T, 0, true>, row_loops<F, T>()};
   }
 };
 
@@ -72,6 +66,13 @@ inline const TermMap<T>& term_map(int term) {
   return maps[term];
 }
 
+/// The upstream gradient of row r.
+template <typename T>
+inline T row_gradient(const RowGrad& g, int64_t r) {
+  const T constant = static_cast<T>(g.constant);
+  return g.data == nullptr ? constant : constant * static_cast<const T*>(g.data)[r * g.stride];
+}
+
 /// Runs `map` over rectangle r; the upstream gradients of several rows are applied afterwards.
 template <typename T>
 inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermParams<T>& params, bool with_grad, bool first,
@@ -79,10 +80,8 @@ inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermP
   const int n = r.count();
   if (!with_grad) return map.value(tiles, T(0), n, params);
   const T* per_row = static_cast<const T*>(a.row_grad.data);
-  T g = static_cast<T>(a.row_grad.constant);
   const bool one = per_row == nullptr || r.rows == 1 || a.row_grad.stride == 0;
-  if (one && per_row != nullptr) g *= per_row[r.row * a.row_grad.stride];
-  (first ? map.all : map.gradient)(tiles, one ? g : T(1), n, params);
+  (first ? map.all : map.gradient)(tiles, one ? row_gradient<T>(a.row_grad, r.row) : T(1), n, params);
   if (one) return;
   alignas(64) T upstream[kTile + kSpill];
   expand_rows(a.row_grad, r, upstream);
@@ -102,7 +101,8 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
   const math::TermParams<T> params = math::TermParams<T>::make(a.eps, a.floor);
   bool with_grad = false;
   for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
-  const bool first = a.grad[0].data != nullptr;
+  const bool first = a.grad[0].data != nullptr, by_row = map.rows.value != nullptr && a.columns >= kRowLoopColumns;
+  const auto row_loop = first ? map.rows.all : with_grad ? map.rows.gradient : map.rows.value;
 
   for_each_rect(r0, r1, c0, c1, a.columns, [&](const Rect& r) {
     TermTiles<T> tiles;
@@ -111,15 +111,22 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     for (int k = 0; k < map.inputs; ++k) {
       tiles.in[k] = load(a.in[k], r, a.columns, in_buffer[k]);
       T* place = in_place<T>(a.grad[k], r, a.columns);
-      // Over its own input: by way of the buffer, as the loop's pointers must not alias.
-      direct[k] = place != nullptr && place != tiles.in[k];
+      // Over its own input: by way of the buffer, as the pointers of map_tile must not alias.
+      direct[k] = place != nullptr && (by_row || place != tiles.in[k]);
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];
     }
-    run_term(a, map, params, with_grad, first, tiles, r);
+    if (by_row) {
+      for (int i = 0; i < r.rows; ++i) {
+        const double s = row_loop(tiles, i * r.columns, row_gradient<T>(a.row_grad, r.row + i), r.columns, params);
+        if (acc != nullptr) acc[r.row - r0 + i] += a.coefficient * s;
+      }
+    } else {
+      run_term(a, map, params, with_grad, first, tiles, r);
+    }
     for (int k = 0; k < map.inputs; ++k) {
       if (a.grad[k].data != nullptr && !direct[k]) store(tiles.grad[k], a.grad[k], r, a.columns);
     }
-    if (acc != nullptr) {
+    if (acc != nullptr && !by_row) {
       for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += a.coefficient * sum(value + i * r.columns, r.columns);
     }
   });

@@ -203,6 +203,14 @@ inline void expand_rows(const RowGrad& g, const Rect& r, T* out) {
   }
 }
 
+/// Tiles of a term: inputs, values and gradients, in memory or in buffers.
+template <typename T>
+struct TermTiles {
+  const T* in[kMaxTermInputs] = {};
+  T* grad[kMaxTermInputs] = {};
+  T* value = nullptr;
+};
+
 /// Calls f with the rectangles that tile rows [r0, r1) and columns [c0, c1) of `columns`: runs of whole short rows, or pieces of one long
 /// row.
 template <typename F>

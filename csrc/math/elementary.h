@@ -136,6 +136,12 @@ VF_INLINE float log1p_unit(float e) {
 }
 VF_INLINE double log1p_unit(double e) { return ::log1p(e); }
 
+/// log(1 + q) for q in [0, 2^126], relative accuracy kept where q is tiny: what 1 + q rounds away is added to first order.
+VF_INLINE float log1p_positive(float q) {
+  const float b = 1.0f + q;
+  return log_normal_fused(b) + (q - (b - 1.0f)) / b;
+}
+
 /// log(1 - s) for s in [0, 1/2].
 VF_INLINE float log1m_half(float s) {
   float p = fma(1.40795672f, s, -1.63021171f);
