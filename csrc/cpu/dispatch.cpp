@@ -86,6 +86,11 @@ void row_terms(const RowTermsArgs& given) {
   if (given.unless_power_of_two != nullptr && is_power_of_two(given.unless_power_of_two, given.is_double)) return;
   RowTermsArgs a = given;
   for (int t = 0; t < a.terms_used; ++t) read_numbers(a.term[t]);
+  if (a.terms_used == 1 && a.term[0].columns == 1 && a.loss == nullptr) {  // nothing is summed
+    const auto term_elements = table().term_elements[a.is_double];
+    for_rows(a.rows, 1, [&](int64_t r0, int64_t r1) { term_elements(a.term[0], a.value, r0, r1); });
+    return;
+  }
   const auto term_rows = table().term_rows[a.is_double];
   int64_t columns = 0, longest = 0;
   for (int t = 0; t < a.terms_used; ++t) {

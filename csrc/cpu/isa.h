@@ -16,6 +16,7 @@
     namespace isa = vae_fast::VF_ISA;                                                                            \
     static const KernelTable table = {#name,                                                                     \
                                       {&isa::term_rows<float>, &isa::term_rows<double>},                         \
+                                      {&isa::term_elements<float>, &isa::term_elements<double>},                 \
                                       {&isa::sample_rows<float>, &isa::sample_rows<double>},                     \
                                       {&isa::sample_backward_rows<float>, &isa::sample_backward_rows<double>},   \
                                       {&isa::logsumexp<float>, &isa::logsumexp<double>},                         \

@@ -132,5 +132,33 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
   });
 }
 
+/// Rows of one column: writes coefficient * f of elements [r0, r1) to values, if that is not null, and their gradients.
+template <typename T>
+void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
+  alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile], value_buffer[kTile];
+  const TermMap<T>& map = term_map<T>(a.term);
+  const math::TermParams<T> params = math::TermParams<T>::make(a.eps, a.floor);
+  const T coefficient = static_cast<T>(a.coefficient);
+  bool with_grad = false;
+  for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
+  for (int64_t r = r0; r < r1; r += kTile) {
+    const Rect rect{r, 0, static_cast<int>(r1 - r < kTile ? r1 - r : kTile), 1};
+    TermTiles<T> tiles;
+    tiles.value = values != nullptr ? static_cast<T*>(values) + r : value_buffer;
+    bool direct[kMaxTermInputs] = {};
+    for (int k = 0; k < map.inputs; ++k) {
+      tiles.in[k] = load_elements(a.in[k], r, rect.rows, in_buffer[k]);
+      T* place = in_place<T>(a.grad[k], rect, 1);
+      direct[k] = place != nullptr && place != tiles.in[k];
+      tiles.grad[k] = direct[k] ? place : grad_buffer[k];
+    }
+    run_term(a, map, params, with_grad, a.grad[0].data != nullptr, tiles, rect);
+    for (int k = 0; k < map.inputs; ++k) {
+      if (a.grad[k].data != nullptr && !direct[k]) store(tiles.grad[k], a.grad[k], rect, 1);
+    }
+    for (int i = 0; coefficient != T(1) && i < rect.rows; ++i) tiles.value[i] *= coefficient;
+  }
+}
+
 }  // namespace VF_ISA
 }  // namespace vae_fast

@@ -31,6 +31,7 @@ struct MixtureSums {
 struct KernelTable {
   const char* isa;
   void (*term_rows[2])(const TermArgs&, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc);
+  void (*term_elements[2])(const TermArgs&, void* values, int64_t r0, int64_t r1);
   void (*sample_rows[2])(const SampleArgs&, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1, double* acc);
   void (*sample_backward_rows[2])(const SampleBackwardArgs&, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1);
   void (*logsumexp[2])(const LogSumExpArgs&, int64_t o0, int64_t o1, int64_t i0, int64_t i1);

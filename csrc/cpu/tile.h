@@ -136,6 +136,32 @@ inline const T* load(const Stream& s, const Rect& r, int64_t columns, T* buffer)
   return buffer;
 }
 
+/// Elements r .. r + n - 1 of a stream of one column, as compute values: along runs of the innermost dimension, in place where there is but
+/// one.
+template <typename T>
+inline const T* load_elements(const Stream& s, int64_t r, int n, T* buffer) {
+  const int inner = s.row.dims - 1;
+  const int64_t stride = s.row.stride[inner];
+  for (int i = 0; i < n;) {
+    const int64_t left = inner == 0 ? n - i : s.row.size[inner] - (r + i) % s.row.size[inner], at = s.row(r + i);
+    const int run = static_cast<int>(left < n - i ? left : n - i);
+    T* out = buffer + i;
+    if (stride == 1) {
+      if (run == n && s.dtype == dtype_of<T>()) return static_cast<const T*>(s.data) + at;
+      widen(s.data, s.dtype, at, run, out);
+    } else if (stride == 0) {
+      T one{};
+      widen(s.data, s.dtype, at, 1, &one);
+      VF_SIMD
+      for (int j = 0; j < run; ++j) out[j] = one;
+    } else {
+      for (int j = 0; j < run; ++j) widen(s.data, s.dtype, at + j * stride, 1, out + j);
+    }
+    i += run;
+  }
+  return buffer;
+}
+
 /// Where results for the rectangle may be written straight to memory, or null.
 template <typename T>
 inline T* in_place(const Stream& s, const Rect& r, int64_t columns) {
@@ -192,6 +218,11 @@ inline void expand_rows(const RowGrad& g, const Rect& r, T* out) {
     const int n = r.count();
     VF_SIMD
     for (int i = 0; i < n; ++i) out[i] = v;
+    return;
+  }
+  if (r.columns == 1) {
+    VF_SIMD
+    for (int i = 0; i < r.rows; ++i) out[i] = constant * per_row[(r.row + i) * g.stride];
     return;
   }
   for (int i = 0; i < r.rows; ++i, out += r.columns) {
