@@ -43,6 +43,7 @@ struct SampleArgs {
   Stream noise;      // (samples * rows) x columns; data null: Philox
   PhiloxSeed philox;
   int64_t* rng_state = nullptr;  // (2,): receives (seed, offset); may be null
+  float* drawn = nullptr;        // CPU only: receives the noise drawn, dense, for a backward pass that reads it; may be null
   Stream z;                      // (samples * rows) x columns, dense
   bool with_kl = false;
   TermArgs kl;               // its inputs 0 and 1 are mu and scale, its rows and columns these

@@ -1,4 +1,5 @@
-// Reparameterized sampling, with the KL divergence of the same rows in the same loop. The noise is drawn again in the backward pass.
+// Reparameterized sampling, with the KL divergence of the same rows in the same loop. The noise is drawn again in the backward pass, or
+// read there if the forward pass was asked to keep it.
 #pragma once
 
 #include <type_traits>
@@ -150,9 +151,10 @@ void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0
     with_form(a.form, prior, [&](auto form, auto p) { scale_tile<decltype(form)::value, decltype(p)::value, T>(tiles, std, n, params); });
     for (int i = 0; a.with_kl && i < r.rows; ++i) acc[r.row - r0 + i] += a.kl.coefficient * sum(value + i * r.columns, r.columns);
     for (int64_t s = 0; s < a.samples; ++s) {
-      const T* noise = noise_of<T>(a, s, r, seed, offset, raw, noise_buffer);
       Rect to = r;
       to.row += s * a.rows;
+      float* drawn = a.drawn != nullptr ? a.drawn + to.row * a.columns + to.column : raw;
+      const T* noise = noise_of<T>(a, s, r, seed, offset, drawn, noise_buffer);
       T* place = in_place<T>(a.z, to, a.columns);
       T* z = place != nullptr ? place : z_buffer;
       const T* __restrict mu = tiles.in[0];

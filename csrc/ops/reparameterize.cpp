@@ -1,4 +1,5 @@
-// Reparameterized sampling with or without the KL of the same pass. The noise is kept as (seed, offset), never as a tensor.
+// Reparameterized sampling with or without the KL of the same pass. The noise is kept as (seed, offset), or, on the CPU, as a tensor where
+// that is small: drawing it again costs more than reading it from the cache, and the values are the same.
 #include <ATen/record_function.h>
 
 #include <algorithm>
@@ -58,8 +59,19 @@ Tensor in_order_of(const Tensor& like, Tensor t) {
   return at::empty_strided(t.sizes(), strides, t.options()).copy_(t);
 }
 
-/// z and, if a KL is named, its value. Noise comes from `noise`, or from `seed`, which is then recorded in `rng_out`.
-std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, const PhiloxSeed& seed, Tensor* rng_out,
+/// The largest noise that is kept for the backward pass on the CPU, in bytes: what the caches beside the cores hold.
+constexpr int64_t kKeptNoise = int64_t{4} << 20;
+
+/// Whether to keep the noise of a sample of `count` elements: on the CPU, if it is small and no larger than z.
+bool keeps_noise(TensorList inputs, int64_t count) {
+  const auto z = at::promote_types(inputs[0].scalar_type(), inputs[1].scalar_type());
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
+  return inputs[0].is_cpu() && bytes <= kKeptNoise && c10::elementSize(z) >= sizeof(float);
+}
+
+/// z and, if a KL is named, its value. Noise comes from `noise`, or from `seed`, and is then recorded: where `drawn` is given and the noise
+/// is small, as it is, else in `rng_out`.
+std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, const PhiloxSeed& seed, Tensor* rng_out, Tensor* drawn,
                                string_view scale_or_kl, bool with_kl, int64_t num_samples, double floor, int64_t event_dim) {
   const Problem p(inputs, event_dim);
   const auto sample_shape = p.sample_shape(num_samples);
@@ -79,7 +91,10 @@ std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, c
     a.noise = sample_stream(*noise, p, sample_shape, event_dim, keep);
   } else {
     a.philox = seed;
-    if (rng_out != nullptr) {
+    if (drawn != nullptr && keeps_noise(inputs, a.samples * a.rows * a.columns)) {
+      *drawn = at::empty(sample_shape, inputs[0].options().dtype(at::kFloat));
+      a.drawn = drawn->data_ptr<float>();
+    } else if (rng_out != nullptr) {
       *rng_out = at::empty({2}, inputs[0].options().dtype(at::kLong));
       a.rng_state = rng_out->data_ptr<int64_t>();
     }
@@ -114,7 +129,7 @@ struct SampleFunction : torch::autograd::Function<SampleFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const OptionalTensor& noise,
                                                 const OptionalTensor& rng_state, const SampleState& s) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    Tensor z, kl, state = rng_state ? *rng_state : Tensor();
+    Tensor z, kl, state = rng_state ? *rng_state : Tensor(), kept = noise ? *noise : Tensor();
     if (s.has_noise || s.has_state) {
       const bool plain = is_plain(inputs) && is_plain_or_absent(noise);
       if (s.with_kl) {
@@ -124,10 +139,10 @@ struct SampleFunction : torch::autograd::Function<SampleFunction> {
       }
     } else {
       TORCH_CHECK_VALUE(s.seed_drawn, "rng_state: expected an int64 tensor of 2 elements, or noise instead");
-      std::tie(z, kl) = run(inputs, noise, s.seed, &state, s.term, s.with_kl, s.num_samples, s.floor, s.event_dim);
+      std::tie(z, kl) = run(inputs, noise, s.seed, &state, &kept, s.term, s.with_kl, s.num_samples, s.floor, s.event_dim);
     }
     auto saved = inputs.vec();
-    saved.push_back(noise ? *noise : Tensor());
+    saved.push_back(kept);
     saved.push_back(state);
     ctx->save_for_backward(saved);
     ctx->set_materialize_grads(false);
@@ -170,13 +185,13 @@ Tensor traced_state(const Tensor& like, const std::optional<at::Generator>& gene
 Tensor reparameterize_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale,
                              int64_t num_samples) {
   const PhiloxSeed seed = noise ? PhiloxSeed{} : saved_seed(rng_state);
-  return std::get<0>(run(inputs, noise, seed, nullptr, scale, false, num_samples, 0.0, no_kl_event_dim(inputs)));
+  return std::get<0>(run(inputs, noise, seed, nullptr, nullptr, scale, false, num_samples, 0.0, no_kl_event_dim(inputs)));
 }
 
 std::tuple<Tensor, Tensor> reparameterize_with_kl_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state,
                                                          string_view kl, int64_t num_samples, double floor, int64_t event_dim) {
   const PhiloxSeed seed = noise ? PhiloxSeed{} : saved_seed(rng_state);
-  return run(inputs, noise, seed, nullptr, kl, true, num_samples, floor, event_dim);
+  return run(inputs, noise, seed, nullptr, nullptr, kl, true, num_samples, floor, event_dim);
 }
 
 Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, TensorList inputs,
@@ -245,7 +260,7 @@ std::tuple<Tensor, Tensor> eager(const Tensors& inputs, const OptionalTensor& no
     s.seed = draw_seed(inputs[0], generator);
     s.seed_drawn = true;
   }
-  if (!wants_grad(inputs)) return run(inputs, noise, s.seed, nullptr, term, with_kl, num_samples, floor, event_dim);
+  if (!wants_grad(inputs)) return run(inputs, noise, s.seed, nullptr, nullptr, term, with_kl, num_samples, floor, event_dim);
   const auto out = SampleFunction::apply(TensorList(inputs), noise, OptionalTensor(), s);
   return {out[0], with_kl ? out[1] : Tensor()};
 }
