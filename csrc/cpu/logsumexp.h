@@ -132,6 +132,26 @@ void logsumexp(const LogSumExpArgs& a, int64_t o0, int64_t o1, int64_t i0, int64
   }
 }
 
+/// Rows along memory without weights: straight from the array to its gradient.
+template <typename T>
+void logsumexp_backward_rows(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1) {
+  alignas(64) T buffer[kTile], grad_buffer[kTile];
+  const LogSumExpArgs& a = b.forward;
+  const bool direct = a.dtype == dtype_of<T>();
+  for (int64_t o = o0; o < o1; ++o) {
+    const T l = static_cast<const T*>(a.out)[o], g = static_cast<const T*>(b.grad_out)[o * b.grad_out_stride[0]];
+    for (int64_t k = 0; k < a.k; k += kTile) {
+      const int n = static_cast<int>(a.k - k < kTile ? a.k - k : kTile);
+      const int64_t at = o * a.k + k;
+      const T* __restrict v = load_run(a.a, a.dtype, at, n, buffer);
+      T* __restrict grad = direct ? static_cast<T*>(b.grad_a) + at : grad_buffer;
+      VF_SIMD
+      for (int j = 0; j < n; ++j) grad[j] = math::logsumexp_gradient(g, v[j], l);
+      if (!direct) narrow(grad, n, b.grad_a, a.dtype, at);
+    }
+  }
+}
+
 template <typename T>
 void logsumexp_backward(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1, int64_t i0, int64_t i1) {
   alignas(64) T buffer[kTile], w_buffer[kTile], l[kTile], g[kTile], grad[kTile], grad_w[kTile];
@@ -139,6 +159,7 @@ void logsumexp_backward(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1, 
   const T* out = static_cast<const T*>(a.out);
   const T* upstream = static_cast<const T*>(b.grad_out);
   const bool along_k = a.inner == 1;
+  if (along_k && a.w == nullptr && b.grad_a != nullptr && b.grad_w == nullptr) return logsumexp_backward_rows<T>(b, o0, o1);
   for (int64_t o = o0; o < o1; ++o) {
     for (int64_t i = i0; i < i1; i += kTile) {
       const int columns = along_k ? 1 : static_cast<int>(i1 - i < kTile ? i1 - i : kTile);
