@@ -7,9 +7,10 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-/// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = g df/din[k] for k >= first. One loop, no branches: the compiler vectorises it.
+/// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = upstream[i] df/din[k] for k >= first. One loop, no branches: the compiler
+/// vectorises it.
 template <class F, typename T, int first, bool with_grad>
-void map_tile(const TermTiles<T>& tiles, T g, int n, const math::TermParams<T>& params) {
+void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
   constexpr int inputs = F::kInputs;
   const T* __restrict a0 = tiles.in[0];
   const T* __restrict a1 = tiles.in[1];
@@ -31,6 +32,7 @@ void map_tile(const TermTiles<T>& tiles, T g, int n, const math::TermParams<T>& 
     F::eval(x, p, v, d);
     value[i] = v;
     if constexpr (with_grad) {
+      const T g = upstream[i];
       if constexpr (first == 0) g0[i] = g * d[0];
       g1[i] = g * d[1];
       if constexpr (inputs > 2) g2[i] = g * d[2];
@@ -42,7 +44,7 @@ void map_tile(const TermTiles<T>& tiles, T g, int n, const math::TermParams<T>& 
 /// The loops of one term.
 template <typename T>
 struct TermMap {
-  using Fn = void (*)(const TermTiles<T>&, T g, int n, const math::TermParams<T>&);
+  using Fn = void (*)(const TermTiles<T>&, const T* upstream, int n, const math::TermParams<T>&);
   int inputs;
   Fn value;     // value only
   Fn gradient;  // value and the gradients of inputs 1, 2, 3: the data of a likelihood seldom wants one
@@ -73,23 +75,14 @@ inline T row_gradient(const RowGrad& g, int64_t r) {
   return g.data == nullptr ? constant : constant * static_cast<const T*>(g.data)[r * g.stride];
 }
 
-/// Runs `map` over rectangle r; the upstream gradients of several rows are applied afterwards.
+/// Runs `map` over rectangle r.
 template <typename T>
 inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermParams<T>& params, bool with_grad, bool first,
                      const TermTiles<T>& tiles, const Rect& r) {
-  const int n = r.count();
-  if (!with_grad) return map.value(tiles, T(0), n, params);
-  const T* per_row = static_cast<const T*>(a.row_grad.data);
-  const bool one = per_row == nullptr || r.rows == 1 || a.row_grad.stride == 0;
-  (first ? map.all : map.gradient)(tiles, one ? row_gradient<T>(a.row_grad, r.row) : T(1), n, params);
-  if (one) return;
+  if (!with_grad) return map.value(tiles, nullptr, r.count(), params);
   alignas(64) T upstream[kTile + kSpill];
   expand_rows(a.row_grad, r, upstream);
-  for (int k = first ? 0 : 1; k < map.inputs; ++k) {
-    T* __restrict p = tiles.grad[k];
-    VF_SIMD
-    for (int i = 0; i < n; ++i) p[i] *= upstream[i];
-  }
+  (first ? map.all : map.gradient)(tiles, upstream, r.count(), params);
 }
 
 /// Adds coefficient * (sum over columns [c0, c1)) of rows [r0, r1) to acc[r - r0], if acc is not null, and writes the gradients of those
