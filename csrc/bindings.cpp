@@ -1,9 +1,11 @@
 // The Python module and the dispatcher's ops. Schemas are what torch.compile, export and opcheck see.
+#include <pybind11/functional.h>
 #include <torch/extension.h>
 #include <torch/library.h>
 
 #include "cpu/table.h"
 #include "ops/ops.h"
+#include "ops/product_choice.h"
 
 namespace ops = vae_fast::ops;
 
@@ -137,6 +139,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("linear_bernoulli", &ops::linear_bernoulli, release);
   m.def("linear_bernoulli_sum", &ops::linear_bernoulli_sum, release);
   m.def("linear", &ops::linear, release);
+  m.def("linear_bfloat16", &ops::linear_bfloat16, release);
+  py::class_<ops::ProductRun, std::shared_ptr<ops::ProductRun>>(m, "ProductRun")
+      .def(py::init<const ops::ProductTable&>())
+      .def("table", &ops::ProductRun::table);
+  m.def("enter_product_run", &ops::enter_product_run);
+  m.def("set_product_mode", &ops::set_product_mode);
+  m.def("set_product_timer", &ops::set_product_timer);
   m.def("reparameterize", &ops::reparameterize, release);
   m.def("reparameterize_with_kl", &ops::reparameterize_with_kl, release);
   m.def("logsumexp", &ops::logsumexp, release);

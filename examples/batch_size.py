@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from vae_fast._capture import products
 from vae_fast._files import write_json
+from vae_fast._products import Products
 from vae_fast.bench import machine
 from vae_fast.bench.case import Work
 from vae_fast.bench.cases_head import plain_logits
@@ -178,7 +178,7 @@ def step_of(contender: str, images: Tensor, batch: int) -> Callable[[], None]:
         optimizer.step()
 
     def step() -> None:
-        with products(torch.device("cpu")) if contender == "ours" else contextlib.nullcontext():
+        with Products(torch.device("cpu")) if contender == "ours" else contextlib.nullcontext():
             take()
 
     return step

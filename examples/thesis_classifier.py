@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vae_fast._capture import products
+from vae_fast._products import Products
 from vae_fast.models import MLPVAE
 
 #: The source: share of test digits read right from latent means and from pixels; its latent dimensions, epochs and learning rate.
@@ -57,7 +57,7 @@ def descend(network: Reading, x: Tensor, y: Tensor, steps: int) -> None:
     """The source's training: stochastic gradient descent on the cross-entropy, which moves the encoder as well as the linear layer."""
     optimizer = torch.optim.SGD(network.parameters(), LR)
     order: list[Tensor] = []
-    with products(x.device):
+    with Products(x.device):
         for _ in range(steps):
             if not order:
                 order = [rows for rows in torch.randperm(len(x)).split(BATCH) if len(rows) == min(BATCH, len(x))]

@@ -9,6 +9,9 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: spinning ones starve a machine that runs other things
 
+# Bits are compared between processes here, which may measure differently; the tests of the choice set it themselves.
+os.environ.setdefault("VAE_FAST_PRODUCTS", "onednn")
+
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +69,27 @@ def _reproducible():
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def timed_products(monkeypatch):
+    """Products are chosen by measured times, and the times are the test's: ``timed_products(blas, onednn)`` seconds; what is asked."""
+    asked = []
+
+    def set_times(blas, onednn):
+        def timer(name, library):
+            asked.append((name, library))
+            return {"blas": blas, "onednn": onednn}[library]
+
+        asked.clear()
+        _backend.C.set_product_timer(timer)
+        return asked
+
+    monkeypatch.setattr(_backend, "products_mode", "auto")
+    before = _backend.C.set_product_mode("auto")
+    yield set_times
+    _backend.C.set_product_timer(None)
+    _backend.C.set_product_mode(before)
 
 
 @pytest.fixture

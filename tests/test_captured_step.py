@@ -1,4 +1,4 @@
-"""The step as one piece: recorded and replayed on CUDA (here also with a recorder that does the work again), its products on the CPU."""
+"""The step as one piece: recorded and replayed on CUDA (here also with a recorder that does the work again), schedules and clipping."""
 
 import doctest
 import math
@@ -8,10 +8,8 @@ import torch
 from oracle_step import Again, Refusing
 from training_runs import images, small, untimed
 
-from vae_fast import _backend, _capture, _run, training
-from vae_fast.models import MLPVAE
+from vae_fast import _capture, _run, training
 
-needs_kernels = pytest.mark.skipif(_backend.C is None, reason="the extension was not built")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
@@ -197,51 +195,6 @@ def test_the_gradient_is_clipped():
 def test_bad_arguments(options, kind, words):
     with pytest.raises(kind, match=words):
         training.fit(small(), images(), epochs=1, **options)
-
-
-# --- products on the CPU ------------------------------------------------------------------------------------------------
-
-
-@needs_kernels
-def test_a_runs_products_go_to_the_other_library_and_change_its_rounding_only(monkeypatch):
-    def run():
-        torch.manual_seed(5)
-        model = MLPVAE(latent_dim=4, data_dim=784, hidden_dim=200, generator=torch.Generator().manual_seed(0))
-        x = torch.rand(300, 784, generator=torch.Generator().manual_seed(1))
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            history = training.fit(model, x, epochs=2, batch_size=100)
-        return history[-1]["loss"], any("mkldnn" in e.key for e in profile.key_averages())
-
-    fast, by_onednn = run()
-    monkeypatch.setattr(_run, "products", lambda device: _capture.contextlib.nullcontext())
-    plain, by_blas = run()
-    assert (by_onednn, by_blas) == (torch.backends.mkldnn.is_available(), False)
-    assert fast == pytest.approx(plain, rel=1e-4)
-
-
-def test_products_leave_every_other_call_alone():
-    x, layer = torch.randn(3, 4), torch.nn.Linear(4, 2)
-    with _capture.products(torch.device("cpu")):
-        got = [layer(x), torch.nn.functional.linear(input=x, weight=layer.weight, bias=layer.bias), x.sum(), torch.nn.functional.relu(x)]
-    want = [layer(x), layer(x), x.sum(), torch.nn.functional.relu(x)]
-    torch.testing.assert_close(got, want)
-    with torch.autocast("cpu", torch.bfloat16), _capture.products(torch.device("cpu")):
-        assert layer(x).dtype == torch.bfloat16
-
-
-def test_products_leave_tensors_that_have_a_say_their_own_way():
-    class Counted(torch.Tensor):
-        calls = 0
-
-        @classmethod
-        def __torch_function__(cls, func, types, args=(), kwargs=None):
-            cls.calls += func is torch.nn.functional.linear
-            return super().__torch_function__(func, types, args, kwargs or {})
-
-    layer = torch.nn.Linear(4, 2)
-    with _capture.products(torch.device("cpu")):
-        out = layer(torch.randn(3, 4).as_subclass(Counted))
-    assert (type(out), Counted.calls) == (Counted, 1)
 
 
 # --- CUDA ---------------------------------------------------------------------------------------------------------------

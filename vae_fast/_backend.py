@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from vae_fast.errors import ExtensionError, SettingError
 
 _BACKENDS = ("auto", "compiled", "reference")
+_PRODUCTS = ("auto", "blas", "onednn")
 
 
 def _built_for() -> ModuleType:
@@ -72,8 +73,18 @@ def _abi(version: str) -> tuple[list[str], str]:
     return number.split(".")[:2], "cuda" if local.startswith("cu") else local
 
 
+def _products_mode() -> str:
+    """Which library multiplies matrices on the CPU: the faster, found by trying both, or the one named."""
+    mode = os.environ.get("VAE_FAST_PRODUCTS", "auto").lower()
+    if mode not in _PRODUCTS:
+        raise ValueError(f"VAE_FAST_PRODUCTS={mode!r}: expected one of {', '.join(_PRODUCTS)}")
+    return mode
+
+
 C, reason_missing = _load()
+products_mode = _products_mode()
 if C is not None:
+    C.set_product_mode(products_mode)
     from vae_fast import _library  # noqa: F401  registers fake tensors and second derivatives
 
 

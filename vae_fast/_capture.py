@@ -1,48 +1,17 @@
-"""The training step as one piece: recorded as a CUDA graph and replayed, or on the CPU with its products by the fastest library at hand."""
+"""The training step as one piece: recorded as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
-
-from vae_fast import _backend
 
 Step = Callable[[Tensor], None]
 #: Steps taken before one is recorded: optimizers make their state in the first, libraries their workspaces.
 WARM_UP = 3
-
-
-class _Products(TorchFunctionMode):
-    """``torch.nn.functional.linear`` by ``csrc/ops/linear.cpp``: whatever model, float32 on the CPU."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # types: of arguments that have a say of their own in what a function does
-        if func is F.linear and not types and _backend.C is not None and _backend.kernels_apply() and not torch.compiler.is_compiling():
-            return _backend.C.linear(*_arguments(*args, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
-
-
-def _arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    return input, weight, bias
-
-
-def products(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Linear layers through oneDNN where torch would take its BLAS: up to twice as fast on a CPU that is not Intel's; float32 either way.
-
-    Example:
-        >>> layer = torch.nn.Linear(3, 2)
-        >>> with products(torch.device("cpu")):
-        ...     layer(torch.zeros(4, 3)).shape
-        torch.Size([4, 2])
-    """
-    return _Products() if device.type == "cpu" and _backend.C is not None else contextlib.nullcontext()
 
 
 class Graph:

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
-from vae_fast._capture import CapturedStep, Graph, make_plain, products
+from vae_fast._capture import CapturedStep, Graph, make_plain
+from vae_fast._products import Products, found, kept
 from vae_fast.distributed import Engine
 from vae_fast.errors import Terminated
 from vae_fast.functional import _arguments as check
@@ -91,6 +92,7 @@ class Step:
         transform: of each batch, or None.
         schedule: the factor of the learning rate at each step, counted from 0, or None.
         max_grad_norm: clip the gradient's norm, or None.
+        products: what the linear layers of forward and backward pass are done with.
         capture: record the step as a CUDA graph, where there is CUDA.
     """
 
@@ -105,7 +107,9 @@ class Step:
         schedule: Schedule | None = None,
         max_grad_norm: float | None = None,
         capture: bool = True,
+        products: Products | None = None,
     ) -> None:
+        self.products = Products(device) if products is None else products
         self.engine, self.optimizer, self.device, self.amp = engine, optimizer, device, amp
         self.accumulate, self.transform = accumulate, transform
         self.schedule, self.max_grad_norm, self.capture = schedule, max_grad_norm, capture
@@ -132,14 +136,13 @@ class Step:
             if self.engine.world.main:  # the others' sums so far are in its own
                 total += torch.tensor([partial["loss"], partial["kl"]], dtype=torch.float64)
         run = self._runner(data)
-        with products(self.device):
-            for number, rows in enumerate(batches[done:], done + 1):
-                if self.schedule is not None:
-                    self._set_rates(self.schedule(taken + number - 1))
-                run(rows)
-                if bar is not None:
-                    bar.update(len(rows))
-                saver.after_step(number, len(batches), total)
+        for number, rows in enumerate(batches[done:], done + 1):
+            if self.schedule is not None:
+                self._set_rates(self.schedule(taken + number - 1))
+            run(rows)
+            if bar is not None:
+                bar.update(len(rows))
+            saver.after_step(number, len(batches), total)
         mean_loss, mean_kl = (self.engine.world.sum(total) / sum(map(len, batches))).tolist()
         return mean_loss, mean_kl
 
@@ -174,14 +177,15 @@ class Step:
         world = self.engine.world
         self.optimizer.zero_grad()
         pieces = batch.tensor_split(min(self.accumulate, len(batch))) if self.accumulate > 1 else (batch,)
-        for number, piece in enumerate(pieces, 1):
-            rows, count = world.share(piece)
-            x = data.index_select(0, rows).to(self.device)
-            x = x if self.transform is None else self.transform(x)
-            weight = count * world.size / len(batch)
-            both = self.engine.backward(x, weight, last=number == len(pieces), amp=autocast(self.device, self.amp))
-            if count:
-                self.total.add_(both, alpha=count)
+        with self.products:
+            for number, piece in enumerate(pieces, 1):
+                rows, count = world.share(piece)
+                x = data.index_select(0, rows).to(self.device)
+                x = x if self.transform is None else self.transform(x)
+                weight = count * world.size / len(batch)
+                both = self.engine.backward(x, weight, last=number == len(pieces), amp=autocast(self.device, self.amp))
+                if count:
+                    self.total.add_(both, alpha=count)
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
         self.optimizer.step()
@@ -199,9 +203,10 @@ class Saver:
         settings: Mapping[str, Any],
         every: int | None,
         previous: bool,
+        products: Products,
     ) -> None:
         self.path, self.engine, self.world, self.optimizer, self.shuffle = path, engine, engine.world, optimizer, shuffle
-        self.settings, self.every, self.previous = settings, every, previous
+        self.settings, self.every, self.previous, self.products = settings, every, previous, products
         self.history: list[Record] = []
         self.stop: Callable[[], bool] = lambda: False
 
@@ -214,6 +219,8 @@ class Saver:
         rank = world.rank if was == world.size else 0
         parts: dict[str, Any] = {"model": self.engine.model, "optimizer": self.optimizer, "shuffle": self.shuffle, "config": self.settings}
         world.together(lambda: checkpoints.adopt(path, state, rank=rank, **parts))
+        record, line = world.together(lambda: found(path, state.get("products"), rank))
+        self.products.adopt(record)
         make_plain(self.optimizer)
         self.history = [dict(record) for record in state["history"]]
         partial: dict[str, float] | None = state.get("partial")
@@ -221,6 +228,8 @@ class Saver:
         if was != world.size:
             world.reseed()
             said.append(f"{path}: written by {was} process(es), this run has {world.size}: same batches, same order, noise drawn anew")
+        if line:
+            said.append(line)
         if processes.restarts():
             said.append(f"restart {processes.restarts()}: what was done after the checkpoint is done again")
         if world.main and (said or partial is not None):
@@ -266,6 +275,7 @@ class Saver:
             partial=partial,
             keep=world.main,
         )
+        state["products"] = kept(world.gather(self.products.record()))
         first, *others = world.gather(checkpoints.rng_state(checkpoints.device_of(model)))
         state["rng"] = first if not others else first | {"ranks": dict(enumerate(others, 1))}
         world.on_main(lambda: checkpoints.write(path, state, previous=self.previous))

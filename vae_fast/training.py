@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
-from vae_fast._capture import products
+from vae_fast._products import Products
 from vae_fast._run import Record, Saver, Schedule, Step, Transform, autocast, warmup
 from vae_fast.distributed import Engine, Objective, World
 from vae_fast.errors import DivergedError
@@ -169,8 +169,9 @@ def fit(
         if keep_previous is None:
             keep_previous = processes.launched() or checkpoint_every is not None
         path = None if checkpoint is None else Path(checkpoint)
-        saver = Saver(path, engine, optimizer, torch.Generator().manual_seed(seed), settings, checkpoint_every, keep_previous)
-        step = Step(engine, optimizer, device, amp, accumulate, transform, schedule, max_grad_norm, capture)
+        products = Products(device, None if shard else amp, model.parameters())
+        saver = Saver(path, engine, optimizer, torch.Generator().manual_seed(seed), settings, checkpoint_every, keep_previous, products)
+        step = Step(engine, optimizer, device, amp, accumulate, transform, schedule, max_grad_norm, capture, products)
         partial = saver.resume() if resume else None
         if not resume:
             world.reseed()
@@ -195,7 +196,7 @@ def fit(
                     raise DivergedError(f"epoch {epoch}: the mean loss is {loss}: try a smaller learning rate than {lr:g}{kept}")
                 record = {"epoch": epoch, "loss": loss, "kl": kl}
                 if valid is not None:
-                    found = _evaluate(engine.objective, model, valid, 1000, amp, transform, world)
+                    found = _evaluate(engine.objective, model, valid, 1000, amp, transform, world, products)
                     record |= {f"valid_{k}": v for k, v in found.items()}
                 history.append(record | {"samples_per_second": rows / seconds, "seconds": seconds})
                 saver.save()
@@ -255,9 +256,10 @@ def _evaluate(
     amp: torch.dtype | None,
     transform: Transform | None,
     world: World,
+    products: Products | None = None,
 ) -> Record:
     """:func:`evaluate`, each process its part of every batch with noise of its own."""
-    with _evaluating(model, data, amp, world.rank) as device:
+    with _evaluating(model, data, amp, world.rank, products) as device:
         total = torch.zeros(2, dtype=torch.float64, device=device)
         for batch in data.split(batch_size):
             part, count = world.share(batch)
@@ -297,14 +299,17 @@ def evaluate_log_prob(
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module, data: Tensor, amp: torch.dtype | None, rank: int = 0) -> Iterator[torch.device]:
-    """Evaluation mode, no gradients, the evaluation's own noise; everything is as it was afterwards."""
+def _evaluating(
+    model: nn.Module, data: Tensor, amp: torch.dtype | None, rank: int = 0, products: Products | None = None
+) -> Iterator[torch.device]:
+    """Evaluation mode, no gradients, the evaluation's own noise; everything is as it was afterwards. ``products``: those of a run."""
     if len(data) == 0:
         raise ValueError(f"data has shape {tuple(data.shape)}: expected at least one row")
     device, was_training = checkpoints.device_of(model), model.training
+    products = Products(device, amp, model.parameters()) if products is None else products
     model.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), autocast(device, amp), products(device):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), autocast(device, amp), products:
             torch.manual_seed(_EVALUATION_SEED + rank)
             yield device
     finally:

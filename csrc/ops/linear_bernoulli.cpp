@@ -14,6 +14,7 @@ namespace {
 /// What the logits of one chunk may take. On the CPU they stay in the cache between the product, the likelihood and the gradient's
 /// products; on a GPU a chunk is large enough to keep every multiprocessor busy.
 constexpr int64_t kChunkBytes[2] = {int64_t{4} << 20, int64_t{32} << 20};
+constexpr int64_t kLeastChunk = 64;
 
 /// The arguments as plain rows: `outer` times `inner` rows of h, and `inner` rows of x, which every repetition shares.
 struct Problem {
@@ -46,26 +47,30 @@ struct Problem {
     inner = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
     x = x.reshape({inner, columns});
     const int64_t row_bytes = std::max<int64_t>(1, columns) * static_cast<int64_t>(h.element_size());
-    chunk = std::max<int64_t>(64, kChunkBytes[h.is_cuda() ? 1 : 0] / row_bytes);
+    // Of one size, but for a row: the last as well.
+    const int64_t most = std::max(kLeastChunk, kChunkBytes[h.is_cuda() ? 1 : 0] / row_bytes);
+    const int64_t chunks = std::max<int64_t>(1, (inner + most - 1) / most);
+    chunk = std::max<int64_t>(1, (inner + chunks - 1) / chunks);
   }
 
   int64_t rows() const { return outer * inner; }
 };
 
-/// Gradients, whole; undefined: not wanted.
+/// Gradients, whole, and which are wanted. That of the weight begins with the first chunk, where it has its dtype.
 struct Gradients {
   Tensor x, h, weight, bias;  // of the problem's rows; x, weight and bias in the compute type
+  bool of_x = false, of_h = false, of_weight = false, of_bias = false;
 
-  Gradients(const Problem& p, const Mask& mask) {
+  Gradients(const Problem& p, const Mask& mask) : of_x(mask[0]), of_h(mask[1]), of_weight(mask[2]), of_bias(mask.size() > 3 && mask[3]) {
     const auto options = p.h.options().dtype(compute_type(p.is_double));
-    if (mask[0]) x = at::zeros(p.x.sizes(), options);
-    if (mask[1]) h = at::empty(p.h.sizes(), p.h.options());
-    if (mask[2]) weight = at::zeros(p.weight.sizes(), options);
-    if (mask.size() > 3 && mask[3]) bias = at::zeros({p.columns}, options);
+    if (of_x) x = at::zeros(p.x.sizes(), options);
+    if (of_h) h = at::empty(p.h.sizes(), p.h.options());
+    if (of_weight && (p.rows() == 0 || p.h.scalar_type() != compute_type(p.is_double))) weight = at::zeros(p.weight.sizes(), options);
+    if (of_bias) bias = at::zeros({p.columns}, options);
   }
   explicit Gradients() = default;
 
-  bool any() const { return x.defined() || h.defined() || weight.defined() || bias.defined(); }
+  bool any() const { return of_x || of_h || of_weight || of_bias; }
 };
 
 /// Rows [begin, begin + n) of h beside rows [x_begin, x_begin + n) of x: their values, if wanted, and their share of the gradients.
@@ -76,7 +81,7 @@ void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, cons
   const OptionalTensor bias = p.bias.defined() ? OptionalTensor(p.bias) : std::nullopt;
   // Their rounding is far below what it moves the likelihood and its gradient by; but for the gradient of x, which is the logits
   // themselves.
-  Tensor logits = linear_product(h, p.weight, bias, grads.x.defined() ? 0 : std::numeric_limits<int64_t>::max()).contiguous();
+  Tensor logits = linear_product(h, p.weight, bias, grads.of_x ? 0 : std::numeric_limits<int64_t>::max()).contiguous();
 
   const Layout layout(logits.sizes(), 1, logits, false);
   const Tensor inputs[2] = {x, logits};
@@ -85,7 +90,7 @@ void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, cons
   Tensor x_grad;
   if (grads.any()) {
     term.args.grad[1] = dense_stream(logits, p.columns);  // over the logits themselves
-    if (grads.x.defined()) {
+    if (grads.of_x) {
       x_grad = at::empty(logits.sizes(), grads.x.options());
       term.args.grad[0] = dense_stream(x_grad, p.columns);
     }
@@ -101,10 +106,10 @@ void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, cons
   args.value = value.defined() ? values.data_ptr() : nullptr;
   launch_row_terms(logits, args);
 
-  if (grads.x.defined()) grads.x.narrow(0, x_begin, n).add_(x_grad);
-  if (grads.h.defined()) grads.h.narrow(0, begin, n).copy_(linear_product(logits, p.weight.t(), std::nullopt, kLongestSum));
-  if (grads.weight.defined()) add_outer_product(grads.weight, logits, h);
-  if (grads.bias.defined()) grads.bias.add_(logits.sum(0, false, grads.bias.scalar_type()));
+  if (grads.of_x) grads.x.narrow(0, x_begin, n).add_(x_grad);
+  if (grads.of_h) linear_product(logits, p.weight.t(), std::nullopt, kLongestSum, grads.h.narrow(0, begin, n));
+  if (grads.of_weight) add_outer_product(grads.weight, logits, h);
+  if (grads.of_bias) grads.bias.add_(logits.sum(0, false, grads.bias.scalar_type()));
 }
 
 void run(const Problem& p, const RowGrad& upstream, Tensor value, Gradients& grads) {
@@ -118,7 +123,7 @@ void run(const Problem& p, const RowGrad& upstream, Tensor value, Gradients& gra
 /// In the shapes and dtypes of the arguments, those that the mask marks.
 Tensors finished(const Problem& p, Gradients grads, const Tensor& x, const Tensor& h, const OptionalTensor& bias) {
   Tensors some;
-  if (grads.x.defined()) {
+  if (grads.of_x) {
     at::DimVector shape(p.batch);
     const int64_t dims = static_cast<int64_t>(shape.size());
     int64_t left = p.outer;
@@ -126,13 +131,13 @@ Tensors finished(const Problem& p, Gradients grads, const Tensor& x, const Tenso
     shape.push_back(p.columns);
     some.push_back(to_input(grads.x.view(shape), x));
   }
-  if (grads.h.defined()) {
+  if (grads.of_h) {
     at::DimVector shape(p.batch);
     shape.push_back(h.size(-1));
     some.push_back(to_input(grads.h.view(shape), h));
   }
-  if (grads.weight.defined()) some.push_back(grads.weight.to(p.weight.scalar_type()));
-  if (grads.bias.defined()) some.push_back(grads.bias.to(bias->scalar_type()));
+  if (grads.of_weight) some.push_back(grads.weight.to(p.weight.scalar_type()));
+  if (grads.of_bias) some.push_back(grads.bias.to(bias->scalar_type()));
   return some;
 }
 

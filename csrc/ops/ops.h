@@ -65,6 +65,9 @@ Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weig
 
 /// torch's linear layer, its products by the fastest library at hand (product.h); eager only.
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
+/// The same as CPU autocast to bfloat16 has it, with copies of the float32 weight and bias that are cast already.
+Tensor linear_bfloat16(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Tensor& weight_copy,
+                       const OptionalTensor& bias_copy);
 
 // Sampling. `inputs` are mu, scale and, with a KL against a prior, its mean and scale; `term` names the KL, or just the scale form.
 // rng_state is int64 (seed, offset); it or noise is given.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_fast
-from vae_fast._capture import products
+from vae_fast._products import Products
 from vae_fast.bench.case import Case, Inputs, compiled, leaf, plain
 from vae_fast.bench.cases_head import plain_bernoulli
 
@@ -69,7 +69,7 @@ def head(batch: int, features: int = 500, data: int = 784) -> Case:
 
 
 def _layer_of_a_run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    with products(x.device):
+    with Products(x.device):
         return F.linear(x, weight, bias)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vae_fast._backend import build_info
+from vae_fast._products import processor
 
 ROOT = Path(__file__).resolve().parents[2]
 _MEASURED = ("csrc", "vae_fast/functional")  # the code a figure depends on, by device: the other device's kernels do not count
@@ -55,20 +56,6 @@ def stale(measured: str, device: str, *more: str) -> bool:
     other = _OTHER["cpu" if device == "cpu" else "cuda"]
     paths = [*_MEASURED, *more, f":(exclude){other}"]
     return _git("diff", "--quiet", measured.removesuffix("+changes"), "HEAD", "--", *paths).returncode == 1
-
-
-def processor() -> str:
-    """The processor's name.
-
-    Example:
-        >>> processor() != ""
-        True
-    """
-    try:
-        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = []
-    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def facts(device: str) -> dict[str, Any]:

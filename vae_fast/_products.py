@@ -1,0 +1,191 @@
+"""A run's linear layers on the CPU: by the faster of torch's libraries, found by trying both; in bfloat16, with copies of the weights."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from vae_fast import _backend
+from vae_fast._errors import FileError
+
+#: What was chosen, "blas" or "onednn" by product.
+Record = dict[str, str]
+_LIBRARIES = ("blas", "onednn")
+
+
+class Copies:
+    """bfloat16 copies of float32 tensors, cast when first asked for and when the tensor has changed.
+
+    Example:
+        >>> weight = torch.ones(2, 3)
+        >>> copies = Copies([weight])
+        >>> copies.of(weight).dtype, copies.of(weight) is copies.of(weight)
+        (torch.bfloat16, True)
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        """Nothing is cast yet; other tensors are cast whenever they come."""
+        # They are held, so that no other tensor gets the id. (A tensor made in inference mode has no version.)
+        self._known = {id(t): t for t in tensors if t.dtype == torch.float32 and not t.is_inference()}
+        self._copies: dict[int, Tensor] = {}
+        self._versions: dict[int, int] = {}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The copy, of the tensor's present values; later ones are written over it, as an optimizer writes over the tensor itself."""
+        key = id(tensor)
+        if key not in self._known:
+            return tensor.detach().to(torch.bfloat16)
+        if self._versions.get(key) != tensor._version:
+            if key in self._copies:
+                self._copies[key].copy_(tensor.detach())
+            else:
+                self._copies[key] = tensor.detach().to(torch.bfloat16)
+            self._versions[key] = tensor._version
+        return self._copies[key]
+
+    def forget(self) -> None:
+        """The tensors may have changed without their version telling (through ``.data``)."""
+        self._versions.clear()
+
+
+class Products:
+    """A context in which ``torch.nn.functional.linear``, whatever model calls it, is ``csrc/ops/linear.cpp`` on the CPU.
+
+    It is entered for forward and backward pass, not for the optimizer's step: a mode of torch's sees each of its many small calls.
+
+    Which library multiplies is measured at the first product of a shape and number of threads, once per process, without random numbers;
+    ``VAE_FAST_PRODUCTS=blas`` (torch's own) or ``onednn`` fixes it, and under ``torch.use_deterministic_algorithms`` it is torch's own.
+    Elsewhere than on the CPU, and without the kernels, this does nothing.
+
+    Args:
+        device: the model's.
+        amp: bfloat16, under autocast: with copies of the parameters that are cast once each time the context is entered; or None.
+        parameters: for ``amp``, the weights that are parameters; others are cast at each call.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> with Products(torch.device("cpu")):
+        ...     layer(torch.zeros(4, 3)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, device: torch.device, amp: torch.dtype | None = None, parameters: Iterable[Tensor] = ()) -> None:
+        """See the class."""
+        self._applies = device.type == "cpu" and _backend.C is not None
+        self._copies = Copies(parameters) if self._applies and amp == torch.bfloat16 else None
+        self._run = None if _backend.C is None else _backend.C.ProductRun({})
+        self._inside: list[tuple[Any, _Linear]] = []
+
+    def record(self) -> Record:
+        """What was chosen, by product: for :meth:`adopt`. Empty where nothing was to choose."""
+        return dict(self._run.table()) if self._run is not None else {}
+
+    def adopt(self, record: Mapping[str, str]) -> None:
+        """Keep to the choices of an earlier run: they are not measured again.
+
+        Example:
+            >>> Products(torch.device("cpu")).adopt({})
+        """
+        if _backend.C is not None:
+            self._run = _backend.C.ProductRun(dict(record))
+
+    def __enter__(self) -> Products:
+        """Linear layers are ours, and this thread's products the run's."""
+        if self._applies:
+            if self._copies is not None and not self._inside:
+                self._copies.forget()
+            mode = _Linear(self._copies)
+            mode.__enter__()  # type: ignore[no-untyped-call]
+            self._inside.append((_kernels().enter_product_run(self._run), mode))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """As it was."""
+        if self._applies:
+            before, mode = self._inside.pop()
+            _kernels().enter_product_run(before)
+            mode.__exit__(*error)  # type: ignore[no-untyped-call]
+
+
+class _Linear(TorchFunctionMode):
+    """``torch.nn.functional.linear`` by the kernels' module."""
+
+    def __init__(self, copies: Copies | None) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # types: of arguments that have a say of their own in what a function does
+        ours = func is F.linear and not types and _backend.kernels_apply() and not torch.compiler.is_compiling()
+        # What is checkpointed runs again in the backward pass, where the mode is off, and has to save as many tensors then.
+        if ours and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+            return self._linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out: Tensor
+        if self.copies is None or not (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16):
+            out = _kernels().linear(input, weight, bias)
+        else:
+            copies = self.copies.of(weight), None if bias is None else self.copies.of(bias)
+            out = _kernels().linear_bfloat16(input, weight, bias, *copies)
+        return out
+
+
+def _kernels() -> Any:
+    return _backend.C
+
+
+def processor() -> str:
+    """The processor's name.
+
+    Example:
+        >>> processor() != ""
+        True
+    """
+    try:
+        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def kept(records: Sequence[Record]) -> dict[str, Any]:
+    """The choices of every process as a checkpoint holds them.
+
+    Example:
+        >>> sorted(kept([{}]))
+        ['processor', 'ranks']
+    """
+    return {"processor": processor(), "ranks": [dict(record) for record in records]}
+
+
+def found(path: object, value: Any, rank: int) -> tuple[Record, str]:
+    """The choices that a checkpoint holds for a process (rank 0's, where it holds none of its own), and a line about them or ``""``.
+
+    Raises:
+        FileError: if the value is none of :func:`kept`'s. None is: that of a checkpoint of an earlier release.
+
+    Example:
+        >>> found("checkpoint.pt", kept([{}]), 0)
+        ({}, '')
+    """
+    if value is None:
+        return {}, ""
+    ranks = value.get("ranks") if isinstance(value, dict) else None
+    if not isinstance(ranks, list) or not ranks or not all(isinstance(r, dict) and all(v in _LIBRARIES for v in r.values()) for r in ranks):
+        raise FileError(f"{path}: broken: expected 'products' to hold, for each process, {' or '.join(_LIBRARIES)} by product")
+    record = {str(k): str(v) for k, v in ranks[rank if rank < len(ranks) else 0].items()}
+    fixed = _backend.products_mode
+    if fixed != "auto" and set(record.values()) - {fixed}:
+        return record, f"VAE_FAST_PRODUCTS={fixed}: not the products of {path}, results differ from it in rounding"
+    where = value.get("processor")
+    return record, f"products as chosen on {where}" if record and where != processor() else ""
