@@ -215,6 +215,15 @@ def test_advice_for_a_file(tmp_path, capsys):
     assert "a faster loss can save at most that" in capsys.readouterr().out
 
 
+def test_advice_on_bfloat16_follows_what_is_measured(tmp_path, monkeypatch, capsys):
+    model(tmp_path, 0.0, 0.0)
+    for speed, advised in ((2.0, True), (1.2, False)):
+        monkeypatch.setattr(advice, "bfloat16_speed", lambda speed=speed: speed)
+        assert run("--advise", tmp_path / "model.py") == 0
+        said = "bfloat16 are 2.0 times as fast as in float32 on this processor: try fit(..., amp=torch.bfloat16), or --amp bf16"
+        assert (said in capsys.readouterr().out) == advised
+
+
 def test_advice_leaves_gradients_and_functions_as_they_were(tmp_path):
     module = model(tmp_path, 0.0, 0.0)
     before = module.loss

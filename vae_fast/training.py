@@ -94,7 +94,9 @@ def fit(
             out of that epoch. False: the last batch is smaller, and its loss counts by its size.
         seed: of the generator that shuffles. The noise comes from torch's own generator: call ``torch.manual_seed`` for
             it.
-        amp: ``torch.bfloat16`` runs the model under autocast; None does not.
+        amp: ``torch.bfloat16`` runs the model under autocast; None does not. Weights, gradients and the optimizer stay in the model's
+            dtype. On the CPU linear layers then use bfloat16 copies of the weights that are cast once per step, whatever ``accumulate``;
+            with ``shard`` it is torch's autocast alone.
         checkpoint: file that is replaced after every epoch, see :mod:`vae_fast.checkpoint`.
         resume: continue from ``checkpoint``: on the CPU, with the same number of threads and processes, to the same bits
             as an unbroken run. torch's random number generators are set to what they were. With another number of
@@ -120,8 +122,11 @@ def fit(
         max_grad_norm: scale the gradient down to this norm where it is longer (``torch.nn.utils.clip_grad_norm_``).
         capture: on CUDA, record the whole step (gather, network, loss, gradients, clipping, optimizer) as one CUDA graph and replay
             it, with fresh noise; the learning rates become tensors on the device. What cannot be recorded runs as it is, and one line
-            on stderr says why. On the CPU nothing is recorded; there the linear layers of any model take the faster of torch's two
-            libraries for float32 products, whatever this is.
+            on stderr says why. On the CPU nothing is recorded; there the linear layers of any model multiply by the faster of torch's two
+            libraries, whatever this is: each shape is tried both ways at its first product, once per process. Which one is taken may
+            differ between two runs, where both are as fast, and so may the rounding; a resumed run keeps the choices of its checkpoint.
+            ``VAE_FAST_PRODUCTS=blas`` (torch's own) or ``onednn`` fixes it, ``torch.use_deterministic_algorithms(True)`` means torch's
+            own. Each process of several chooses for itself.
 
     Returns:
         The history, one record per epoch: ``epoch``, ``loss``, ``kl`` (NaN if the model does not give it),

@@ -26,13 +26,17 @@ def linear_bernoulli_log_prob(
     .. math:: \log p(x \mid h) = \sum_i x_i a_i - \log(1 + e^{a_i}), \qquad a = W h + b
 
     Rows are taken a chunk at a time (4 MiB of logits on the CPU, 32 MiB on a GPU): product, likelihood, gradient over the logits,
-    and the gradient's two products, while the chunk is in the cache. The kernels are those of :func:`bernoulli_log_prob`, the products
-    the libraries' that torch brings.
+    and the gradient's two products, while the chunk is in the cache. The kernels are those of :func:`bernoulli_log_prob`. The products
+    are the libraries' that torch brings; on the CPU each is done by the faster, tried once per shape and number of threads (at the first
+    call, tens of milliseconds; ``VAE_FAST_PRODUCTS=blas`` or ``onednn`` fixes it), where the promised error leaves a choice.
 
     With ``reduction="sum"`` or ``"mean"`` the forward pass does all of it, as the upstream gradient can only be one number: three
     products, as many as the plain form has. With ``"none"`` every row may have an upstream gradient of its own, so the backward pass
-    computes the logits once more: four products. That is the price of the memory; for few rows, where the logits are small anyway, the
-    plain form is the one to use.
+    computes the logits once more: four products. That is the price of the memory.
+
+    When to prefer ``elbo_loss(x, F.linear(h, weight, bias), ...)``: for up to a thousand rows or so the logits are small anyway, a chunk
+    holds them all and nothing is saved; and where the products take nearly all of the time, as the few passes over the logits that are
+    spared then count for little. This function is for batches whose logits do not fit, or should not take, the memory.
 
     Args:
         x: targets, any floating dtype, bool, or uint8 (read as ``x / 255``), ``(*batch, D)``. Batch dimensions broadcast against those
