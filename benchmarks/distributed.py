@@ -83,24 +83,27 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, default=cores, help="CPU threads of a row, over its processes (default: %(default)s, the cores)"
     )
-    parser.add_argument("--out", type=Path, help="write distributed.json into this folder; {machine} is replaced by the machine's name")
+    parser.add_argument("--out", help="write distributed.json into this folder; {machine} is replaced by the machine's name")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--shard", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
         work(args)
         return 0
-    rows = [{"how": how, "processes": n} | measure(n, options, args) for how, n, options in ROWS]
-    print(table(rows))
-    from vae_fast.bench import machine
+    from vae_fast.bench import machine, report
+    from vae_fast.errors import FileError
 
     facts = machine.facts(args.device) | {"threads": args.threads}
-    result = {"machine": facts, "batch_size": args.batch_size, "images": args.rows, "rows": rows}
-    if args.out is not None:
-        out = Path(str(args.out).replace("{machine}", machine.name(facts)))
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "distributed.json", result)
-        print(f"wrote {out / 'distributed.json'}", file=sys.stderr)
+    try:
+        path = None if args.out is None else report.script_place(args.out, "distributed.json", facts)
+        rows = [{"how": how, "processes": n} | measure(n, options, args) for how, n, options in ROWS]
+        print(table(rows))
+        if path is not None:
+            write_json(path, {"machine": facts, "batch_size": args.batch_size, "images": args.rows, "rows": rows})
+            print(f"wrote {path}", file=sys.stderr)
+    except FileError as error:
+        print(f"distributed.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

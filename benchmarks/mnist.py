@@ -1,6 +1,8 @@
 """The source's experiment: `vae-fast train` on MNIST, latent 20, 50 epochs; its curve and test figures as a result for the README.
 
 python benchmarks/mnist.py [--out runs/mnist] [--threads 2]     (needs the MNIST files: VAE_FAST_DATA, or --data-dir)
+
+The result goes to benchmarks/results/<machine>/mnist.json; that of fewer epochs or samples than the source's, to the run's own folder.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vae_fast.bench import machine  # noqa: E402  of this checkout
+from vae_fast._files import write_json  # noqa: E402
+from vae_fast.bench import machine, report  # noqa: E402
 from vae_fast.cli import main as vae_fast_main  # noqa: E402
+from vae_fast.errors import FileError  # noqa: E402  of this checkout
 
 SOURCE_LOSS = 95.786946  # the thesis, section 5.1.1.4: epoch 50, latent 20
 SHOWN = (1, 2, 5, 10, 20, 50)
+EPOCHS, SAMPLES = 50, 100  # of a result that is shown
 
 
 def main() -> int:
@@ -28,9 +33,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mnist", help="folder of the run (default runs/mnist)")
     parser.add_argument("--data-dir", help="where the MNIST files are (default $VAE_FAST_DATA)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--samples", type=int, default=100, help="importance samples per test image (default 100)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="importance samples per test image (default 100)")
     args = parser.parse_args()
+    facts = machine.facts("cpu") | {"threads": args.threads}
+    full = args.epochs == EPOCHS and args.samples == SAMPLES
+    try:
+        path = report.script_place(str(ROOT / "benchmarks" / "results" / "{machine}" if full else args.out), "mnist.json", facts)
+    except FileError as error:
+        print(f"mnist.py: {error}", file=sys.stderr)
+        return 2
     command = ["train", "--dataset", "mnist", "--latent", "20", "--epochs", str(args.epochs), "--threads", str(args.threads)]
     command += ["--out", str(args.out), "--overwrite", "--eval", str(args.samples)]
     code = vae_fast_main(command + (["--data-dir", args.data_dir] if args.data_dir else []))
@@ -39,7 +51,6 @@ def main() -> int:
     with (args.out / "metrics.csv").open() as file:
         history = list(csv.DictReader(file))
     results = json.loads((args.out / "results.json").read_text())
-    facts = machine.facts("cpu")
     row = {
         "machine": facts,
         "epochs": [{"epoch": int(r["epoch"]), "loss": float(r["loss"]), "kl": float(r["kl"])} for r in history if int(r["epoch"]) in SHOWN],
@@ -50,10 +61,8 @@ def main() -> int:
         "num_samples": results["importance_samples"],
         "samples_per_second": statistics.median(float(r["samples_per_second"]) for r in history),
     }
-    out = ROOT / "benchmarks" / "results" / machine.name(facts)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "mnist.json").write_text(json.dumps(row, indent=1) + "\n")
-    print(f"wrote {out / 'mnist.json'}", file=sys.stderr)
+    write_json(path, row)
+    print(f"wrote {path}", file=sys.stderr)
     return 0
 
 

@@ -1,10 +1,10 @@
 """Runs of `vae-fast bench` and made-up results that its tests share."""
 
+import functools
 import random
 
-import torch
-
 from vae_fast import cli
+from vae_fast.bench import machine
 
 SMALL = ["--quick", "--shape", "64,16,4", "--contenders", "ours", "eager", "--seconds", "0.01", "--threads", "1"]
 
@@ -19,7 +19,7 @@ def synthetic(case, contender, seconds):
         "seconds": seconds, "q20": seconds * 0.98, "q80": seconds * 1.02, "peak_bytes": 1 << 20, "least_bytes": 10**6, "flops": 10**6,
         "gflops": 1e-3 / seconds, "copy_gb_per_second": 40.0, "fma_gflops": 100.0,
         "limit_seconds": 1e-4, "usual_limit_seconds": 1e-4, "limit": "copy",
-        "reached": 1e-4 / seconds, "target": None, "memory_target": None,
+        "reached": 1e-4 / seconds, "memory_target": None, "device": "cpu", "machine": "any", "threads": 1,
     }  # fmt: skip
 
 
@@ -33,5 +33,12 @@ def result(slowed=None, by=1.0, noise=0.0, load=1.0, seed=0):
             seconds = 1e-4 * (i + 1) * times * load * (1 + noise * generator.random())
             seconds *= by if (case, contender) == (slowed, "ours") else 1.0
             rows.append(synthetic(case, contender, seconds) | {"usual_limit_seconds": limit})
-    facts = {"device": "cpu", "processor": "p", "commit": "unknown", "torch": str(torch.__version__), "threads": 1}
-    return {"suite": "kernels", "machine": facts, "options": {}, "rows": rows}
+    return {"suite": "kernels", "machine": here(), "options": {"quick": False}, "rows": rows}
+
+
+def here(**others):
+    """This machine's facts with one thread, and others in place of some of them."""
+    return _facts() | {"threads": 1, "commit": "unknown"} | others
+
+
+_facts = functools.cache(lambda: machine.facts("cpu"))

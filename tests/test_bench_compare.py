@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from bench_results import result, run
+from bench_results import here, result, run
 
 from vae_fast.bench import cases_head, compare, suites
 from vae_fast.bench.case import Case, plain
@@ -122,3 +122,50 @@ def test_suspects_alone_are_measured_again(tmp_path, capsys, monkeypatch):
     assert "measuring again (5 of 5): kl" in err
     monkeypatch.setattr(compare, "run", lambda suite, options, only=None: result()["rows"])
     assert run("--compare", tmp_path / "before.json") == 0
+
+
+# --- another machine's result, a quick one ----------------------------------------------------------------------------
+
+
+def faster_elsewhere(slowed=None, by=1.0):
+    """On a machine three times as fast in everything."""
+    return result(slowed, by, load=1 / 3) | {"machine": here(processor="Intel Xeon", model="143")}
+
+
+def test_another_machines_time_is_no_yardstick(tmp_path, capsys):
+    """Neither are we slower than a faster machine, nor is its speed an excuse: a kernel 20 % slower for its limit and peers is named."""
+    for name, value in {"there": faster_elsewhere(), "slow": faster_elsewhere("kl", 1.2), "here": result()}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+    assert run("--compare", tmp_path / "there.json", "--result", tmp_path / "here.json") == 0
+    assert "another machine (processor Intel Xeon, now" in capsys.readouterr().err
+    assert run("--compare", tmp_path / "here.json", "--result", tmp_path / "there.json") == 0
+    capsys.readouterr()
+    assert run("--compare", tmp_path / "here.json", "--result", tmp_path / "slow.json") == 1
+    assert "slower: kl: time by this machine's measure +20%" in capsys.readouterr().out
+    assert run("--compare", tmp_path / "slow.json", "--result", tmp_path / "here.json") == 0
+
+
+def test_without_a_yardstick_another_machine_is_not_compared():
+    lines = []
+    before, now = faster_elsewhere(), result()
+    for value in (before, now):
+        value["rows"] = [r | {"limit_seconds": None, "usual_limit_seconds": None} for r in value["rows"] if r["contender"] == "ours"]
+    options = suites.Options(say=lines.append)
+    assert compare.check(before, options, 0.05, elsewhere=True, measured=now["rows"])[1] == []
+    assert len(lines) == 4 and lines[0].startswith("time not compared: elbo has neither a limit nor a peer")
+    assert len(compare.check(before, options, 0.05, measured=now["rows"])[1]) == 4  # as if it were the same machine
+
+
+def test_a_quick_result_as_a_yardstick_is_told(tmp_path, capsys):
+    (tmp_path / "quick.json").write_text(json.dumps(result() | {"options": {"quick": True}}))
+    dirty = result()
+    dirty["machine"] |= {"commit": "abc+changes", "torch": "1.0"}
+    (tmp_path / "full.json").write_text(json.dumps(dirty))
+    assert run("--compare", tmp_path / "quick.json", "--result", tmp_path / "full.json") == 0
+    err = capsys.readouterr().err
+    assert "was measured with --quick, too short" in err and "one of the two results was measured with --quick" in err
+    assert run("--compare", tmp_path / "full.json", "--result", tmp_path / "full.json") == 0
+    err = capsys.readouterr().err
+    assert "uncommitted changes (abc+changes)" in err and "--quick" not in err
+    assert run("--compare", tmp_path / "quick.json", tmp_path / "full.json", "--result", tmp_path / "quick.json") == 0
+    assert "was measured with torch 1.0, this is" in capsys.readouterr().err

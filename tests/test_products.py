@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from training_runs import images, small, untimed
 
 from vae_fast import _backend, _products, checkpoint, training
-from vae_fast._errors import FileError
 from vae_fast._products import Products
+from vae_fast.errors import FileError
 from vae_fast.models import MLPVAE
 
 needs_kernels = pytest.mark.skipif(_backend.C is None, reason="the extension was not built")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vae_fast import _backend
-from vae_fast._errors import FileError
+from vae_fast._processor import processor
+from vae_fast.errors import FileError
 
 #: What was chosen, "blas" or "onednn" by product.
 Record = dict[str, str]
@@ -144,20 +142,6 @@ def _kernels() -> Any:
     return _backend.C
 
 
-def processor() -> str:
-    """The processor's name.
-
-    Example:
-        >>> processor() != ""
-        True
-    """
-    try:
-        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = []
-    return names[0].strip() if names else platform.processor() or platform.machine()
-
-
 def kept(records: Sequence[Record]) -> dict[str, Any]:
     """The choices of every process as a checkpoint holds them.
 
@@ -165,7 +149,7 @@ def kept(records: Sequence[Record]) -> dict[str, Any]:
         >>> sorted(kept([{}]))
         ['processor', 'ranks']
     """
-    return {"processor": processor(), "ranks": [dict(record) for record in records]}
+    return {"processor": processor()["processor"], "ranks": [dict(record) for record in records]}
 
 
 def found(path: object, value: Any, rank: int) -> tuple[Record, str]:
@@ -188,4 +172,4 @@ def found(path: object, value: Any, rank: int) -> tuple[Record, str]:
     if fixed != "auto" and set(record.values()) - {fixed}:
         return record, f"VAE_FAST_PRODUCTS={fixed}: not the products of {path}, results differ from it in rounding"
     where = value.get("processor")
-    return record, f"products as chosen on {where}" if record and where != processor() else ""
+    return record, f"products as chosen on {where}" if record and where != processor()["processor"] else ""

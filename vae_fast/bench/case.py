@@ -28,7 +28,6 @@ class Case:
         contenders: by name; each entry makes the function when it is its turn, or raises ``ImportError``. The first is ours.
         least_bytes: by direction, what no version can avoid moving: every input read and every result and gradient written once.
         flops: by direction, the operations of the formula; an exponential, logarithm or division counts as one.
-        targets: the least ratio to a contender that is promised.
         dtype: of the inputs, as on the command line.
         threads: CPU threads; None is the run's.
         needs: bytes that a contender is known to allocate, for those that may not fit.
@@ -43,7 +42,6 @@ class Case:
     contenders: Mapping[str, Maker]
     least_bytes: Mapping[str, int]
     flops: Mapping[str, int]
-    targets: Mapping[str, float] = field(default_factory=dict)
     dtype: str = "float32"
     threads: int | None = None
     needs: Mapping[str, int] = field(default_factory=dict)

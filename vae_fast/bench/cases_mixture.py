@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -73,7 +73,6 @@ def log_prob(
     k: int,
     d: int,
     *,
-    targets: Mapping[str, float] | None = None,
     dtype: str = "float32",
     against: Iterable[str] = ("compile", "compile-max"),
     other: Iterable[str] = ("distributions", "keops"),
@@ -109,8 +108,7 @@ def log_prob(
             "both": 3 * (x + parameters) + 3 * out,
         },
         {"forward": forward, "backward": backward, "both": forward + backward},
-        targets or {},
-        dtype,
+        dtype=dtype,
         needs={"distributions": 6 * 4 * n * k * d, "eager": 8 * 4 * n * k, "compile": 5 * 4 * n * k, "compile-max": 5 * 4 * n * k},
         memory_target=memory_target,
     )
@@ -140,7 +138,7 @@ def mdn(n: int, k: int, d: int, against: Iterable[str] = ("compile",)) -> Case:
     )
 
 
-def em(n: int, k: int, d: int, targets: Mapping[str, float] | None = None) -> Case:
+def em(n: int, k: int, d: int) -> Case:
     """One iteration of EM with diagonal covariances, from the same parameters each time.
 
     scikit-learn's is its own E-step and M-step without the checks of ``fit``; on a GPU it still runs on the CPU.
@@ -166,7 +164,6 @@ def em(n: int, k: int, d: int, targets: Mapping[str, float] | None = None) -> Ca
         {"ours": plain(ours), "scikit-learn": _scikit_learn},
         {"forward": size, "both": size},
         {"forward": forward, "both": forward},
-        targets or {},
         differentiable=False,
     )
 
@@ -205,21 +202,12 @@ def mixtures(device: str, quick: bool) -> list[Case]:
     if quick:
         return [log_prob(10_000, 10, 2, against=more), em(10_000, 16, 16)]
     if device != "cpu":
-        targets = {"distributions": 20.0, "keops": 2.0}
         shapes = ((100_000, 64, 16), (200_000, 100, 64), (100_000, 256, 64))
-        rows = [log_prob(*s, targets=targets, against=more) for s in shapes]
+        rows = [log_prob(*s, against=more) for s in shapes]
         rows += [log_prob(*s, against=(), other=(), precision="tf32x3") for s in shapes]
         return [*rows, mdn(1 << 18, 5, 2), em(1_000_000, 64, 16)]
-    rows = [log_prob(n, k, d, targets={"distributions": a, "compile": b}, against=more) for (n, k, d), a, b in _TARGETS]
-    return [*rows, em(100_000, 64, 16, {"scikit-learn": 8}), mdn(8192, 5, 2)]
-
-
-_TARGETS: list[tuple[tuple[int, int, int], float, float]] = [
-    ((100_000, 10, 2), 10, 3),
-    ((100_000, 64, 16), 150, 1.5),
-    ((20_000, 100, 64), 150, 1),
-    ((5_000, 50, 784), 150, 0.8),
-]
+    rows = [log_prob(*s, against=more) for s in ((100_000, 10, 2), (100_000, 64, 16), (20_000, 100, 64), (5_000, 50, 784))]
+    return [*rows, em(100_000, 64, 16), mdn(8192, 5, 2)]
 
 
 def at_shape(shape: tuple[int, int, int], dtype: str, quick: bool) -> list[Case]:

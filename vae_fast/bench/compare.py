@@ -6,6 +6,10 @@ tolerance in all three, and even the fast fifth of its calls is slower than the 
 5 % quantile), which see a slower kernel through a load that drowns the medians. A suspect is measured again, up to five times; it is slower
 only if it was so every time. The price: what is slower is not seen where the earlier result was taken on a machine busier than now, so
 take that one in quiet.
+
+Another machine's time says nothing about this one. Against a result of another machine only the two yardsticks count, each of its own run:
+what share of its limit the case reached there and reaches here, and how many times as fast as a peer it was and is. A case without either
+is not compared.
 """
 
 from __future__ import annotations
@@ -66,10 +70,11 @@ def _peer(before: dict[str, Row], now: dict[str, Row], key: str = "seconds") -> 
     return None
 
 
-def _divisor(before: dict[str, Row], now: dict[str, Row], key: str) -> float:
-    """What the load of the machine accounts for, of the medians or of the fastest calls."""
+def _divisor(before: dict[str, Row], now: dict[str, Row], key: str, elsewhere: bool) -> float | None:
+    """What the load of the machine, or the other machine, accounts for, of the medians or of the fastest calls; None: nothing tells."""
     limit = _limit(before, now, "limit_seconds" if key == "fastest" else "usual_limit_seconds")
-    return max(1.0, limit or 0.0, _peer(before, now, key) or 0.0)
+    yardsticks = [y for y in (limit, _peer(before, now, key), None if elsewhere else 1.0) if y is not None]
+    return max(yardsticks, default=None)
 
 
 def table(before: Sequence[Row], now: Sequence[Row]) -> list[list[str]]:
@@ -91,13 +96,14 @@ def table(before: Sequence[Row], now: Sequence[Row]) -> list[list[str]]:
     return cells
 
 
-def changes(before: Sequence[Row], now: Sequence[Row], tolerance: float) -> list[Change]:
+def changes(before: Sequence[Row], now: Sequence[Row], tolerance: float, *, elsewhere: bool = False) -> list[Change]:
     """The cases of both results that are slower, or take more memory, by more than the tolerance.
 
     Args:
         before: rows of the earlier result.
         now: rows of this one.
         tolerance: as a share: 0.05 for 5 %.
+        elsewhere: the earlier result is of another machine: its times count only as shares of its limits and against its peers.
 
     Example:
         >>> row = {"case": "a", "contender": "ours", "direction": "both", "seconds": 1.0, "q20": 1.0, "peak_bytes": None}
@@ -112,18 +118,35 @@ def changes(before: Sequence[Row], now: Sequence[Row], tolerance: float) -> list
         if "ours" not in old[case] or "ours" not in new.get(case, {}):
             continue
         a, b = old[case]["ours"], new[case]["ours"]
-        if a["seconds"] and b["seconds"]:
-            by, fast = (b[key] / a["seconds"] / _divisor(old[case], new[case], "seconds") - 1.0 for key in ("seconds", "q20"))
-            worst = Change(case, "time", a["seconds"], b["seconds"], by if fast > 0.0 else 0.0)
-            if a.get("fastest") and b.get("fastest"):
-                by = b["fastest"] / a["fastest"] / _divisor(old[case], new[case], "fastest") - 1.0
-                worst = max(worst, Change(case, "time of the fastest calls", a["fastest"], b["fastest"], by), key=lambda c: c.by)
+        words = " by this machine's measure" * elsewhere
+        divisor = _divisor(old[case], new[case], "seconds", elsewhere)
+        if a["seconds"] and b["seconds"] and divisor is not None:
+            by, fast = (b[key] / a["seconds"] / divisor - 1.0 for key in ("seconds", "q20"))
+            worst = Change(case, f"time{words}", a["seconds"], b["seconds"], by if fast > 0.0 else 0.0)
+            divisor = _divisor(old[case], new[case], "fastest", elsewhere)
+            if a.get("fastest") and b.get("fastest") and divisor is not None:
+                by = b["fastest"] / a["fastest"] / divisor - 1.0
+                fastest = Change(case, f"time of the fastest calls{words}", a["fastest"], b["fastest"], by)
+                worst = max(worst, fastest, key=lambda c: c.by)
             if worst.by > tolerance:
                 found.append(worst)
         if a["peak_bytes"] and b["peak_bytes"] and b["peak_bytes"] > a["peak_bytes"] * (1.0 + tolerance) + _SLACK:
             by = b["peak_bytes"] / a["peak_bytes"] - 1.0
             found.append(Change(case, "memory", a["peak_bytes"], b["peak_bytes"], by))
     return found
+
+
+def without_yardstick(before: Sequence[Row], now: Sequence[Row]) -> list[str]:
+    """The cases of both results whose times have neither a limit nor a peer in common: another machine's cannot be held against them.
+
+    Example:
+        >>> row = {"case": "a", "contender": "ours", "direction": "both", "seconds": 1.0, "limit": ""}
+        >>> without_yardstick([row], [row]), without_yardstick([row], [row | {"seconds": None}])
+        (['a'], [])
+    """
+    old, new = _by_case(before), _by_case(now)
+    timed = [c for c in common(before, now) if old[c]["ours"]["seconds"] and new[c]["ours"]["seconds"]]
+    return [c for c in timed if _divisor(old[c], new[c], "seconds", True) is None]
 
 
 def common(before: Sequence[Row], now: Sequence[Row]) -> list[str]:
@@ -140,7 +163,7 @@ def common(before: Sequence[Row], now: Sequence[Row]) -> list[str]:
 
 def options_of(result: dict[str, Any], options: Options) -> Options:
     """Those that measure the cases of a result again: its own, and only what a comparison needs."""
-    own = result.get("options") or {}
+    own = result["options"]
     return replace(
         options,
         quick=bool(own.get("quick", options.quick)),
@@ -155,6 +178,7 @@ def check(
     options: Options,
     tolerance: float,
     *,
+    elsewhere: bool = False,
     measured: Sequence[Row] | None = None,
     again: Callable[[Sequence[str]], Sequence[Row]] | None = None,
 ) -> tuple[list[Row], list[Change]]:
@@ -164,6 +188,7 @@ def check(
         result: what :func:`vae_fast.bench.report.read` gave.
         options: how to measure, see :func:`options_of`.
         tolerance: as a share.
+        elsewhere: the earlier result is of another machine, see :func:`changes`.
         measured: rows to compare in place of measuring.
         again: measures suspects again; None is to run their suite.
 
@@ -180,7 +205,9 @@ def check(
     missing = [case for case, group in _by_case(before).items() if "ours" in group and case not in common(before, rows)]
     for case in missing:
         options.say(f"not compared: {case} was not measured")
-    found = changes(before, rows, tolerance)
+    for case in without_yardstick(before, rows) if elsewhere else ():
+        options.say(f"time not compared: {case} has neither a limit nor a peer in both results, and they are of two machines")
+    found = changes(before, rows, tolerance, elsewhere=elsewhere)
     if measured is not None and again is None:
         return rows, found
     measure_again = again or (lambda cases: run(result["suite"], options, only=cases))
@@ -190,7 +217,8 @@ def check(
             break
         options.say(f"measuring again ({attempt} of {ATTEMPTS}): {', '.join(c.case for c in suspects)}")
         time.sleep(PAUSE)
-        still = {c.case: c for c in changes(before, measure_again([c.case for c in suspects]), tolerance) if c.what != "memory"}
+        repeated = changes(before, measure_again([c.case for c in suspects]), tolerance, elsewhere=elsewhere)
+        still = {c.case: c for c in repeated if c.what != "memory"}
         least = {c.case: min(c, still[c.case], key=lambda x: x.by) for c in suspects if c.case in still}
         found = [c for c in found if c.what == "memory"] + list(least.values())
     return rows, found

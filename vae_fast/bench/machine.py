@@ -1,4 +1,4 @@
-"""Where and of what a figure was taken, and whether the code has changed since."""
+"""Where and of what a figure was taken, and what tells one machine from another."""
 
 from __future__ import annotations
 
@@ -13,69 +13,37 @@ from typing import Any
 import torch
 
 from vae_fast._backend import build_info
-from vae_fast._products import processor
+from vae_fast._processor import processor
+from vae_fast.bench import sources
 
-ROOT = Path(__file__).resolve().parents[2]
-_MEASURED = ("csrc", "vae_fast/functional")  # the code a figure depends on, by device: the other device's kernels do not count
-_OTHER = {"cpu": "csrc/cuda", "cuda": "csrc/cpu"}
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    except OSError as error:
-        return subprocess.CompletedProcess(arguments, 127, "", str(error))
-
-
-def commit() -> str:
-    """The commit that is checked out, marked if the code differs from it; where there is no checkout, the one that was built.
-
-    Example:
-        >>> len(commit()) >= 7
-        True
-    """
-    found = _git("rev-parse", "--short=12", "HEAD").stdout.strip() if (ROOT / "csrc").is_dir() else ""
-    if not found:
-        return str(build_info()["commit"] or "unknown")
-    changed = _git("status", "--porcelain", "--", "csrc", "vae_fast", "setup.py").stdout.strip()
-    return found + ("+changes" if changed else "")
-
-
-def stale(measured: str, device: str, *more: str) -> bool:
-    """Whether the kernels have changed since the commit that was measured; False where that commit is not known.
-
-    Args:
-        measured: what :func:`commit` said then.
-        device: ``"cpu"`` or ``"cuda"``: the kernels of the other do not count.
-        more: paths that count besides.
-
-    Example:
-        >>> stale("unknown", "cpu")
-        False
-    """
-    other = _OTHER["cpu" if device == "cpu" else "cuda"]
-    paths = [*_MEASURED, *more, f":(exclude){other}"]
-    return _git("diff", "--quiet", measured.removesuffix("+changes"), "HEAD", "--", *paths).returncode == 1
+_NAMED = {"avx512_bf16": "bf16", "bf16": "bf16", "amx_bf16": "amx"}  # those that a folder's name tells: figures differ with them
+#: What makes two machines the same, as far as figures go.
+_SAME = {
+    "cpu": ("device", "processor", "vendor", "family", "model", "instruction_set", "instructions", "threads"),
+    "cuda": ("device", "gpu"),
+}
 
 
 def facts(device: str) -> dict[str, Any]:
-    """Everything a reader needs to know about where figures were taken.
+    """Everything a reader needs to know about where figures were taken, and of which code (``code``: digests, see :mod:`.sources`).
 
     Example:
         >>> facts("cpu")["device"]
         'cpu'
     """
     info = build_info()
+    kind = "cpu" if device == "cpu" else "cuda"
     found: dict[str, Any] = {
-        "device": "cpu" if device == "cpu" else "cuda",
-        "processor": processor(),
+        "device": kind,
+        **processor(),
         "instruction_set": info["isa_in_use"],
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "commit": commit(),
+        "commit": sources.commit(),
+        "code": {what: sources.digest(what, kind) for what in ("kernels", "training")},
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "backend": info["backend"],
     }
@@ -89,15 +57,53 @@ def facts(device: str) -> dict[str, Any]:
     return found
 
 
+def _short(processor: str) -> str:
+    """Without marks, the word processor and the clock: "Intel(R) Xeon(R) CPU @ 2.70GHz" is "Intel Xeon"."""
+    return " ".join(re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b", " ", processor, flags=re.IGNORECASE).split())
+
+
+def label(found: dict[str, Any]) -> str:
+    """A machine in words.
+
+    Example:
+        >>> label({"processor": "AMD EPYC", "family": "25", "model": "17", "instruction_set": "avx512", "threads": 2})
+        'AMD EPYC (family 25, model 17), avx512, 2 threads'
+    """
+    if found.get("gpu"):
+        return str(found["gpu"])
+    kind = f" (family {found['family']}, model {found['model']})" if found.get("family") and found.get("model") else ""
+    sets = "".join(f" + {name}" for name in _named(found))
+    threads = found["threads"]
+    return f"{_short(found['processor'])}{kind}, {found['instruction_set']}{sets}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _named(found: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(_NAMED[i] for i in found.get("instructions") or () if i in _NAMED))
+
+
 def name(found: dict[str, Any]) -> str:
-    """A folder's name for the machine.
+    """A folder's name for the machine: no two that measure differently have the same, as far as their facts go.
+
+    Facts without family and model, of results taken before these were kept, give the name that they had.
 
     Example:
         >>> name({"processor": "AMD EPYC", "instruction_set": "avx512", "threads": 2})
         'amd-epyc-avx512-2-threads'
+        >>> name(processor("model name: AMD EPYC\\ncpu family: 25\\nmodel: 17") | {"instruction_set": "avx512", "threads": 2})
+        'amd-epyc-family-25-model-17-avx512-2-threads'
     """
-    text = found.get("gpu") or f"{found['processor']}-{found['instruction_set']}-{found['threads']}-threads"
-    return re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", label(found).lower()).strip("-")
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What tells two machines apart, in words; empty for the same machine. A fact that only one of them has tells them apart.
+
+    Example:
+        >>> differences({"processor": "AMD EPYC", "threads": 2}, {"processor": "AMD EPYC", "threads": 1})
+        ['threads 2, now 1']
+    """
+    keys = _SAME["cuda" if now.get("gpu") else "cpu"]
+    return [f"{key} {then.get(key)}, now {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
 
 
 def available_memory(device: str) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vae_fast._files import atomic_write, write_json
-from vae_fast.bench import machine
+from vae_fast.bench import machine, promises
 from vae_fast.errors import FileError
 
 Row = dict[str, Any]
@@ -57,23 +58,44 @@ def size(value: int | None) -> str:
     return f"{value / 2**10:.0f} KiB" if value >= 1 << 10 else f"{value} B"
 
 
-def ratio(ours: float, other: float, target: float | None, *, overlap: bool = False) -> str:
-    """How many times as fast, with what was promised if that is not reached; with ``overlap`` the difference is within the noise.
+def times(r: float) -> str:
+    """A ratio to read.
 
     Example:
-        >>> ratio(1.0, 13.0, 9), ratio(1.0, 5.0, 9), ratio(1.0, 0.9, 0.8), ratio(1.0, 0.99, None, overlap=True)
-        ('13.0x', '**5.0x, below 9x**', '**0.90x, slower**', '0.99x, the same within noise')
+        >>> times(13.04), times(0.934), times(339.2)
+        ('13.0x', '0.93x', '339x')
+    """
+    return f"{r:,.0f}x" if r >= 100 else f"{r:.1f}x" if r >= 1.1 else f"{r:.2f}x"
+
+
+def ratio(ours: float, other: float, least: float = promises.NEVER_BELOW, *, overlap: bool = False) -> str:
+    """How many times as fast, in bold with what was promised if that is not reached; with ``overlap`` the difference is within the noise.
+
+    Example:
+        >>> ratio(1.0, 13.0, 9), ratio(1.0, 5.0, 9), ratio(1.0, 0.9), ratio(1.0, 0.99), ratio(1.0, 0.9, overlap=True)
+        ('13.0x', '**5.0x, below 9x**', '**0.90x, slower**', '0.99x', '**0.90x, slower** within noise')
     """
     r = other / ours
-    text = f"{r:,.0f}x" if r >= 100 else f"{r:.1f}x" if r >= 1.1 else f"{r:.2f}x"
-    if overlap and target is None and 0.9 < r < 1.1:
-        return f"{text}, the same within noise"
-    short = target is not None and r < target
-    text += (", slower" if r < 1.0 else "") + (f", below {target:g}x" if short else "")
-    return f"**{text}**" if r < 1.0 or short else text
+    if r >= least:
+        return times(r)
+    text = f"**{times(r)}, slower**" if r < promises.NEVER_BELOW else f"**{times(r)}, below {least:g}x**"
+    return text + " within noise" * (overlap and 0.9 <= r < promises.NEVER_BELOW)
 
 
-def _grouped(rows: Iterable[Row], direction: str = "both") -> dict[str, dict[str, Row]]:
+def reached(share: float, least: float | None = None) -> str:
+    """A share of the limit, in bold with what was promised if that is not reached.
+
+    Example:
+        >>> reached(0.92, 0.8), reached(0.796, 0.8), reached(0.25)
+        ('92%', '**79.6%, below 80%**', '25%')
+    """
+    if least is None or share >= least:
+        return f"{share:.0%}"
+    text = f"{share:.0%}" if f"{share:.0%}" != f"{least:.0%}" else f"{share:.1%}"
+    return f"**{text}, below {least:.0%}**"
+
+
+def grouped(rows: Iterable[Row], direction: str = "both") -> dict[str, dict[str, Row]]:
     """By case, then contender; of the ways to compile, the fastest (where nothing was timed, the first)."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -82,7 +104,7 @@ def _grouped(rows: Iterable[Row], direction: str = "both") -> dict[str, dict[str
         name = "compile" if row["contender"] == "compile-max" else row["contender"]
         group = found.setdefault(row["case"], {})
         if name not in group or (row["seconds"] or 0.0) < (group[name]["seconds"] or 0.0):
-            group[name] = row if "target" not in group.get(name, {}) else {**row, "target": row["target"] or group[name]["target"]}
+            group[name] = row | {"contender": name}
     return found
 
 
@@ -96,7 +118,7 @@ def table(suite: str, rows: Sequence[Row]) -> Table:
     """The cells of a suite's table."""
     if suite == "overhead":
         return _overhead_table(rows)
-    groups = _grouped(rows)
+    groups = grouped(rows)
     peers = _peers(groups)
     names = {**NAMES, **(FORMULA if suite == "mixtures" else {})}
     head = [TITLES[suite], "ours", *(names.get(p, p) for p in peers)]
@@ -119,10 +141,12 @@ def _time_cells(group: dict[str, Row], peers: Sequence[str], limits: bool, memor
             cells.append(seconds(row["seconds"]))
         else:
             overlap = bool(ours["q20"] <= row["q80"] and row["q20"] <= ours["q80"])
-            cells.append(f"{seconds(row['seconds'])}: {ratio(ours['seconds'], row['seconds'], row['target'], overlap=overlap)}")
+            cells.append(f"{seconds(row['seconds'])}: {ratio(ours['seconds'], row['seconds'], promises.least(row), overlap=overlap)}")
     if limits:
-        has = ours is not None and ours["limit_seconds"]
-        cells.append(f"{seconds(ours['limit_seconds'])} ({ours['limit']}), {ours['reached']:.0%}" if ours is not None and has else "–")
+        if ours is not None and ours["limit_seconds"]:
+            cells.append(f"{seconds(ours['limit_seconds'])} ({ours['limit']}), {reached(ours['reached'], promises.share(ours))}")
+        else:
+            cells.append("–")
     if memory:
         cells.append(" / ".join(_memory_cells(group, peers)))
     return cells
@@ -138,7 +162,7 @@ def _memory_cells(group: dict[str, Row], peers: Sequence[str]) -> list[str]:
 
 
 def _overhead_table(rows: Sequence[Row]) -> Table:
-    forward, both = _grouped(rows, "forward"), _grouped(rows)
+    forward, both = grouped(rows, "forward"), grouped(rows)
     out = [[TITLES["overhead"], "route", "forward", "forward + backward"]]
     for case, group in both.items():
         for name, row in group.items():
@@ -176,10 +200,7 @@ def terminal(cells: Table) -> str:
 
 def footer(facts: dict[str, Any], rows: Sequence[Row]) -> str:
     """Where and when, and what the machine can do."""
-    where = (
-        facts.get("gpu") or f"{facts['processor']}, {facts['instruction_set']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}"
-    )
-    parts = [where, f"torch {facts['torch']}"] + ([f"CUDA {facts['cuda']}"] if facts.get("gpu") else [])
+    parts = [machine.label(facts), f"torch {facts['torch']}"] + ([f"CUDA {facts['cuda']}"] if facts.get("gpu") else [])
     parts += [f"commit {facts['commit']}", str(facts["date"])]
     limits = []
     for key, text, unit in (("copy_gb_per_second", "copy", "GB/s"), ("fma_gflops", "multiply-adds", "GFLOP/s")):
@@ -189,23 +210,67 @@ def footer(facts: dict[str, Any], rows: Sequence[Row]) -> str:
     return "; ".join(parts + limits) + "."
 
 
-def is_stale(facts: dict[str, Any]) -> bool:
-    """Whether the kernels have changed since the result was taken."""
-    return machine.stale(facts["commit"], facts["device"])
+FILES = (".json", ".csv", ".md")
+PICTURES = ("speed.png", "memory.png", "roofline.png")
 
 
-#: Of a suite's files.
-ENDINGS = (".json", ".csv", ".md")
+def check_place(out: Path, suites: Iterable[str], facts: dict[str, Any], options: dict[str, Any]) -> None:
+    """That writing there replaces nothing but an earlier result of the same suite on the same machine, measured no better than this.
+
+    Raises:
+        FileError: naming what would be lost.
+    """
+    for name in PICTURES:
+        if (out / name).exists() and not any((out / f"{suite}.json").exists() for suite in TITLES):
+            raise FileError(f"{out / name}: --out would replace it, and there is no result beside it that it was drawn from")
+    for suite in suites:
+        paths = [out / f"{suite}{end}" for end in FILES]
+        if not any(path.exists() for path in paths):
+            continue
+        try:
+            old = read(paths[0])
+        except FileError as error:
+            there = next(path for path in paths if path.exists())
+            raise FileError(f"{there}: --out would replace it, and it is not known to be a result: {error}") from None
+        differs = machine.differences(old["machine"], facts)
+        if old["suite"] != suite:
+            raise FileError(f"{paths[0]}: --out would replace it, and it holds the suite {old['suite']}, not {suite}")
+        if differs:
+            raise FileError(f"{paths[0]}: --out would replace a result of another machine ({'; '.join(differs)}); name another folder")
+        if options["quick"] and not old["options"].get("quick"):
+            raise FileError(f"{paths[0]}: --out would replace a full result by one measured with --quick; name another folder")
 
 
-def write(out: Path, suite: str, facts: dict[str, Any], rows: Sequence[Row], options: dict[str, Any] | None = None) -> list[Path]:
+def script_place(out: str, name: str, facts: dict[str, Any]) -> Path:
+    """Where a script of benchmarks/ writes its result; ``{machine}`` in ``out`` is the machine's name.
+
+    Raises:
+        FileError: if it would replace anything but an earlier result of this machine.
+
+    Example:
+        >>> script_place("results", "mnist.json", {"processor": "AMD EPYC", "threads": 2}).as_posix()
+        'results/mnist.json'
+    """
+    path = Path(out.replace("{machine}", machine.name(facts)) if "{machine}" in out else out) / name
+    try:
+        then = json.loads(path.read_text())["machine"] if path.exists() else facts
+        differs = machine.differences(then, facts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FileError(f"{path}: would be replaced, and is not known to be a result; name another folder") from None
+    if differs:
+        raise FileError(f"{path}: would be replaced, and is of another machine ({'; '.join(differs)}); name another folder")
+    return path
+
+
+def write(out: Path, suite: str, facts: dict[str, Any], rows: Sequence[Row], options: dict[str, Any]) -> list[Path]:
     """``<suite>.json``, ``.csv`` and ``.md`` in ``out``; ``options`` are those that measure the same cases again.
 
     Raises:
-        FileError: if a file cannot be written.
+        FileError: if a file cannot be written, or :func:`check_place` refuses.
     """
-    paths = [out / f"{suite}{end}" for end in ENDINGS]
-    write_json(paths[0], {"suite": suite, "machine": facts, "options": options or {}, "rows": list(rows)})
+    check_place(out, [suite], facts, options)
+    paths = [out / f"{suite}{end}" for end in FILES]
+    write_json(paths[0], {"suite": suite, "machine": facts, "options": options, "rows": list(rows)})
     columns = list(rows[0]) if rows else []
     lines = [",".join(columns)] + [",".join(_csv_cell(row[c]) for c in columns) for row in rows]
     for path, text in ((paths[1], "\n".join(lines)), (paths[2], markdown(table(suite, rows)) + "\n\n" + footer(facts, rows))):
@@ -221,6 +286,10 @@ def _csv_cell(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
 
 
+_WORDS = ("suite", "case", "name", "contender", "direction", "dtype", "device", "machine")
+_POSITIVE = ("seconds", "q20", "q80", "limit_seconds", "usual_limit_seconds", "reached", "memory_target")
+
+
 def read(path: Path) -> dict[str, Any]:
     """A result file.
 
@@ -234,12 +303,17 @@ def read(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: is a directory; {expected}") from None
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}; {expected}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FileError(f"{path}: not JSON; {expected}") from None
     try:
-        good = all(isinstance(row[key], str) for row in result["rows"] for key in ("suite", "case", "name", "contender", "direction"))
-        good = good and all(row["seconds"] is None or row["seconds"] > 0 for row in result["rows"])
-        good = good and isinstance(result["suite"], str) and isinstance(result["machine"]["commit"], str)
+        good = all(isinstance(row[key], str) for row in result["rows"] for key in _WORDS)
+        whole = [row for row in result["rows"] if row["direction"] == "both"]  # of a part, zero is a measure
+        good = good and all(row[key] is None or 0 < row[key] < math.inf for row in whole for key in _POSITIVE)
+        good = good and all(row[key] is None or 0 <= row[key] < math.inf for row in result["rows"] for key in (*_POSITIVE, "peak_bytes"))
+        good = good and all(isinstance(row["shape"], dict) and isinstance(row["threads"], int) for row in result["rows"])
+        facts = result["machine"]
+        good = good and all(isinstance(facts[key], str) for key in ("device", "processor", "commit", "torch", "date"))
+        good = good and isinstance(result["suite"], str) and isinstance(facts["threads"], int) and isinstance(result["options"], dict)
     except (KeyError, TypeError, AttributeError):
         good = False
     if not good:

@@ -226,7 +226,6 @@ def _rows(
         limit, kind = (None, "") if limits is None else limits.seconds(least, flops)
         row |= {"limit_seconds": limit, "limit": kind, "reached": limit / seconds if limit and seconds else None}
         row["usual_limit_seconds"] = None if usual is None else usual.seconds(least, flops)[0]
-        row["target"] = case.targets.get(contender)
         row["memory_target"] = case.memory_target if contender == "ours" and direction == "both" else None
         rows.append(row)
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vae_fast.bench import compare, machine, pictures, report
+from vae_fast.bench import compare, machine, pictures, report, sources
 from vae_fast.bench.advice import advise_file
 from vae_fast.bench.suites import DEFAULT, DTYPES, SUITES, Options, cases, run
 from vae_fast.cli._common import MOST_THREADS, named_path, number, usable_device
@@ -133,9 +132,9 @@ def _measure(args: argparse.Namespace, options: Options) -> int:
     suites = list(SUITES) if "all" in suites else suites
     _known(options, suites)
     facts = machine.facts(options.device)
-    out = None if args.out is None else Path(str(args.out).replace("{machine}", machine.name(facts)))
-    if out is not None:
-        _check_out(out, suites)
+    out = None if args.out is None else _place(args.out, suites, facts, options)
+    if facts["commit"].endswith(sources.DIRTY):
+        _say(f"the code, or what the extension was built from, differs from its commit: the result says {facts['commit']}")
     if out is not None and not args.no_pictures:
         pictures.require()
     everything = []
@@ -157,17 +156,13 @@ def _measure(args: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _check_out(out: Path, suites: Sequence[str]) -> None:
-    """Results replace results, never a file of somebody else's."""
+def _place(given: Path, suites: Sequence[str], facts: dict[str, Any], options: Options) -> Path:
+    """The folder that --out names, if nothing would be lost there."""
+    out = Path(str(given).replace("{machine}", machine.name(facts)))
     if out.exists() and not out.is_dir():
         raise FileError(f"{out}: is a file; --out names a directory")
-    for suite in suites:
-        there = [file for file in (out / f"{suite}{end}" for end in report.ENDINGS) if os.path.lexists(file)]
-        try:
-            if there:
-                report.read(out / f"{suite}.json")
-        except FileError:
-            raise FileError(f"{there[0]}: not written by `vae-fast bench`; move it away, or choose another --out") from None
+    report.check_place(out, suites, facts, options.recorded)
+    return out
 
 
 def _known(options: Options, suites: Sequence[str]) -> None:
@@ -189,26 +184,47 @@ def _known_slower(options: Options, names: Sequence[str]) -> None:
 
 
 def _compare(args: argparse.Namespace, options: Options) -> int:
+    for name, given in (("--suite", args.suite), ("--shape", args.shape), ("--dtype", args.dtype), ("--quick", args.quick)):
+        if given:
+            raise RunError(f"{name}: the cases are those of the earlier result; leave it out with --compare FILE")
+    if args.out is not None:
+        raise RunError(f"--out {args.out}: a comparison writes no files; leave it out with --compare FILE")
     results = [(path, report.read(path)) for path in args.compare]
-    measured = None if args.result is None else report.read(args.result)["rows"]
-    if args.threads is None and measured is None:
-        torch.set_num_threads(int(results[0][1]["machine"].get("threads") or torch.get_num_threads()))
-    facts = machine.facts(options.device)
+    now = None if args.result is None else report.read(args.result)
+    if args.threads is None and now is None:
+        torch.set_num_threads(int(results[0][1]["machine"]["threads"]))
+    facts = machine.facts(options.device) if now is None else now["machine"]
     _known_slower(options, [str(row.get("name")) for _, result in results for row in result["rows"]])
     slower = []
     for path, result in results:
         if result["suite"] not in SUITES:
             raise FileError(f"{path}: holds the suite {result['suite']}; expected one of {', '.join(SUITES)}")
-        then = result["machine"]
-        for key in ("processor", "gpu", "threads", "torch"):
-            if measured is None and then.get(key) != facts.get(key):
-                _say(f"{path}: was measured with {key} {then.get(key)}, this is {facts.get(key)}")
-        if report.is_stale(then):
-            _say(f"{path}: stale, the kernels have changed since commit {then['commit']}")
-        rows, found = compare.check(result, compare.options_of(result, options), args.fail_if_slower, measured=measured)
+        elsewhere = _differences(path, result, facts, now)
+        measured = None if now is None else now["rows"]
+        own = compare.options_of(result, options)
+        rows, found = compare.check(result, own, args.fail_if_slower, elsewhere=elsewhere, measured=measured)
         print(report.terminal(compare.table(result["rows"], rows)))
         print(f"{path}: {len(compare.common(result['rows'], rows))} cases compared, {len(found)} slower")
         slower += found
     for change in slower:
         print(f"slower: {change}")
     return 1 if slower else 0
+
+
+def _differences(path: Path, result: dict[str, Any], facts: dict[str, Any], now: dict[str, Any] | None) -> bool:
+    """Say what makes an earlier result a bad yardstick; whether it is of another machine."""
+    then = result["machine"]
+    elsewhere = machine.differences(then, facts)
+    if elsewhere:
+        _say(f"{path}: was measured on another machine ({'; '.join(elsewhere)}): its times count against its own limit and peers alone")
+    if then["torch"] != facts["torch"]:
+        _say(f"{path}: was measured with torch {then['torch']}, this is {facts['torch']}")
+    if then["commit"].endswith(sources.DIRTY):
+        _say(f"{path}: was measured with uncommitted changes ({then['commit']})")
+    if result["options"].get("quick"):
+        _say(f"{path}: was measured with --quick, too short to judge a few percent by")
+    if now is not None and bool(now["options"].get("quick")) != bool(result["options"].get("quick")):
+        _say(f"{path}: one of the two results was measured with --quick, the other was not")
+    if now is None and sources.stale(then, sources.of_suite(result["suite"])):
+        _say(f"{path}: the code that it measured has changed since commit {then['commit']}")
+    return bool(elsewhere)
