@@ -57,8 +57,9 @@ gpu-check:  ## on a machine with a GPU and its own torch: build, test, sanitize,
 bench: build  ## the performance tables, against PyTorch, torch.compile, torch.distributions and scikit-learn: ten minutes at most
 	$(BIN)/vae-fast bench
 
-bench-results: build  ## the same and the sweeps, written to benchmarks/results/<machine>/ and from there into the README: a quiet machine
-	$(BIN)/vae-fast bench --suite all --threads $(JOBS) --budget 2400 --out 'benchmarks/results/{machine}'
+bench-results: build  ## the same, the sweeps, training to a loss and in two processes, written to benchmarks/results/<machine>/ and from there into the README: a quiet machine
+	$(BIN)/vae-fast bench --suite all --full --threads $(JOBS) --budget 3600 --out 'benchmarks/results/{machine}'
+	$(BIN)/python benchmarks/distributed.py --threads $(JOBS) --out 'benchmarks/results/{machine}'
 	$(BIN)/python benchmarks/readme.py
 
 lint: $(BIN)/.installed  ## formatters, linters and type checks

@@ -10,7 +10,7 @@ import torch
 from bench_results import SMALL, here, result, run, synthetic
 from one_line_errors import one_line
 
-from vae_fast.bench import machine, promises, ranges, report, sources
+from vae_fast.bench import machine, promises, ranges, report, sources, suites, training
 from vae_fast.errors import FileError
 
 pytestmark = pytest.mark.usefixtures("no_pause")
@@ -68,7 +68,7 @@ def test_an_arm_processor_is_told_too():
 def test_facts_hold_what_tells_machines_apart():
     found = machine.facts("cpu")
     assert {"vendor", "family", "model", "instructions"} <= found.keys()
-    assert found["code"] == {what: sources.digest(what, "cpu") for what in ("kernels", "training")}
+    assert found["code"] == {what: sources.digest(what, "cpu") for what in sources.PATHS}
 
 
 def test_committed_results_lie_in_the_folder_of_their_machine():
@@ -100,8 +100,6 @@ def test_a_promise_is_a_ratio_or_a_share_of_the_same_run():
 
 
 def test_every_promise_is_of_a_case_that_exists():
-    from vae_fast.bench import suites, training
-
     for device, tables in {
         "cpu": (promises._CPU_SHARES, promises._CPU_RATIOS, promises._EPYC),
         "cuda": (promises._H200, promises._H200_SHARES),
@@ -217,7 +215,7 @@ def save(root):
 @pytest.mark.parametrize("with_digest", [True, False])
 def test_a_result_is_stale_when_its_code_changed(checkout, with_digest):
     root, first = checkout
-    code = {what: sources.digest(what, "cpu", root) for what in ("kernels", "training")}
+    code = {what: sources.digest(what, "cpu", root) for what in sources.PATHS}
     facts = {"device": "cpu", "commit": first if not with_digest else "0" * 40} | ({"code": code} if with_digest else {})
     assert sources.digest_at(first, "kernels", "cpu", root) == code["kernels"]
 
@@ -232,6 +230,9 @@ def test_a_result_is_stale_when_its_code_changed(checkout, with_digest):
     assert sources.stale(facts | {"device": "cuda", "commit": first, "code": None}, "kernels", root)
     assert change("vae_fast/training.py", "t = 1\n") == (False, True)
     (root / "vae_fast/training.py").unlink()
+    assert change("vae_fast/_products.py", "p = 1\n") == (False, True)
+    assert sources.stale(facts, "linear", root)
+    (root / "vae_fast/_products.py").unlink()
     for path, text in {
         "csrc/cpu/a.cpp": "int b;\n",
         "csrc/cpu/new.h": "int n;\n",
@@ -298,7 +299,9 @@ def test_a_result_of_the_same_machine_is_replaced(tmp_path):
     [
         ({"model": "999"}, FULL, "another machine (model"),
         ({"threads": 9}, FULL, "threads 1, now 9"),
-        ({}, QUICK, "full result by one measured with --quick"),
+        ({}, QUICK, "fuller result by one measured with --quick"),
+        ({}, FULL | {"contenders": ["ours"]}, "fuller result by one measured with --contenders"),
+        ({}, FULL | {"shapes": [[1, 2, 3]], "dtype": "float64"}, "with --shapes, with --dtype"),
     ],
 )
 def test_another_result_is_not_replaced(tmp_path, facts, options, words):
@@ -324,6 +327,18 @@ def test_a_result_of_another_suite_is_not_replaced(tmp_path):
     (tmp_path / "linear.json").rename(tmp_path / "kernels.json")
     with pytest.raises(FileError, match="holds the suite linear, not kernels"):
         written(tmp_path, here(), FULL)
+
+
+def test_training_to_a_loss_is_not_lost(tmp_path):
+    report.write(tmp_path, "training", here(), result()["rows"], FULL | {"full": True})
+    with pytest.raises(FileError, match="measured without --full"):
+        report.write(tmp_path, "training", here(), result()["rows"], FULL | {"full": False})
+
+
+def test_options_that_leave_something_out_are_recorded():
+    found = suites.Options(quick=True, full=True, shapes=[(1, 2, 3)], dtype="float64", contenders=("ours",)).recorded
+    assert report.partial(found) == ["quick", "shapes", "dtype", "contenders"] and found["full"]
+    assert report.partial(suites.Options().recorded) == []
 
 
 def test_a_run_with_changed_code_says_so(tmp_path, capsys, monkeypatch):

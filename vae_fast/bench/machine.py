@@ -43,7 +43,7 @@ def facts(device: str) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "commit": sources.commit(),
-        "code": {what: sources.digest(what, kind) for what in ("kernels", "training")},
+        "code": {what: sources.digest(what, kind) for what in sources.PATHS},
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "backend": info["backend"],
     }

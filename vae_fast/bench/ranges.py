@@ -36,7 +36,7 @@ def load(folders: Path) -> list[Measured]:
     """Every folder that holds results of suites, the one measured last first (of the same day, the later name), CPUs before GPUs.
 
     Raises:
-        FileError: if a file is not a result, lies in another machine's folder, or was measured with ``--quick``.
+        FileError: if a file is not a result, lies in another machine's folder, or was not measured in full.
     """
     found = []
     for folder in sorted(p for p in folders.iterdir() if p.is_dir()):
@@ -45,14 +45,14 @@ def load(folders: Path) -> list[Measured]:
             path = folder / f"{suite}.json"
             if path.exists():
                 results[suite] = report.read(path)
-                check(path, results[suite]["machine"], quick=bool(results[suite]["options"].get("quick")))
+                check(path, results[suite]["machine"], options=results[suite]["options"])
         if results:
             found.append(Measured(folder, results))
     found.sort(key=lambda m: (m.facts["date"], m.folder.name), reverse=True)
     return sorted(found, key=lambda m: str(m.facts["device"]))
 
 
-def check(path: Path, facts: dict[str, Any], *, quick: bool = False) -> None:
+def check(path: Path, facts: dict[str, Any], options: dict[str, Any] | None = None) -> None:
     """That a result may be shown under the name of its folder.
 
     Raises:
@@ -60,8 +60,9 @@ def check(path: Path, facts: dict[str, Any], *, quick: bool = False) -> None:
     """
     if machine.name(facts) != path.parent.name:
         raise FileError(f"{path}: is of {machine.label(facts)}; expected in a folder named {machine.name(facts)}")
-    if quick:
-        raise FileError(f"{path}: was measured with --quick; expected a full measurement")
+    less = report.partial(options or {})
+    if less:
+        raise FileError(f"{path}: was measured with {', '.join(f'--{key}' for key in less)}; expected a full measurement")
 
 
 def _spread(values: Sequence[float], text: Any) -> str:

@@ -214,6 +214,16 @@ FILES = (".json", ".csv", ".md")
 PICTURES = ("speed.png", "memory.png", "roofline.png")
 
 
+def partial(options: dict[str, Any]) -> list[str]:
+    """The options of a result that leave something out, or measure something else than the suite does by itself.
+
+    Example:
+        >>> partial({"quick": True, "shapes": [], "dtype": None, "seconds": 1.0})
+        ['quick']
+    """
+    return [key for key in ("quick", "shapes", "dtype", "contenders") if options.get(key)]
+
+
 def check_place(out: Path, suites: Iterable[str], facts: dict[str, Any], options: dict[str, Any]) -> None:
     """That writing there replaces nothing but an earlier result of the same suite on the same machine, measured no better than this.
 
@@ -237,8 +247,10 @@ def check_place(out: Path, suites: Iterable[str], facts: dict[str, Any], options
             raise FileError(f"{paths[0]}: --out would replace it, and it holds the suite {old['suite']}, not {suite}")
         if differs:
             raise FileError(f"{paths[0]}: --out would replace a result of another machine ({'; '.join(differs)}); name another folder")
-        if options["quick"] and not old["options"].get("quick"):
-            raise FileError(f"{paths[0]}: --out would replace a full result by one measured with --quick; name another folder")
+        less = [f"with --{key}" for key in partial(options) if options[key] != old["options"].get(key)]
+        less += ["without --full"] * (suite == "training" and bool(old["options"].get("full")) and not options.get("full"))
+        if less:
+            raise FileError(f"{paths[0]}: --out would replace a fuller result by one measured {', '.join(less)}; name another folder")
 
 
 def script_place(out: str, name: str, facts: dict[str, Any]) -> Path:

@@ -18,19 +18,10 @@ from vae_fast._backend import build_info
 ROOT = Path(__file__).resolve().parents[2]
 DIRTY = "+changes"
 _KERNELS = ("csrc", "vae_fast/functional", "setup.py")  # setup.py has the compiler's flags
+_LINEAR = (*_KERNELS, "vae_fast/_capture.py", "vae_fast/_products.py")  # how a run multiplies
+_TRAINING = (*_LINEAR, "vae_fast/models", "vae_fast/training", "vae_fast/training.py", "vae_fast/distributed.py")
 #: By what was measured: the paths that it depends on, folders whole. A path that a commit does not have counts as empty.
-PATHS = {
-    "extension": ("csrc", "setup.py"),
-    "kernels": _KERNELS,
-    "training": (
-        *_KERNELS,
-        "vae_fast/models",
-        "vae_fast/training",
-        "vae_fast/training.py",
-        "vae_fast/_capture.py",
-        "vae_fast/distributed.py",
-    ),
-}
+PATHS = {"extension": ("csrc", "setup.py"), "kernels": _KERNELS, "linear": _LINEAR, "training": _TRAINING}
 _OTHER = {"cpu": "csrc/cuda/", "cuda": "csrc/cpu/"}  # the other device's kernels do not count
 _SUFFIXES = (".h", ".cpp", ".cu", ".cuh", ".py")
 _TOKEN = re.compile(
@@ -99,10 +90,10 @@ def of_suite(suite: str) -> str:
     """Which of :data:`PATHS` the figures of a suite depend on.
 
     Example:
-        >>> of_suite("mixtures"), of_suite("training")
-        ('kernels', 'training')
+        >>> of_suite("mixtures"), of_suite("linear"), of_suite("mnist")
+        ('kernels', 'linear', 'training')
     """
-    return "training" if suite in ("training", "distributed", "mnist") else "kernels"
+    return "training" if suite in ("training", "distributed", "mnist") else "linear" if suite == "linear" else "kernels"
 
 
 def _counts(path: str, device: str) -> bool:
@@ -139,7 +130,7 @@ def digest(what: str, device: str, root: Path = ROOT) -> str | None:
         for file in [root / path] if (root / path).is_file() else (root / path).rglob("*"):
             name = file.relative_to(root).as_posix()
             if file.is_file() and _counts(name, device):
-                files[name] = file.read_text()
+                files[name] = file.read_text(encoding="utf-8")
     return _digest(files)
 
 

@@ -60,7 +60,8 @@ class Options:
     @property
     def recorded(self) -> dict[str, Any]:
         """What a later run needs to measure the same cases."""
-        return {"quick": self.quick, "shapes": [list(s) for s in self.shapes], "dtype": self.dtype, "seconds": self.measuring_time}
+        own = {"quick": self.quick, "full": self.full, "shapes": [list(s) for s in self.shapes], "dtype": self.dtype}
+        return own | {"seconds": self.measuring_time, "contenders": None if self.contenders is None else list(self.contenders)}
 
     @property
     def measuring_time(self) -> float:

@@ -38,7 +38,7 @@ def _check(
 
 
 def _noise(mu: Tensor, shape: torch.Size, num_samples: int | None, generator: torch.Generator | None) -> Tensor:
-    """The reference's own noise: the kernels', but torch's under ``torch.func``, whose vmap has rules for randomness, and in ONNX graphs."""
+    """The reference's own noise: the kernels', but torch's under ``torch.func`` (vmap has rules for randomness) and in ONNX graphs."""
     size = torch.Size(shape if num_samples is None else (num_samples, *shape))
     dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
     if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
