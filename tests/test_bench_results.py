@@ -301,7 +301,7 @@ def test_a_result_of_the_same_machine_is_replaced(tmp_path):
         ({"threads": 9}, FULL, "threads 1, now 9"),
         ({}, QUICK, "fuller result by one measured with --quick"),
         ({}, FULL | {"contenders": ["ours"]}, "fuller result by one measured with --contenders"),
-        ({}, FULL | {"shapes": [[1, 2, 3]], "dtype": "float64"}, "with --shapes, with --dtype"),
+        ({}, FULL | {"shapes": [[1, 2, 3]], "dtype": "float64"}, "with --shape, with --dtype"),
     ],
 )
 def test_another_result_is_not_replaced(tmp_path, facts, options, words):

@@ -62,7 +62,7 @@ def check(path: Path, facts: dict[str, Any], options: dict[str, Any] | None = No
         raise FileError(f"{path}: is of {machine.label(facts)}; expected in a folder named {machine.name(facts)}")
     less = report.partial(options or {})
     if less:
-        raise FileError(f"{path}: was measured with {', '.join(f'--{key}' for key in less)}; expected a full measurement")
+        raise FileError(f"{path}: was measured with {', '.join(report.PARTIAL[key] for key in less)}; expected a full measurement")
 
 
 def _spread(values: Sequence[float], text: Any) -> str:

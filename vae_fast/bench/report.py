@@ -211,6 +211,7 @@ def footer(facts: dict[str, Any], rows: Sequence[Row]) -> str:
 
 
 FILES = (".json", ".csv", ".md")
+PARTIAL = {"quick": "--quick", "shapes": "--shape", "dtype": "--dtype", "contenders": "--contenders"}
 PICTURES = ("speed.png", "memory.png", "roofline.png")
 
 
@@ -221,7 +222,7 @@ def partial(options: dict[str, Any]) -> list[str]:
         >>> partial({"quick": True, "shapes": [], "dtype": None, "seconds": 1.0})
         ['quick']
     """
-    return [key for key in ("quick", "shapes", "dtype", "contenders") if options.get(key)]
+    return [key for key in PARTIAL if options.get(key)]
 
 
 def check_place(out: Path, suites: Iterable[str], facts: dict[str, Any], options: dict[str, Any]) -> None:
@@ -247,7 +248,7 @@ def check_place(out: Path, suites: Iterable[str], facts: dict[str, Any], options
             raise FileError(f"{paths[0]}: --out would replace it, and it holds the suite {old['suite']}, not {suite}")
         if differs:
             raise FileError(f"{paths[0]}: --out would replace a result of another machine ({'; '.join(differs)}); name another folder")
-        less = [f"with --{key}" for key in partial(options) if options[key] != old["options"].get(key)]
+        less = [f"with {PARTIAL[key]}" for key in partial(options) if options[key] != old["options"].get(key)]
         less += ["without --full"] * (suite == "training" and bool(old["options"].get("full")) and not options.get("full"))
         if less:
             raise FileError(f"{paths[0]}: --out would replace a fuller result by one measured {', '.join(less)}; name another folder")
