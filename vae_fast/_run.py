@@ -75,7 +75,11 @@ def warmup(steps: int, then: str = "constant", total: int | None = None) -> Sche
         if then == "constant" or total is None:
             return 1.0
         left = 1.0 - min(1.0, (step - steps) / (total - steps))
-        return left if then == "linear" else 0.5 * (1.0 - math.cos(math.pi * left))
+        if then == "linear":
+            return left
+        if then == "cosine":
+            return 0.5 * (1.0 - math.cos(math.pi * left))
+        raise ValueError(f"then={then!r}: expected 'constant', 'cosine' or 'linear'")
 
     return factor
 

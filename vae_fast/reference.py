@@ -47,6 +47,8 @@ def _sum_event(t: Tensor, event_dim: int) -> Tensor:
 
 def reduce(t: Tensor, reduction: str) -> Tensor:
     """``"none"``, ``"mean"`` or ``"sum"`` over every remaining (batch) dimension."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction={reduction!r}: expected 'none', 'mean' or 'sum'")
     return t if reduction == "none" else t.mean() if reduction == "mean" else t.sum()
 
 
@@ -194,6 +196,17 @@ def _gaussian_element(x: Tensor, mu: Tensor, s: Tensor | None, scale: str) -> Te
     return (-log_std(wide_s, scale) - 0.5 * LOG_2PI - (0.5 * z) * z).to(x.dtype)
 
 
+#: The variants of each family of terms.
+_VARIANTS = {
+    "kl": SCALES,
+    "kl_prior": SCALES,
+    "bernoulli_logits": CLIPS,
+    "bernoulli_probs": CLIPS,
+    "gaussian_unit": ("",),
+    "gaussian": SCALES,
+}
+
+
 def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float | Tensor, event_dim: int) -> Tensor:
     """A row-summed term by the name the kernels know it by, e.g. ``"kl.logvar"`` or ``"bernoulli_logits.clamp"``.
 
@@ -201,6 +214,8 @@ def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float | Tensor,
     Bernoulli terms and ``floor`` the least value of an element of the KL terms (free bits; ``-inf`` for none).
     """
     family, _, variant = name.partition(".")
+    if variant not in _VARIANTS.get(family, ()):
+        raise ValueError(f"term={name!r}: expected one of {', '.join(f'{f}.{v}'.rstrip('.') for f, vs in _VARIANTS.items() for v in vs)}")
     args = _compute_all(inputs)
     if family in ("kl", "kl_prior"):
         prior_mu, prior_s = (args[2], args[3]) if family == "kl_prior" else (None, None)
@@ -215,8 +230,10 @@ def term(name: str, inputs: Sequence[Tensor], eps: float, floor: float | Tensor,
         element = _bernoulli_probs_element(args[0], args[1], variant, eps)
     elif family == "gaussian_unit":
         element = _gaussian_element(args[0], args[1], None, "logvar")
-    else:
+    elif family == "gaussian":
         element = _gaussian_element(args[0], args[1], args[2], variant)
+    else:
+        raise ValueError(f"term={name!r}: expected a family whose formula is here")
     return _sum_event(element, event_dim)
 
 
@@ -346,6 +363,8 @@ def mixture_log_joint(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Te
     if covariance_type in ("diag", "spherical"):
         log_s = scale if covariance_type == "diag" else scale.unsqueeze(-1).expand_as(means)
         u, log_det = _standardise(delta, log_s), -log_s.sum(-1)
+    elif covariance_type not in ("tied", "full"):
+        raise ValueError(f"covariance_type={covariance_type!r}: expected 'diag', 'spherical', 'tied' or 'full'")
     else:
         factor = scale.triu()
         u = _bounded(delta @ factor if covariance_type == "tied" else torch.einsum("...kd,kde->...ke", delta, factor), delta)

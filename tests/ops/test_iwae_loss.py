@@ -87,6 +87,33 @@ def test_images_bytes_and_a_gaussian_pair(device):
     assert pair.isfinite()
 
 
+@pytest.mark.parametrize("wide", range(7))
+def test_one_float64_argument_makes_all_of_it_float64(wide, device, backend):
+    """Row sums in float32 that are then called float64 would be off by 3e-8."""
+    tensors = [t.float() for t in problem(4, (5,), 300, 10, device=device)]
+    tensors += [torch.randn(10, device=device), torch.randn(10, device=device)]
+
+    def loss(x, recon, z, mu, logvar, prior_mu, prior_logvar):
+        return vae_fast.iwae_loss(x, recon, z, mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, reduction="none")
+
+    truth = loss(*(t.double() for t in tensors))
+    tensors[wide] = tensors[wide].double()
+    got = loss(*tensors)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, truth, rtol=1e-13, atol=0.0)
+
+
+def test_one_float64_of_a_pair(device, backend):
+    x, recon, z, mu, logvar = (t.float() for t in problem(4, (5,), 300, 10, device=device))
+
+    def loss(*pair):
+        return vae_fast.iwae_loss(x, pair, z, mu, logvar, likelihood="gaussian")
+
+    truth = loss(recon.double(), recon.double())
+    for pair in ((recon.double(), recon), (recon, recon.double())):
+        torch.testing.assert_close(loss(*pair), truth, rtol=1e-13, atol=0.0)
+
+
 @needs_kernels
 def test_x_is_not_repeated(device):
     x, recon, z, mu, logvar = problem(20, (256,), 784, dtype=torch.float32, device=device)
@@ -100,6 +127,29 @@ BAD = {
     "no sample": (lambda: vae_fast.iwae_loss(X, R[:0], Z[:0], M, M), ValueError, ["z has shape (0, 4, 2)", "K at least 1"]),
     "recon without samples": (lambda: vae_fast.iwae_loss(X, X, Z, M, M), ValueError, ["recon has shape (4, 7)", "K=3"]),
     "other samples": (lambda: vae_fast.iwae_loss(X, R[:2], Z, M, M), ValueError, ["recon has shape (2, 4, 7)", "K=3"]),
+    "z wider than mu": (lambda: vae_fast.iwae_loss(X, R, torch.zeros(3, 4, 5), M, M), ValueError, ["z has shape (3, 4, 5)", "mu.shape"]),
+    "z narrower than mu": (
+        lambda: vae_fast.iwae_loss(X, R, Z[..., :1], M, M),
+        ValueError,
+        ["z has shape (3, 4, 1)", "mu has shape (4, 2)"],
+    ),
+    "z of other rows": (lambda: vae_fast.iwae_loss(X, R, Z[:, :3], M, M), ValueError, ["z has shape (3, 3, 2)", "mu has shape (4, 2)"]),
+    "prior of more rows": (
+        lambda: vae_fast.iwae_loss(X, R[:, :1], Z[:, :1], M[:1], M[:1], prior_mu=M),
+        ValueError,
+        ["z has shape (3, 1, 2)", "with logvar and the prior (4, 2)"],
+    ),
+    "recon of other rows": (
+        lambda: vae_fast.iwae_loss(X[:3], R[:, :3], Z, M, M),
+        ValueError,
+        ["recon has shape (3, 3)", "z has shape (3, 4)", "broadcast"],
+    ),
+    "z on another device": (lambda: vae_fast.iwae_loss(X, R, Z.to("meta"), M, M), ValueError, ["z is on meta", "mu is on cpu"]),
+    "recon on another device": (
+        lambda: vae_fast.iwae_loss(X.to("meta"), R.to("meta"), Z, M, M),
+        ValueError,
+        ["recon is on meta", "mu is on cpu"],
+    ),
     "reduction": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, reduction="k"), ValueError, ["reduction='k'"]),
     "z list": (lambda: vae_fast.iwae_loss(X, R, [0.0], M, M), TypeError, ["z", "got list"]),
     "likelihood": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, likelihood="poisson"), ValueError, ["likelihood='poisson'"]),

@@ -1,5 +1,6 @@
 """The public functions; each is documented with its formula, shapes, units and reduction."""
 
+from vae_fast.functional._values import checks
 from vae_fast.functional.bernoulli import bernoulli_log_prob
 from vae_fast.functional.elbo import elbo, elbo_loss, iwae_loss
 from vae_fast.functional.gaussian import gaussian_kl, gaussian_log_prob
@@ -12,6 +13,7 @@ from vae_fast.functional.reparameterize import reparameterize, reparameterize_wi
 __all__ = [
     "MixtureStatistics",
     "bernoulli_log_prob",
+    "checks",
     "elbo",
     "elbo_loss",
     "gaussian_kl",

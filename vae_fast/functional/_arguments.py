@@ -7,8 +7,10 @@ never at values: no device is synchronised and torch.compile traces straight thr
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,30 +21,106 @@ TARGETS = FLOATS | {torch.uint8, torch.bool}
 REDUCTIONS = ("none", "mean", "sum")
 CLIPS = (None, "clamp", "add", "bce")
 LIKELIHOODS = ("bernoulli", "bernoulli_probs", "gaussian")
+LARGEST = 2**63 - 1  # of torch's sizes
+_NUMBERS = (int, float, torch.SymFloat, torch.SymInt, np.floating, np.integer)
+_INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: one line, and not a long one."""
+    if isinstance(value, Tensor):
+        return "a Tensor" if value.is_nested else f"a Tensor of shape {tuple(value.shape)}"
+    try:
+        words = " ".join(repr(value).split())
+    except Exception:  # of an int with thousands of digits, or of a class whose repr fails
+        words = f"<{type(value).__name__}>"
+    return words if len(words) <= 60 else f"{words[:40]}...{words[-8:]}"
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """Refuse a value that is not among ``allowed``."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}")
+    plain = value is None or isinstance(value, str | torch.dtype)  # an array or a tensor has an == of its own
+    if not plain or value not in allowed:
+        raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(map(repr, allowed))}")
 
 
-def real(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
-    """Refuse anything but a finite number in [low, high]."""
+def real(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
+    """Refuse anything but a finite number in [low, high]; a bool is not one, NumPy's scalars are. Returns it as Python has it."""
     if type(value) is float and low <= value <= high and abs(value) != math.inf:
-        return
-    if isinstance(value, Tensor) or not isinstance(value, int | float | torch.SymFloat | torch.SymInt):
-        raise TypeError(f"{name}={value!r}: expected a Python number, got {type(value).__name__}")
-    if not low <= value <= high or value in (math.inf, -math.inf):
-        raise ValueError(f"{name}={value!r}: expected a finite number in [{low:g}, {high:g}]")
+        return value
+    if isinstance(value, bool | Tensor) or not isinstance(value, _NUMBERS):
+        raise TypeError(f"{name}={shown(value)}: expected a Python number, got {type(value).__name__}")
+    if isinstance(value, np.generic):
+        value = float(value)
+    if not low <= value <= high or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name}={shown(value)}: expected a finite number in [{low:g}, {high:g}]")
+    return value
+
+
+def flag(name: str, value: bool) -> None:
+    """Refuse anything but True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={shown(value)}: expected True or False, got {type(value).__name__}")
+
+
+def integer(name: str, value: int) -> None:
+    """Refuse anything but an int; a bool is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name}={shown(value)}: expected an int, got {type(value).__name__}")
 
 
 def positive_int(name: str, value: int) -> None:
-    """Refuse anything but an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
-        raise TypeError(f"{name}={value!r}: expected an int, got {type(value).__name__}")
+    """Refuse anything but an integer of at least 1 that a tensor's size can be."""
+    integer(name, value)
     if value < 1:
-        raise ValueError(f"{name}={value}: expected at least 1")
+        raise ValueError(f"{name}={shown(value)}: expected at least 1")
+    if value > LARGEST:
+        raise ValueError(f"{name}={shown(value)}: expected at most {LARGEST}")
+
+
+def count(name: str, value: int) -> None:
+    """Refuse anything but an integer of at least 0."""
+    integer(name, value)
+    if value != 0:
+        positive_int(name, value)
+
+
+def module(name: str, value: object) -> None:
+    """Refuse what cannot be called like a module."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a torch.nn.Module, got {type(value).__name__}")
+
+
+def device(name: str, value: torch.device | str | None) -> None:
+    """Refuse what torch does not know as a device."""
+    if value is None or isinstance(value, torch.device):
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={shown(value)}: expected a torch.device or its name, got {type(value).__name__}")
+    try:
+        torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"{name}={shown(value)}: {str(error).splitlines()[0]}") from None
+
+
+def sizes(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    """A size or a shape, as a shape of positive integers."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for size in value:
+            positive_int(name, size)
+        return tuple(value)
+    positive_int(name, value)  # type: ignore[arg-type]
+    return (value,)  # type: ignore[return-value]
+
+
+def generator(value: torch.Generator | None, device: torch.device, of: str) -> None:
+    """Refuse anything but None and a generator on the device of what ``of`` names."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {type(value).__name__}")
+    if value.device.type != device.type:
+        raise ValueError(f"generator is on {value.device}, {of} is on {device}: expected one device")
 
 
 def tensor(name: str, value: object, dtypes: frozenset[torch.dtype] = FLOATS) -> Tensor:
@@ -51,10 +129,22 @@ def tensor(name: str, value: object, dtypes: frozenset[torch.dtype] = FLOATS) ->
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
-        raise TypeError(f"{name} has dtype {str(value.dtype).removeprefix('torch.')}: expected one of {names}")
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise TypeError(f"{name} has dtype {dtype}: expected one of {names}{_way_to_floats(name, value.dtype, dtypes)}")
+    if value.is_nested:
+        raise TypeError(f"{name} is a nested tensor: expected a dense (strided) one")
     if value.layout != torch.strided:
         raise TypeError(f"{name} has layout {value.layout}: expected a dense (strided) tensor")
     return value
+
+
+def _way_to_floats(name: str, dtype: torch.dtype, dtypes: frozenset[torch.dtype]) -> str:
+    """How integers become what is expected."""
+    if dtype not in _INTEGERS:
+        return ""
+    if torch.uint8 in dtypes:
+        return f"; {name}.float(), or for integers 0 to 255 {name}.to(torch.uint8), read as {name} / 255"
+    return f"; {name}.float()"
 
 
 def same_device(**tensors: Tensor | None) -> None:
@@ -89,9 +179,9 @@ def broadcast_shapes(context: str, **shapes: torch.Size) -> torch.Size:
 def event_dims(name: str, value: int, of: str, shape: Sequence[int]) -> None:
     """Refuse a number of event dimensions that ``shape`` does not have."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r}: expected an int, got {type(value).__name__}")
+        raise TypeError(f"{name}={shown(value)}: expected an int, got {type(value).__name__}")
     if not 0 <= value <= len(shape):
-        raise ValueError(f"{name}={value}: expected 0 to {len(shape)}, the number of dimensions of {of} (shape {tuple(shape)})")
+        raise ValueError(f"{name}={shown(value)}: expected 0 to {len(shape)}, the number of dimensions of {of} (shape {tuple(shape)})")
 
 
 def same_event(event_dim: int, **tensors: Tensor) -> None:
@@ -101,8 +191,17 @@ def same_event(event_dim: int, **tensors: Tensor) -> None:
     if n and (len(a.shape) < n or a.shape[len(a.shape) - n :] != b.shape[len(b.shape) - n :]):
         raise ValueError(
             f"{a_name} has shape {tuple(a.shape)}, {b_name} has shape {tuple(b.shape)}: "
-            f"expected the same last {n} dimension{'s' * (n > 1)} (event_dim={n})"
+            f"expected the same last {n} dimension{'s' * (n > 1)} (event_dim={n}){_way_to_shape(a_name, a, b.shape)}"
         )
+
+
+def _way_to_shape(name: str, t: Tensor, shape: torch.Size) -> str:
+    """How the same numbers, flattened or as images, get the other shape."""
+    if len(t.shape) < 2 or len(shape) < 2 or t.shape[0] != shape[0] or t.shape.numel() != shape.numel():
+        return ""
+    what = "flatten" if len(t.shape) > len(shape) else "reshape"
+    sizes = ", ".join(map(str, (-1, *shape[1:])))
+    return f"; {what} {name} to {tuple(shape)}: {name}.{'view' if t.is_contiguous() else 'reshape'}({sizes})"
 
 
 def gaussian(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> torch.Size:
@@ -123,3 +222,5 @@ def clip(clip: str | None, eps: float) -> None:
     one_of("clip", clip, CLIPS)
     if clip in ("clamp", "add"):
         real("eps", eps, 1e-30, 0.499)
+    else:
+        real("eps", eps)

@@ -16,7 +16,6 @@ from torch import Tensor
 from vae_fast.functional import _arguments as check
 
 Number = float | Tensor
-_NUMPY = (np.floating, np.integer)  # a tuple: torch.compile does not follow a union of NumPy's types
 
 
 def number(
@@ -33,9 +32,7 @@ def number(
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         return _on_device(name, value, like)
-    if isinstance(value, _NUMPY):
-        value = value.item()
-    check.real(name, value, low)
+    value = check.real(name, value, low)
     if torch.compiler.is_compiling():
         # A product is what the compiler can take as an input; torch.full or torch.tensor would build the number in.
         return torch.ones((), dtype=torch.float64, device=like.device) * value

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
 
 
@@ -19,6 +20,7 @@ def bernoulli_log_prob(
     clip: str | None = None,
     eps: float = 1e-9,
     event_dim: int = 1,
+    check_data: bool = False,
 ) -> Tensor:
     r"""Bernoulli log-likelihood, in nats; targets may be grey values in [0, 1].
 
@@ -32,13 +34,18 @@ def bernoulli_log_prob(
     - ``"add"``: ``log(p + eps)`` and ``log(1 - p + eps)``.
     - ``"bce"``: the value of ``F.binary_cross_entropy`` (logs floored at -100) and its gradient ``(x - p) / max(p (1 - p), 1e-12)``.
 
+    ``F.binary_cross_entropy`` reads all targets and probabilities and raises where one is outside [0, 1]. Here, as in
+    ``F.binary_cross_entropy_with_logits``, they are not looked at unless ``check_data=True`` or :class:`checks` asks for it: targets of
+    0..255 give a number that is no likelihood.
+
     Args:
-        x: targets, any floating dtype, bool, or uint8 (read as ``x / 255`` inside the kernel), shape ``(*batch, *event)``.
+        x: targets in [0, 1], any floating dtype, bool, or uint8 (read as ``x / 255`` inside the kernel), shape ``(*batch, *event)``.
         logits: any floating dtype; same event shape, batch dimensions broadcast. Give this or ``probs``.
         probs: probabilities in [0, 1]; outside, the result is NaN (``"clamp"`` clips them).
         clip: None, ``"clamp"``, ``"add"`` or ``"bce"``.
         eps: the constant of ``"clamp"`` and ``"add"``, in (0, 0.5).
         event_dim: number of trailing dimensions that are summed (3 for images).
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
 
     Returns:
         float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in ``x``, ``logits``
@@ -57,6 +64,8 @@ def bernoulli_log_prob(
         raise ValueError(f"logits, probs: expected exactly one of them, got {came}")
     recon, name = (logits, "logits") if logits is not None else (probs, "probs")
     term, inputs = bernoulli_term(x, recon, name, clip, eps, event_dim)
+    if values.wanted(check_data):
+        values.require(*values.term(term, inputs, ("x", name)))
     return row_sum(term, inputs, eps, -math.inf, event_dim)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast._backend import C
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, as_kernel_arguments, number
 from vae_fast.functional.bernoulli import bernoulli_term
@@ -21,6 +23,10 @@ Recon = Tensor | tuple[Tensor, Tensor]
 
 
 def _likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> tuple[str, list[Tensor]]:
+    check.one_of("likelihood", likelihood, check.LIKELIHOODS)
+    if likelihood in ("bernoulli", "bernoulli_probs"):
+        kind = "logits" if likelihood == "bernoulli" else "probs"
+        return bernoulli_term(x, recon, kind, clip, eps, event_dim, "recon")  # type: ignore[arg-type]
     if likelihood == "gaussian":
         if clip is not None:
             raise ValueError(f"clip={clip!r}: expected None for likelihood='gaussian'")
@@ -30,9 +36,15 @@ def _likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps:
             check.tensor("recon[1]", recon[1])
             return gaussian_term(x, recon[0], recon[1], "logvar", event_dim, ("recon[0]", "recon[1]"))
         return gaussian_term(x, recon, None, "logvar", event_dim, ("recon", ""))
-    check.one_of("likelihood", likelihood, check.LIKELIHOODS)
-    kind = "logits" if likelihood == "bernoulli" else "probs"
-    return bernoulli_term(x, recon, kind, clip, eps, event_dim, "recon")  # type: ignore[arg-type]
+    raise ValueError(f"likelihood={likelihood!r}: expected 'bernoulli', 'bernoulli_probs' or 'gaussian'")
+
+
+def log_likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> Tensor:
+    """``log p(x|z)`` of each sample, the first term of :func:`elbo`."""
+    term, data = _likelihood(x, recon, likelihood, clip, eps, event_dim)
+    if values.wanted():
+        values.require(*values.term(term, data, values.data_names(data)))
+    return row_sum(term, data, eps, -math.inf, event_dim)
 
 
 #: The kernels' names of the likelihoods over one tensor, by (likelihood, clip).
@@ -71,16 +83,17 @@ def _arguments(
         beta, floor = number("beta", beta, like), floor_of(free_bits, like)
     else:
         floor = -math.inf
-    if (
-        k is C
-        and k is not None
-        and prior_mu is None
-        and prior_logvar is None
-        and (likelihood, clip) in _TERMS
-        and type(event_dim) is int
-        and type(latent_dim) is int
-        and k.ordinary_head(x, recon, mu, logvar, event_dim, latent_dim)
-    ):
+    ordinary = False
+    if k is C and k is not None and prior_mu is None and prior_logvar is None:
+        # What the extension cannot take at all raises here, and below in words.
+        with contextlib.suppress(TypeError, RuntimeError):
+            ordinary = (
+                (likelihood, clip) in _TERMS
+                and type(event_dim) is int
+                and type(latent_dim) is int
+                and k.ordinary_head(x, recon, mu, logvar, event_dim, latent_dim)
+            )
+    if ordinary:
         check.clip(clip, eps)
         data: list[Any] = [x, recon]
         return data, [mu, logvar], _TERMS[(likelihood, clip)], "kl.logvar", eps, floor, beta, event_dim, latent_dim
@@ -95,9 +108,11 @@ def _arguments(
         try:
             torch.broadcast_shapes(batch, latent_batch)
         except RuntimeError:
+            more = event_dim + len(batch) - len(latent_batch)
+            hint = f"; event_dim={more} sums all of one sample" if batch[: len(latent_batch)] == latent_batch else ""
             raise ValueError(
                 f"recon has batch shape {tuple(batch)} (event_dim={event_dim}), mu has batch shape {tuple(latent_batch)} "
-                f"(latent_dim={latent_dim}): expected shapes that broadcast to one another"
+                f"(latent_dim={latent_dim}): expected shapes that broadcast to one another{hint}"
             ) from None
     kl, kl_inputs = kl_term(mu, logvar, prior_mu, prior_logvar, "logvar")
     return lik_inputs, kl_inputs, lik, kl, eps, floor, beta, event_dim, latent_dim
@@ -119,6 +134,7 @@ def elbo(
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
+    check_data: bool = False,
 ) -> Tensor:
     r"""Evidence lower bound of each sample with an analytic KL, in nats.
 
@@ -127,7 +143,8 @@ def elbo(
     (Kingma and Welling 2014, eq. 10; beta: Higgins et al. 2017.) The result is not reduced over the batch: see :func:`elbo_loss`.
 
     Args:
-        x: data, any floating dtype, bool, or uint8 (read as ``x / 255``), shape ``(*batch, *event)``.
+        x: data, any floating dtype, bool, or uint8 (read as ``x / 255``), shape ``(*batch, *event)``; in [0, 1] for the Bernoulli
+            likelihoods, which is not looked at unless it is asked for, see :func:`bernoulli_log_prob`.
         recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean (of unit variance)
             or a (mean, logvar) pair for ``"gaussian"``.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
@@ -142,6 +159,7 @@ def elbo(
         free_bits: least value of each KL element, see :func:`gaussian_kl`.
         event_dim: number of trailing dimensions of ``x`` that are summed.
         latent_dim: number of trailing dimensions of ``mu`` that are summed.
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
 
     Returns:
         float32 (float64 if any input is float64), one value per sample. Differentiable in every tensor.
@@ -157,6 +175,8 @@ def elbo(
     """
     k = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
+    if values.wanted(check_data):
+        values.head(*args[:4])
     out: Tensor = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
     return out
 
@@ -179,6 +199,7 @@ def elbo_loss(
     latent_dim: int = 1,
     reduction: str = "mean",
     donate_recon: bool = False,
+    check_data: bool = False,
 ) -> Tensor:
     """The negative :func:`elbo`, reduced over the batch: the loss of a VAE, in nats.
 
@@ -186,7 +207,8 @@ def elbo_loss(
     of five); the backward pass hands them over, scaled only if the upstream gradient is not 1.
 
     Args:
-        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim: as in :func:`elbo`.
+        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim, check_data: as in
+            :func:`elbo`.
         reduction: ``"mean"`` (default; over samples, never over pixels), ``"sum"`` or ``"none"``.
         donate_recon: **destructive**: with gradients wanted, the forward pass writes the gradient of ``recon`` over ``recon`` itself, whose
             values are lost: no second buffer of its size is allocated. It is refused where that is known to be unsafe (below); whatever
@@ -211,8 +233,11 @@ def elbo_loss(
         >>> vae_fast.elbo_loss(x, logits, mu, logvar).backward()
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
+    check.flag("donate_recon", donate_recon)
     k: Any = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
+    if values.wanted(check_data):
+        values.head(*args[:4])
     if k is None or reduction == "none":
         if donate_recon:
             _check_donation(recon, args, reduction)
@@ -283,6 +308,7 @@ def iwae_loss(
     event_dim: int = 1,
     latent_dim: int = 1,
     reduction: str = "mean",
+    check_data: bool = False,
 ) -> Tensor:
     r"""The negative importance-weighted bound of K samples, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
 
@@ -296,7 +322,7 @@ def iwae_loss(
         recon: the decoder's output for each sample, ``(K, *batch, *event)``, or a pair, see :func:`elbo`.
         z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``.
         mu, logvar: the posterior, ``(*batch, *latent)``.
-        likelihood, clip, eps, prior_mu, prior_logvar, event_dim, latent_dim: as in :func:`elbo`.
+        likelihood, clip, eps, prior_mu, prior_logvar, event_dim, latent_dim, check_data: as in :func:`elbo`.
         reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -314,17 +340,39 @@ def iwae_loss(
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
     check.tensor("z", z)
-    check.event_dims("latent_dim", latent_dim, "mu", check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
-    if z.ndim != mu.ndim + 1 or z.shape[0] < 1:
-        raise ValueError(f"z has shape {tuple(z.shape)}, mu has shape {tuple(mu.shape)}: expected z (K, *mu.shape) with K at least 1")
+    _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"), latent_dim)
+    check.same_device(mu=mu, z=z)
     term, data = _likelihood(x, recon, likelihood, clip, eps, event_dim)
     if data[1].ndim != x.ndim + 1 or data[1].shape[0] != z.shape[0]:
         raise ValueError(
             f"recon has shape {tuple(data[1].shape)}, x has shape {tuple(x.shape)}: "
             f"expected recon (K, *x.shape) with the K={z.shape[0]} of z"
         )
+    check.same_device(mu=mu, recon=data[1])
+    batch, latent = data[1].shape[: data[1].ndim - event_dim], z.shape[: z.ndim - latent_dim]
+    check.broadcast_shapes("batch dimensions: ", recon=batch, z=latent)
+    posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
+    if values.wanted(check_data):
+        values.require(*values.term(term, data, values.data_names(data)), ("z", z, "finite"))
+        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
+    if reference.compute_dtype([*data, z, *posterior]) == torch.float64:  # one precision for all three terms, before they are summed
+        data[1], z = data[1].double(), z.double()
     log_p_x = row_sum(term, data, eps, -math.inf, event_dim)
     zero = z.new_zeros(()) if prior_mu is None else prior_mu
     log_p_z = gaussian_log_prob(z, zero.expand(z.shape), prior_logvar, event_dim=latent_dim)
     log_q_z = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
     return reduce(-iwae_bound(log_p_x + log_p_z - log_q_z, dim=0), reduction)
+
+
+def _check_samples(z: Tensor, mu: Tensor, logvar: Tensor, full: torch.Size, latent_dim: int) -> None:
+    """``full`` is the common shape of the posterior and its prior."""
+    shape = check.broadcast(mu=mu, logvar=logvar)
+    check.event_dims("latent_dim", latent_dim, "mu", shape)
+    batch = len(shape) - latent_dim
+    try:
+        fits = len(z.shape) == len(shape) + 1 and z.shape[1 + batch :] == shape[batch:] and torch.broadcast_shapes(z.shape, full) == z.shape
+    except RuntimeError:
+        fits = False
+    if not fits or z.shape[0] < 1:
+        wide = "" if full == mu.shape else f" (with logvar and the prior {tuple(full)})"
+        raise ValueError(f"z has shape {tuple(z.shape)}, mu has shape {tuple(mu.shape)}{wide}: expected z (K, *mu.shape) with K at least 1")

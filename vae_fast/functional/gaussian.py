@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, number
 
@@ -73,12 +74,23 @@ def gaussian_kl(
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
+    floor = floor_of(free_bits, mu)
+    if values.wanted():
+        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
-    return reduce(row_sum(name, inputs, 0.0, floor_of(free_bits, mu), event_dim), reduction)
+    return reduce(row_sum(name, inputs, 0.0, floor, event_dim), reduction)
 
 
 @overridable
-def gaussian_log_prob(x: Tensor, mu: Tensor, logvar: Tensor | None = None, *, scale: str = "logvar", event_dim: int = 1) -> Tensor:
+def gaussian_log_prob(
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor | None = None,
+    *,
+    scale: str = "logvar",
+    event_dim: int = 1,
+    check_data: bool = False,
+) -> Tensor:
     r"""Log-density of a diagonal Gaussian, in nats.
 
     .. math:: \log N(x; m, s^2) = -\sum_j \tfrac12 \log 2\pi + \log s_j + \frac{(x_j - m_j)^2}{2 s_j^2}
@@ -89,6 +101,7 @@ def gaussian_log_prob(x: Tensor, mu: Tensor, logvar: Tensor | None = None, *, sc
         logvar: what ``scale`` says, broadcast against ``mu``; None is unit variance.
         scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``.
         event_dim: number of trailing dimensions that are summed.
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
 
     Returns:
         float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in ``x``, ``mu``, ``logvar``.
@@ -102,6 +115,8 @@ def gaussian_log_prob(x: Tensor, mu: Tensor, logvar: Tensor | None = None, *, sc
         tensor([-1.8379])
     """
     name, inputs = gaussian_term(x, mu, logvar, scale, event_dim)
+    if values.wanted(check_data):
+        values.require(*values.term(name, inputs, ("x", "mu", "logvar")))
     return row_sum(name, inputs, 0.0, -math.inf, event_dim)
 
 

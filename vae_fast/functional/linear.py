@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable
 
 
@@ -20,6 +21,7 @@ def linear_bernoulli_log_prob(
     clip: str | None = None,
     eps: float = 1e-9,
     reduction: str = "none",
+    check_data: bool = False,
 ) -> Tensor:
     r"""``bernoulli_log_prob(x, F.linear(h, weight, bias))`` in little memory: neither the logits nor their gradient are ever stored whole.
 
@@ -46,6 +48,7 @@ def linear_bernoulli_log_prob(
         bias: ``(D,)``, or None.
         clip, eps: as in :func:`bernoulli_log_prob`.
         reduction: over the batch: ``"none"`` (default), ``"mean"`` or ``"sum"``; pixels are always summed.
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
 
     Returns:
         Nats; float32 (float64 if ``h`` is), shape ``batch``, or ``()``. Differentiable in every tensor. A gradient for ``x`` is as large
@@ -66,6 +69,8 @@ def linear_bernoulli_log_prob(
     x, h, weight, bias = _checked(x, h, weight, bias)
     check.clip(clip, eps)
     check.one_of("reduction", reduction, check.REDUCTIONS)
+    if values.wanted(check_data):
+        values.require(("x", x, "unit"), *values.finite(h=h, weight=weight, bias=bias))
     term = f"bernoulli_logits.{clip or 'none'}"
     k = kernels()
     if k is None:

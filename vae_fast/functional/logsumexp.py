@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable
 
 
@@ -48,10 +49,11 @@ def _logsumexp(a: Tensor, dim: int, weights: Tensor | None, name: str) -> Tensor
         check.same_device(**{"weights": weights, name: a})
         shape = check.broadcast(**{"weights": weights, name: a})
     n = len(shape)
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim={dim!r}: expected an int, got {type(dim).__name__}")
+    check.integer("dim", dim)
     if not -n <= dim < n:
-        raise IndexError(f"dim={dim}: expected {-n} to {n - 1} for {name} of shape {tuple(shape)}")
+        raise IndexError(f"dim={check.shown(dim)}: expected {-n} to {n - 1} for {name} of shape {tuple(shape)}")
+    if values.wanted():
+        values.require((name, a, "log weight"), ("weights", weights, "nonnegative"))
     k = kernels()
     if k is None:
         return reference.logsumexp(a, dim, weights)

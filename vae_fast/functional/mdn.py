@@ -8,11 +8,14 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable
 
 
 @overridable
-def mdn_log_prob(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Tensor, *, min_scale: float = 0.0) -> Tensor:
+def mdn_log_prob(
+    y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Tensor, *, min_scale: float = 0.0, check_data: bool = False
+) -> Tensor:
     r"""Log-likelihood of a mixture density network, in nats (Bishop 1994, "Mixture density networks", eq. 22 and 29).
 
     .. math:: \log p(y) = \log \sum_k w_k \prod_d N(y_d; \mu_{kd}, \sigma_{kd}^2), \qquad w = \mathrm{softmax}(\text{weight logits})
@@ -28,6 +31,7 @@ def mdn_log_prob(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Ten
         log_scale: log standard deviations: ``(..., K, D)``, or ``(..., K)`` for one per component (as many dimensions as ``means``, or one
             fewer).
         min_scale: least standard deviation; 0 for none.
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
 
         Leading (batch) dimensions broadcast.
 
@@ -45,7 +49,7 @@ def mdn_log_prob(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Ten
     for name, t in {"y": y, "weight_logits": weight_logits, "means": means, "log_scale": log_scale}.items():
         check.tensor(name, t)
     check.same_device(y=y, weight_logits=weight_logits, means=means, log_scale=log_scale)
-    check.real("min_scale", min_scale, 0.0)
+    min_scale = check.real("min_scale", min_scale, 0.0)
     if means.ndim < 2 or 0 in means.shape[-2:]:
         raise ValueError(f"means has shape {tuple(means.shape)}: expected (..., K, D) with K and D of at least 1")
     k, d = means.shape[-2:]
@@ -66,6 +70,8 @@ def mdn_log_prob(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Ten
         "log_scale": log_scale.shape[: -1 if shared else -2],
     }
     check.broadcast_shapes("batch dimensions: ", **batches)
+    if values.wanted(check_data):
+        values.require(("weight_logits", weight_logits, "log weight"), *values.finite(y=y, means=means, log_scale=log_scale))
     floor = math.log(min_scale) if min_scale > 0.0 else -math.inf
     kernel = kernels()
     if kernel is None:

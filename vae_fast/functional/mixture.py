@@ -9,9 +9,12 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable
 
-COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
+#: Whether ``scale`` holds precision Cholesky factors, and not log standard deviations.
+_FACTORS = {"diag": False, "spherical": False, "tied": True, "full": True}
+COVARIANCE_TYPES = tuple(_FACTORS)
 PRECISIONS = ("float32", "tf32x3")
 
 
@@ -24,14 +27,20 @@ class MixtureStatistics(NamedTuple):
     second: Tensor
 
 
-def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str, precision: str) -> None:
+def has_factors(covariance_type: str) -> bool:
+    """Whether ``scale`` holds precision Cholesky factors, and not log standard deviations; an unknown name is refused, not guessed at."""
     check.one_of("covariance_type", covariance_type, COVARIANCE_TYPES)
+    return _FACTORS[covariance_type]
+
+
+def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str, precision: str) -> None:
+    factors = has_factors(covariance_type)
     check.one_of("precision", precision, PRECISIONS)
     for name, t in {"x": x, "weight_logits": weight_logits, "means": means, "scale": scale}.items():
         check.tensor(name, t)
         if precision == "tf32x3" and t.dtype == torch.float64:
             raise ValueError(f"{name} has dtype float64: expected float32 or narrower with precision='tf32x3'")
-    if precision == "tf32x3" and covariance_type not in ("diag", "spherical"):
+    if precision == "tf32x3" and factors:
         raise ValueError(f"covariance_type={covariance_type!r}: expected 'diag' or 'spherical' with precision='tf32x3'")
     check.same_device(x=x, weight_logits=weight_logits, means=means, scale=scale)
     if means.ndim != 2:
@@ -43,10 +52,14 @@ def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, c
         raise ValueError(f"weight_logits has shape {tuple(weight_logits.shape)}: expected {(k,)}, one per row of means")
     wanted = {"diag": (k, d), "spherical": (k,), "tied": (d, d), "full": (k, d, d)}[covariance_type]
     if scale.shape != wanted:
-        form = "log standard deviations" if covariance_type in ("diag", "spherical") else "precision Cholesky factors"
+        form = "precision Cholesky factors" if factors else "log standard deviations"
         raise ValueError(f"scale has shape {tuple(scale.shape)}: expected {wanted}, {form} for covariance_type={covariance_type!r}")
     if x.ndim < 1 or x.shape[-1] != d:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected (..., {d}), the last dimension of means")
+
+
+def _check_values(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor) -> None:
+    values.require(*values.finite(x=x, means=means, scale=scale), ("weight_logits", weight_logits, "log weight"))
 
 
 @overridable
@@ -58,6 +71,7 @@ def mixture_log_prob(
     *,
     covariance_type: str = "diag",
     precision: str = "float32",
+    check_data: bool = False,
 ) -> Tensor:
     r"""Log-density of a mixture of Gaussians, in nats.
 
@@ -106,6 +120,7 @@ def mixture_log_prob(
         covariance_type: ``"diag"``, ``"spherical"``, ``"tied"`` or ``"full"``.
         precision: ``"float32"`` (float64 arguments are then computed in float64), or ``"tf32x3"``, see above: for ``"diag"`` and
             ``"spherical"`` and arguments of at most float32.
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
 
     Returns:
         float32 (float64 if any argument is), shape ``(...)``; ``-inf`` only where the density is out of range. Differentiable in ``x`` and
@@ -121,6 +136,8 @@ def mixture_log_prob(
         tensor([-2.5310, -2.5310, -2.5310])
     """
     _arguments(x, weight_logits, means, scale, covariance_type, precision)
+    if values.wanted(check_data):
+        _check_values(x, weight_logits, means, scale)
     k = kernels()
     if k is None:
         return reference.mixture_log_prob(x, weight_logits, means, scale, covariance_type)
@@ -137,11 +154,12 @@ def mixture_responsibilities(
     *,
     covariance_type: str = "diag",
     precision: str = "float32",
+    check_data: bool = False,
 ) -> Tensor:
     r"""The posterior over components ``q_k = w_k N(x; mu_k, Sigma_k) / p(x)`` (Bishop 2006, eq. 9.13).
 
     Args:
-        x, weight_logits, means, scale, covariance_type, precision: as in :func:`mixture_log_prob`.
+        x, weight_logits, means, scale, covariance_type, precision, check_data: as in :func:`mixture_log_prob`.
 
     Returns:
         float32 (float64 if any argument is), shape ``(..., K)``; sums to one over ``K``, or is all zero where ``log p(x)`` is ``-inf``.
@@ -157,6 +175,8 @@ def mixture_responsibilities(
         tensor([[0.5000, 0.5000]])
     """
     _arguments(x, weight_logits, means, scale, covariance_type, precision)
+    if values.wanted(check_data):
+        _check_values(x, weight_logits, means, scale)
     k = kernels()
     if k is None:
         return reference.mixture_responsibilities(x, weight_logits, means, scale, covariance_type)
@@ -176,6 +196,7 @@ def mixture_statistics(
     precision: str = "float32",
     responsibilities: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    check_data: bool = False,
 ) -> MixtureStatistics:
     r"""What an M-step of expectation maximisation needs, summed over samples (Bishop 2006, eq. 9.24 to 9.27), without forming N x K.
 
@@ -185,7 +206,7 @@ def mixture_statistics(
     nothing to a common offset. The same kernels give the gradients of :func:`mixture_log_prob`. Nothing here is differentiable.
 
     Args:
-        x, weight_logits, means, scale, covariance_type, precision: as in :func:`mixture_log_prob`.
+        x, weight_logits, means, scale, covariance_type, precision, check_data: as in :func:`mixture_log_prob`.
         responsibilities: ``(..., K)``, to use instead of ``p(k | x)``: hard assignments, say. Weights and scale then do not matter.
         sample_weight: ``(...)``, a weight for each sample; None is one.
 
@@ -215,6 +236,9 @@ def mixture_statistics(
         if sample_weight.shape != batch:
             raise ValueError(f"sample_weight has shape {tuple(sample_weight.shape)}: expected {tuple(batch)}")
     check.same_device(x=x, responsibilities=responsibilities, sample_weight=sample_weight)
+    if values.wanted(check_data):
+        _check_values(x, weight_logits, means, scale)
+        values.require(("responsibilities", responsibilities, "nonnegative"), ("sample_weight", sample_weight, "nonnegative"))
     k = kernels()
     if k is None:
         found = reference.mixture_statistics(x, weight_logits, means, scale, responsibilities, sample_weight, covariance_type)

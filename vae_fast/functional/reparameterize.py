@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable, reduce, row_sum
 from vae_fast.functional.gaussian import floor_of, kl_term
 
@@ -22,6 +23,8 @@ def _check(
     """``shape`` is the common shape of mu and logvar."""
     if num_samples is not None:
         check.positive_int("num_samples", num_samples)
+        if num_samples * shape.numel() > check.LARGEST:
+            raise ValueError(f"num_samples={num_samples}: expected fewer, no tensor has so many elements of shape {tuple(shape)}")
         shape = torch.Size((num_samples, *shape))
     if noise is not None:
         check.tensor("noise", noise)
@@ -30,11 +33,7 @@ def _check(
             raise ValueError(f"noise has shape {tuple(noise.shape)}: expected {tuple(shape)}, the shape of the result")
         if generator is not None:
             raise ValueError("noise, generator: expected at most one of them, got both")
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
-        if generator.device.type != mu.device.type:
-            raise ValueError(f"generator is on {generator.device}, mu is on {mu.device}: expected one device")
+    check.generator(generator, mu.device, "mu")
 
 
 def _noise(mu: Tensor, shape: torch.Size, num_samples: int | None, generator: torch.Generator | None) -> Tensor:
@@ -85,6 +84,8 @@ def reparameterize(
     """
     shape = check.gaussian(mu, logvar, None, None, scale)
     _check(mu, logvar, num_samples, generator, noise, shape)
+    if values.wanted():
+        values.require(*values.gaussian(mu, logvar, None, None, scale), *values.finite(noise=noise))
     k = kernels()
     if k is None:
         noise = _noise(mu, shape, num_samples, generator) if noise is None else noise.detach()
@@ -133,6 +134,8 @@ def reparameterize_with_kl(
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     floor = floor_of(free_bits, mu)
+    if values.wanted():
+        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale), *values.finite(noise=noise))
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
     k = kernels()
     # Two passes: for a prior with more batch dimensions than the posterior, and for a floor that is read on the device.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae_fast import functional as F
 from vae_fast.errors import DivergedError
+from vae_fast.functional.mixture import has_factors
 from vae_fast.models._em import Parameters, Report, Run
 
 _CUTS = 3  # how often the step is cut to a quarter before there is nothing more to gain
@@ -20,14 +21,14 @@ def constrain(free: Tensor, covariance_type: str) -> Tensor:
 
     Log standard deviations are free as they are; a precision Cholesky factor has the exponentials of the diagonal on its diagonal.
     """
-    if covariance_type in ("diag", "spherical"):
+    if not has_factors(covariance_type):
         return free
     return free.triu(1) + torch.diag_embed(free.diagonal(dim1=-2, dim2=-1).exp())
 
 
 def unconstrain(scale: Tensor, covariance_type: str) -> Tensor:
     """The inverse of :func:`constrain`; zero below the diagonal."""
-    if covariance_type in ("diag", "spherical"):
+    if not has_factors(covariance_type):
         return scale
     return scale.triu(1) + torch.diag_embed(scale.diagonal(dim1=-2, dim2=-1).log())
 
@@ -71,7 +72,7 @@ def gradient_ascent(
         DivergedError: if the likelihood is no longer a number.
     """
     unit = spread.mean() if covariance_type == "spherical" else spread
-    matrix = covariance_type in ("full", "tied")
+    matrix = has_factors(covariance_type)
     row = unit.unsqueeze(1) if matrix else unit
 
     def in_units(free: Parameters) -> Parameters:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vae_fast import functional as F
 from vae_fast.errors import SingularCovarianceError
+from vae_fast.functional.mixture import has_factors
 
 DEAD_COUNT = 0.1  # a component that accounts for less than this many samples is reported, and reseeded on request
 
@@ -121,8 +122,10 @@ def maximise(old: Parameters, sums: Sums, reg_covar: float, covariance_type: str
         second = (sums.second - shift.T @ (counts.unsqueeze(1) * shift) + torch.diag(counts @ lost)) / counts.sum()
     elif covariance_type == "diag":
         second = (sums.second / counts.unsqueeze(1) - shift * shift).clamp(min=0.0) + lost
-    else:
+    elif covariance_type == "spherical":
         second = (sums.second / counts - (shift * shift).sum(1)).clamp(min=0.0) / dim + lost.mean(1)
+    else:
+        raise ValueError(f"covariance_type={covariance_type!r}: expected one whose M-step is here")
     scale = scale_of(second, means, reg_covar, covariance_type, dtype, when, held if covariance_type != "tied" else None)
     if covariance_type != "tied":
         scale = torch.where(held.reshape(-1, *[1] * (scale.ndim - 1)), old.scale.to(scale), scale)
@@ -144,7 +147,7 @@ def scale_of(
     what is left of a variance, given the features before it, is. Components in the mask ``held`` are let pass: their result is not used.
     """
     eps = torch.finfo(dtype).eps
-    matrix = covariance_type in ("full", "tied")
+    matrix = has_factors(covariance_type)
     variances = covariances.diagonal(dim1=-2, dim2=-1) if matrix else covariances
     resolved = (8.0 * eps * means.abs()).square()
     resolved = resolved.amin(1) if covariance_type == "spherical" else resolved.amin(0) if covariance_type == "tied" else resolved
@@ -185,7 +188,7 @@ def named(mask: Tensor) -> str:
 def covariances_of(parameters: Parameters, covariance_type: str) -> Tensor:
     """The covariances in float64: variances ``(K, D)`` or ``(K,)``, or matrices ``(K, D, D)`` or ``(D, D)``."""
     scale = parameters.scale.double()
-    if covariance_type in ("diag", "spherical"):
+    if not has_factors(covariance_type):
         return (2.0 * scale).exp()
     eye = torch.eye(scale.shape[-1], dtype=scale.dtype, device=scale.device)
     inverse: Tensor = torch.linalg.solve_triangular(scale.triu(), eye.expand_as(scale), upper=True)
@@ -199,7 +202,7 @@ def scale_from_precisions(precisions: Tensor, covariance_type: str) -> Tensor:
     Raises:
         ValueError: naming the components whose precision is not symmetric and positive definite.
     """
-    if covariance_type in ("diag", "spherical"):
+    if not has_factors(covariance_type):
         bad = ~(precisions > 0.0)
         bad = bad.any(1) if covariance_type == "diag" else bad
         if bool(bad.any()):
@@ -240,7 +243,7 @@ def blend(old: Parameters, new: Sums, gamma: float, reg_covar: float, covariance
     Those before the step are read off the parameters that came of them.
     """
     weights, covariances = old.weight_logits.double().softmax(0), covariances_of(old, covariance_type)
-    if covariance_type in ("full", "tied"):
+    if has_factors(covariance_type):
         covariances = covariances - reg_covar * torch.eye(old.means.shape[1], dtype=covariances.dtype, device=covariances.device)
     else:
         covariances = (covariances - reg_covar).clamp(min=0.0) * (old.means.shape[1] if covariance_type == "spherical" else 1)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vae_fast.errors import NotFittedError
+from vae_fast.functional import _arguments as check
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,8 +74,23 @@ class Estimator(nn.Module):
         )
 
 
+def check_random_state(random_state: RandomState) -> None:
+    """Refuse anything but None, a seed that torch takes, and generators.
+
+    Raises:
+        TypeError, ValueError: naming random_state, what came and what was expected.
+    """
+    if random_state is None or isinstance(random_state, torch.Generator | np.random.RandomState | np.random.Generator):
+        return
+    if isinstance(random_state, bool) or not isinstance(random_state, int):
+        raise TypeError(f"random_state={check.shown(random_state)}: expected None, an int, a torch.Generator or a NumPy generator")
+    if not -(2**63) <= random_state < 2**64:
+        raise ValueError(f"random_state={check.shown(random_state)}: expected a seed of 64 bits")
+
+
 def generator_of(random_state: RandomState, device: torch.device) -> torch.Generator | None:
     """A generator on ``device``: None is torch's own; an int starts anew; others go on where they are."""
+    check_random_state(random_state)
     if random_state is None:
         return None
     if isinstance(random_state, torch.Generator):
@@ -85,8 +101,6 @@ def generator_of(random_state: RandomState, device: torch.device) -> torch.Gener
         seed = int(random_state.randint(2**31 - 1))
     elif isinstance(random_state, np.random.Generator):
         seed = int(random_state.integers(2**63 - 1))
-    elif isinstance(random_state, int) and not isinstance(random_state, bool):
-        seed = int(random_state)
     else:
-        raise TypeError(f"random_state={random_state!r}: expected None, an int, a torch.Generator or a NumPy generator")
+        seed = int(random_state)
     return torch.Generator(device).manual_seed(seed)

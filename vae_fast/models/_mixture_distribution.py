@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from vae_fast import functional as F
+from vae_fast.functional import _arguments as check
+from vae_fast.functional.mixture import has_factors
 from vae_fast.models import _em
 
 
@@ -38,6 +40,11 @@ class MixtureDistribution(Distribution):
         self, weight_logits: Tensor, means: Tensor, scale: Tensor, *, covariance_type: str = "diag", validate_args: bool | None = None
     ) -> None:
         """See the class."""
+        has_factors(covariance_type)  # refuses another name
+        for name, value in (("weight_logits", weight_logits), ("means", means), ("scale", scale)):
+            check.tensor(name, value)
+        if validate_args is not None:
+            check.flag("validate_args", validate_args)
         self.parameters, self.covariance_type = _em.Parameters(weight_logits, means, scale), covariance_type
         super().__init__(torch.Size(), means.shape[1:], validate_args)
 
@@ -76,11 +83,13 @@ class MixtureDistribution(Distribution):
             z *= scale.exp()[component].unsqueeze(1)
         elif self.covariance_type == "tied":
             z = _colour(z, scale)
-        else:
+        elif self.covariance_type == "full":
             order = component.argsort()
             counts = torch.bincount(component, minlength=len(means)).tolist()
             for k, rows in enumerate(order.split(counts)):
                 z[rows] = _colour(z[rows], scale[k])
+        else:
+            raise ValueError(f"covariance_type={self.covariance_type!r}: expected one that can be drawn from")
         x = z.add_(means[component])
         return x.reshape(*shape, dim), component.reshape(shape)
 
@@ -93,7 +102,7 @@ class MixtureDistribution(Distribution):
     def variance(self) -> Tensor:
         """The variance of each feature, ``(D,)``: within the components and between them."""
         covariances = _em.covariances_of(self.parameters, self.covariance_type).to(self.parameters.means.dtype)
-        if self.covariance_type in ("full", "tied"):
+        if has_factors(self.covariance_type):
             covariances = covariances.diagonal(dim1=-2, dim2=-1)
         within = covariances.unsqueeze(-1) if self.covariance_type == "spherical" else covariances
         return self.parameters.weight_logits.softmax(0) @ (within + (self.parameters.means - self.mean).square())

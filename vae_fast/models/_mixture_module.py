@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
+from vae_fast.functional.mixture import has_factors
 from vae_fast.models import _em
 from vae_fast.models._ascent import constrain, unconstrain
 from vae_fast.models._em import Parameters
@@ -168,6 +169,7 @@ class MixtureModule(Estimator):
         """
         check.positive_int("n_samples", n_samples)
         now = self._now()
+        check.generator(generator, now.means.device, "the mixture")
         generator = generator_of(self.random_state, now.means.device) if generator is None else generator
         x, component = self.distribution().sample_with_component((n_samples,), generator=generator)
         return (x.cpu().numpy(), component.cpu().numpy()) if self._gives_numpy else (x, component)
@@ -206,10 +208,10 @@ class MixtureModule(Estimator):
     def precisions_cholesky_(self) -> Array:
         """Upper triangular ``P`` with precision ``P P^T``, or the inverse standard deviations; the shape of ``covariances_``."""
         scale = self._now().scale
-        return self._array(scale.clone() if self.covariance_type in ("full", "tied") else (-scale.double()).exp())
+        return self._array(scale.clone() if has_factors(self.covariance_type) else (-scale.double()).exp())
 
     @property
     def precisions_(self) -> Array:
         """The inverses of ``covariances_``."""
         scale = self._now().scale.double()
-        return self._array(scale @ scale.mT if self.covariance_type in ("full", "tied") else (-2.0 * scale).exp())
+        return self._array(scale @ scale.mT if has_factors(self.covariance_type) else (-2.0 * scale).exp())

@@ -76,7 +76,11 @@ def _spread(sample: Tensor, k: int, covariance_type: str) -> Tensor:
     if covariance_type == "diag":
         return (0.5 * variances.log()).expand(k, -1).to(sample)
     factor = torch.diag(variances.rsqrt()).to(sample)
-    return factor if covariance_type == "tied" else factor.expand(k, -1, -1)
+    if covariance_type == "tied":
+        return factor
+    if covariance_type == "full":
+        return factor.expand(k, -1, -1)
+    raise ValueError(f"covariance_type={covariance_type!r}: expected one whose start is here")
 
 
 def _centres(x: Tensor, k: int, init_params: str, generator: torch.Generator | None) -> Tensor:

@@ -64,9 +64,11 @@ class MixtureDensityNetwork(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
+        check.module("trunk", trunk)
         for name, size in (("hidden_dim", hidden_dim), ("n_components", n_components), ("target_dim", target_dim)):
             check.positive_int(name, size)
-        check.real("min_scale", min_scale, 0.0)
+        min_scale = check.real("min_scale", min_scale, 0.0)
+        check.flag("shared_scale", shared_scale)
         self.trunk, self.n_components, self.target_dim = trunk, n_components, target_dim
         self.min_scale, self.shared_scale = min_scale, shared_scale
         k, d = n_components, target_dim
@@ -129,6 +131,7 @@ class MixtureDensityNetwork(nn.Module):
         """
         if num_samples is not None:
             check.positive_int("num_samples", num_samples)
+        check.generator(generator, self.head.weight.device, "the model")
         found: MDNOutput = self(x)
         logits, means, log_scale = found
         batch, k, d = means.shape[:-2], self.n_components, self.target_dim

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vae_fast.errors import ConvergenceWarning, DeadComponentWarning
 from vae_fast.functional import _arguments as check
-from vae_fast.functional.mixture import COVARIANCE_TYPES
+from vae_fast.functional.mixture import COVARIANCE_TYPES, has_factors
 from vae_fast.models import _em, _mixture_start
 from vae_fast.models._ascent import gradient_ascent
 from vae_fast.models._em import Parameters, Run
-from vae_fast.models._estimator import RandomState, generator_of
+from vae_fast.models._estimator import RandomState, check_random_state, generator_of
 from vae_fast.models._mixture_data import Rows, block_rows
 from vae_fast.models._mixture_module import MixtureModule
 from vae_fast.models._progress import Progress
@@ -148,7 +148,7 @@ class MixtureOfGaussians(MixtureModule):
 
     def _unit_scale(self, means: Tensor) -> Tensor:
         k, d = means.shape
-        if self.covariance_type in ("diag", "spherical"):
+        if not has_factors(self.covariance_type):
             return means.new_zeros((k, d) if self.covariance_type == "diag" else (k,))
         eye = torch.eye(d, dtype=means.dtype, device=means.device)
         return eye if self.covariance_type == "tied" else eye.expand(k, d, d)
@@ -162,8 +162,12 @@ class MixtureOfGaussians(MixtureModule):
             value = getattr(self, name)
             if value is not None or name not in ("batch_size", "n_features"):
                 check.positive_int(name, value)
-        if self.max_iter != 0:
-            check.positive_int("max_iter", self.max_iter)
+        check.count("max_iter", self.max_iter)
+        check.count("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose)
+        check.flag("warm_start", self.warm_start)
+        check.flag("reseed_dead", self.reseed_dead)
+        check.device("device", self.device)
+        check_random_state(self.random_state)
         for name, low in (("tol", 0.0), ("reg_covar", 0.0), ("learning_offset", 0.0), ("learning_decay", 0.0)):
             check.real(name, getattr(self, name), low)
         if not 0.5 < self.learning_decay <= 1.0:
@@ -382,7 +386,13 @@ def _given(name: str, value: Any, shape: tuple[int, ...], rows: Rows) -> Tensor 
     """An explicit start as a tensor like the samples."""
     if value is None:
         return None
-    t = (value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))).detach().to(device=rows.device, dtype=rows.dtype)
+    if isinstance(value, Tensor):
+        t = check.tensor(name, value).detach().to(device=rows.device, dtype=rows.dtype)
+    else:
+        try:
+            t = torch.as_tensor(np.array(value, dtype=np.float64)).to(device=rows.device, dtype=rows.dtype)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}={check.shown(value)}: expected an array or a tensor of numbers") from None
     if t.shape != shape:
         raise ValueError(f"{name} has shape {tuple(t.shape)}: expected {shape}")
     if not bool(t.isfinite().all()):

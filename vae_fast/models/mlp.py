@@ -46,6 +46,7 @@ class MLPVAE(VAE):
         """See the class."""
         for name, size in (("latent_dim", latent_dim), ("data_dim", data_dim), ("hidden_dim", hidden_dim)):
             check.positive_int(name, size)
+        check.generator(generator, torch.device("cpu"), "what it draws")
         encoder = GaussianMLP(data_dim, hidden_dim, latent_dim)
         decoder = nn.Sequential(*hidden_layers(latent_dim, hidden_dim), nn.utils.skip_init(nn.Linear, hidden_dim, data_dim))
         super().__init__(encoder, decoder, latent_dim=latent_dim, clip="clamp", eps=1e-9, beta=beta)

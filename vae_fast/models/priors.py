@@ -60,15 +60,16 @@ class VampPrior(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
+        check.module("encoder", encoder)
         check.positive_int("n_pseudo", n_pseudo)
         check.positive_int("latent_ndim", latent_ndim)
-        shape = (n_pseudo, input_shape) if isinstance(input_shape, int) else (n_pseudo, *input_shape)
-        for size in shape[1:]:
-            check.positive_int("input_shape", size)
+        shape = (n_pseudo, *check.sizes("input_shape", input_shape))
         if bounds is not None:
-            low, high = bounds
-            check.real("bounds[0]", low)
-            check.real("bounds[1]", high, low)
+            if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+                raise TypeError(f"bounds={check.shown(bounds)}: expected a pair of numbers, or None")
+            low = check.real("bounds[0]", bounds[0])
+            bounds = (low, check.real("bounds[1]", bounds[1], low))
+        check.generator(generator, torch.device("cpu"), "what it draws")
         if pseudo_inputs is None:
             if bounds is None:
                 pseudo_inputs = torch.randn(shape, generator=generator)

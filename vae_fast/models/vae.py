@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
+from vae_fast.functional.elbo import log_likelihood
 from vae_fast.models._posterior import posterior_of
 
 Recon = Tensor | tuple[Tensor, Tensor]
@@ -104,10 +105,12 @@ class VAE(nn.Module):
         if likelihood == "gaussian" and clip is not None:
             raise ValueError(f"clip={clip!r}: expected None for likelihood='gaussian'")
         check.clip(clip, eps)
-        check.real("beta", beta)
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            check.module(name, part)
         check.positive_int("event_dim", event_dim)
+        beta = check.real("beta", beta)
         if free_bits is not None:
-            check.real("free_bits", free_bits, 0.0)
+            free_bits = check.real("free_bits", free_bits, 0.0)
         if prior is not None:
             for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar), ("free_bits", free_bits)):
                 if value is not None:
@@ -116,11 +119,7 @@ class VAE(nn.Module):
                 isinstance(prior, nn.Module) and callable(getattr(prior, "log_prob", None)) and callable(getattr(prior, "sample", None))
             ):
                 raise TypeError(f"prior={type(prior).__name__}: expected a torch.nn.Module with log_prob(z) and sample(n)")
-        self.latent_shape: tuple[int, ...] | None = None
-        if latent_dim is not None:
-            self.latent_shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
-            for size in self.latent_shape:
-                check.positive_int("latent_dim", size)
+        self.latent_shape = None if latent_dim is None else check.sizes("latent_dim", latent_dim)
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.likelihood, self.clip, self.eps = likelihood, clip, eps
         self.beta, self.free_bits, self.event_dim = beta, free_bits, event_dim
@@ -162,6 +161,7 @@ class VAE(nn.Module):
             >>> mu.shape, logvar.shape
             (torch.Size([5, 2]), torch.Size([5, 2]))
         """
+        check.tensor("x", x, check.TARGETS)
         if x.dtype == torch.uint8:
             x = x.to(self._anchor().dtype) / 255.0
         elif x.dtype == torch.bool:
@@ -176,7 +176,11 @@ class VAE(nn.Module):
     def mean_of(self, recon: Recon) -> Tensor:
         """The mean of ``p(x|z)`` for the decoder's output: pixel values in [0, 1] for the Bernoulli likelihoods."""
         mean = recon if isinstance(recon, Tensor) else recon[0]
-        return torch.sigmoid(mean) if self.likelihood == "bernoulli" else mean
+        if self.likelihood == "bernoulli":
+            return torch.sigmoid(mean)
+        if self.likelihood in ("bernoulli_probs", "gaussian"):
+            return mean
+        raise ValueError(f"likelihood={self.likelihood!r}: expected 'bernoulli', 'bernoulli_probs' or 'gaussian'")
 
     def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z, decode.
@@ -303,18 +307,7 @@ class VAE(nn.Module):
 
     def log_likelihood(self, x: Tensor, recon: Recon) -> Tensor:
         """``log p(x|z)`` in nats for the decoder's output; batch dimensions of ``x`` and ``recon`` broadcast."""
-        if self.likelihood == "gaussian":
-            mean, logvar = (recon, None) if isinstance(recon, Tensor) else recon
-            return F.gaussian_log_prob(x, mean, logvar, event_dim=self.event_dim)
-        logits, probs = (recon, None) if self.likelihood == "bernoulli" else (None, recon)
-        return F.bernoulli_log_prob(
-            x,
-            cast("Tensor | None", logits),
-            probs=cast("Tensor | None", probs),
-            clip=self.clip,
-            eps=self.eps,
-            event_dim=self.event_dim,
-        )
+        return log_likelihood(x, recon, self.likelihood, self.clip, self.eps, self.event_dim)
 
     def log_prob(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None, max_rows: int = 8192) -> Tensor:
         r"""Importance-weighted estimate of ``log p(x)``, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
@@ -388,6 +381,7 @@ class VAE(nn.Module):
         if self.latent_shape is None:
             raise ValueError("latent_dim is not known: build the model with VAE(..., latent_dim=L) to sample from it")
         like = self._anchor()
+        check.generator(generator, like.device, "the model")
         if self.prior is not None:
             drawn = self.prior.sample(n) if generator is None else self.prior.sample(n, generator=generator)
             z = torch.as_tensor(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=like.dtype, device=like.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_fast._optional import optional_import
+from vae_fast.functional.mixture import has_factors
 from vae_fast.plots._figure import BLUE, GRID, INK, ORANGE, QUIET, PathLike, bare, new_figure, save
 
 LogProb = Callable[[Tensor], Tensor]
@@ -36,7 +37,7 @@ def covariance_matrices(covariances: Tensor, covariance_type: str, components: i
                  [0., 4.]]], dtype=torch.float64)
     """
     c = covariances.detach().double().cpu()
-    if covariance_type in ("full", "tied"):
+    if has_factors(covariance_type):
         return c.expand(components, d, d)
     return torch.diag_embed(c if covariance_type == "diag" else c[:, None].expand(components, d))
 

@@ -1,0 +1,249 @@
+"""Every argument of every public function, and of every model's constructor, given what it cannot be: one line that names it."""
+
+import contextlib
+import inspect
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vae_fast
+from vae_fast import models
+
+
+def f(*shape, dtype=torch.float32):
+    return torch.full(shape, 0.5, dtype=dtype)
+
+
+@contextlib.contextmanager
+def subtest(label):
+    """Says which of many values it was."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"with {label}")
+        raise
+
+
+class Unprintable:
+    """Neither to be compared nor to be printed."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise RuntimeError("no ==")
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+ODD = {
+    "list": [1.0],
+    "dict": {"a": 1},
+    "text": "nonsense",
+    "bytes": b"mean",
+    "complex": 1j,
+    "array": np.array([1.0, 2.0]),
+    "texts": np.array(["none", "mean"]),
+    "tensor of two": torch.ones(2),
+    "large tensor": torch.ones(40, 40),
+    "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "function": print,
+    "unprintable": Unprintable(),
+    "lines": "a\nb",
+}
+NUMBERS = {
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "-inf": float("-inf"),
+    "above float": 10**400,
+    "below float": -(10**400),
+    "unprintable int": 10**5000,
+    "NumPy inf": np.float32("inf"),
+}
+BOOLS = {"True": True, "False": False, "NumPy bool": np.bool_(True)}
+ALL = {
+    "tensor": {k: v for k, v in ODD.items() if k not in ("tensor of two", "large tensor")}
+    | BOOLS
+    | {
+        "float": 0.5,
+        "int64": f(3, 4).long(),
+        "complex tensor": f(3, 4, dtype=torch.complex64),
+        "sparse": f(3, 4).to_sparse(),
+        "csr": f(3, 4).to_sparse_csr(),
+        "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "meta": f(3, 4).to("meta"),
+        "quantized": torch.quantize_per_tensor(f(3, 4), 0.1, 0, torch.quint8),
+    },
+    "name": ODD | BOOLS | NUMBERS | {"empty": "", "upper case": "MEAN"},
+    "real": ODD | BOOLS | NUMBERS,
+    "int": ODD | BOOLS | NUMBERS | {"float": 1.0, "2**63": 2**63, "2**64": 2**64, "-2**63-1": -(2**63) - 1, "NumPy float": np.float64(1.0)},
+    "generator": ODD | {"int": 3, "NumPy generator": np.random.default_rng(0)},
+    "flag": ODD | NUMBERS | {"None": None, "0": 0, "1": 1},
+}
+NONE = {"None": None}
+NAMES = ("clip", "likelihood", "reduction", "covariance_type", "precision")
+INTS = ("event_dim", "latent_dim", "num_samples", "dim")
+REALS = ("eps", "beta", "free_bits", "min_scale")
+FLAGS = ("check_data", "donate_recon")
+OPTIONAL = {"clip", "free_bits", "num_samples", "generator", "noise", "bias", "prior_mu", "prior_logvar", "weights"}
+OPTIONAL |= {"responsibilities", "sample_weight"}
+
+A, D = f(3, 4), f(3, 2)
+SAMPLE = {"mu": A, "logvar": A}
+LATENT = {"mu": D, "logvar": D}
+MIXTURE = {"x": f(5, 2), "weight_logits": f(3), "means": f(3, 2), "scale": f(3, 2)}
+PRIOR = {"prior_mu": A, "prior_logvar": A}
+GOOD = {
+    "bernoulli_log_prob": {"x": A, "logits": A},
+    "elbo": {"x": A, "recon": A, **LATENT},
+    "elbo_loss": {"x": A, "recon": A, **LATENT},
+    "gaussian_kl": {**SAMPLE},
+    "gaussian_log_prob": {"x": A, **SAMPLE},
+    "iwae_bound": {"log_w": A},
+    "iwae_loss": {"x": A, "recon": f(5, 3, 4), "z": f(5, 3, 2), **LATENT},
+    "linear_bernoulli_log_prob": {"x": A, "h": D, "weight": f(4, 2), "bias": f(4)},
+    "logsumexp": {"a": A},
+    "mdn_log_prob": {"y": f(5, 2), "weight_logits": f(5, 3), "means": f(5, 3, 2), "log_scale": f(5, 3, 2)},
+    "mixture_log_prob": MIXTURE,
+    "mixture_responsibilities": MIXTURE,
+    "mixture_statistics": MIXTURE,
+    "reparameterize": SAMPLE,
+    "reparameterize_with_kl": SAMPLE,
+}
+
+
+def kind_of(function, name):
+    if name == "scale":
+        return "tensor" if function.startswith("mixture") else "name"
+    groups = {"name": NAMES, "int": INTS, "real": REALS, "flag": FLAGS, "generator": ("generator",)}
+    return next((kind for kind, names in groups.items() if name in names), "tensor")
+
+
+def hostile_values(function, name):
+    """Label and value of what this argument of this function cannot be."""
+    values = dict(ALL[kind_of(function, name)])
+    optional = name in OPTIONAL or (function, name) in {("gaussian_log_prob", "logvar"), ("bernoulli_log_prob", "probs")}
+    if not optional:
+        values |= NONE
+    if function in ("iwae_bound", "logsumexp") and name in ("a", "log_w"):
+        del values["meta"]  # the only tensor: nothing else says which device is meant
+    return values.items()
+
+
+def arguments():
+    for function in GOOD:
+        for name in inspect.signature(getattr(vae_fast, function)).parameters:
+            yield function, name
+
+
+def assert_refused_in_one_line(name, call):
+    with pytest.raises((ValueError, TypeError, IndexError)) as caught:
+        call()
+    message = str(caught.value)
+    assert re.search(rf"(?<![\w.]){name}\b", message), message
+    assert "\n" not in message, message
+    assert len(message) < 400, message
+    assert "Internal" not in message, message
+
+
+def test_every_function_is_here():
+    assert set(GOOD) == {n for n in vae_fast.__all__ if inspect.isfunction(getattr(vae_fast, n)) and n != "build_info"}
+
+
+def test_the_good_arguments_are_good(backend):
+    for function, good in GOOD.items():
+        getattr(vae_fast, function)(**good)
+
+
+@pytest.mark.parametrize(("function", "name"), arguments())
+def test_functions_refuse(function, name, backend):
+    good = dict(GOOD[function])
+    if name == "probs":
+        del good["logits"]
+    if name == "eps":
+        good["clip"] = "clamp"
+    for label, value in hostile_values(function, name):
+        with subtest(label):
+            assert_refused_in_one_line(name, lambda v=value: getattr(vae_fast, function)(**good | {name: v}))
+
+
+@pytest.mark.parametrize("function", ["elbo", "elbo_loss", "bernoulli_log_prob", "linear_bernoulli_log_prob"])
+def test_eps_that_clips_nothing_has_to_be_a_number_too(function, backend):
+    for label, value in ALL["real"].items():
+        with subtest(label):
+            assert_refused_in_one_line("eps", lambda v=value: getattr(vae_fast, function)(**GOOD[function], eps=v))
+
+
+# --- the models' constructors -----------------------------------------------------------------------------------------
+
+TENSOR_OR_NONE = {k: v for k, v in ALL["tensor"].items() if k != "meta"}
+SIZE = ALL["int"] | {"0": 0, "-1": -1}
+SHAPE = {k: v for k, v in SIZE.items() if k != "list"} | {"list of float": [1.0], "pair with 0": (2, 0)}
+GENERATOR = ALL["generator"]
+MODULE = {k: v for k, v in ODD.items() if k != "function"} | {"int": 3} | NONE
+FLAG = {k: v for k, v in ALL["flag"].items() if k not in ("0", "1")}
+CONSTRUCTORS = {
+    models.VAE: (
+        {"encoder": nn.Linear(4, 4), "decoder": nn.Linear(2, 4), "clip": "clamp"},
+        {"encoder": MODULE, "decoder": MODULE, "latent_dim": SHAPE, "likelihood": ALL["name"] | NONE, "clip": ALL["name"]}
+        | {"eps": ALL["real"] | NONE, "beta": ALL["real"] | NONE, "free_bits": ALL["real"], "event_dim": SIZE | NONE}
+        | {"prior_mu": TENSOR_OR_NONE, "prior_logvar": TENSOR_OR_NONE, "prior": {k: v for k, v in MODULE.items() if v is not None}},
+    ),
+    models.MLPVAE: (
+        {"latent_dim": 2, "data_dim": 4, "hidden_dim": 3},
+        {"latent_dim": SIZE | NONE, "data_dim": SIZE | NONE, "hidden_dim": SIZE | NONE, "beta": ALL["real"] | NONE, "generator": GENERATOR},
+    ),
+    models.VampPrior: (
+        {"encoder": nn.Linear(4, 4), "n_pseudo": 3, "input_shape": 4},
+        {"encoder": MODULE, "n_pseudo": SIZE | NONE, "input_shape": SHAPE | NONE, "latent_ndim": SIZE | NONE, "generator": GENERATOR}
+        | {"bounds": {k: v for k, v in ODD.items() if k != "function"} | {"int": 3, "falling": (1.0, 0.0), "infinite": (0.0, float("inf"))}}
+        | {"pseudo_inputs": TENSOR_OR_NONE},
+    ),
+    models.MixtureDensityNetwork: (
+        {"trunk": nn.Identity(), "hidden_dim": 3, "n_components": 2},
+        {"trunk": MODULE, "hidden_dim": SIZE | NONE, "n_components": SIZE | NONE, "target_dim": SIZE | NONE}
+        | {"min_scale": ALL["real"] | NONE, "shared_scale": FLAG},
+    ),
+    models.MixtureDistribution: (
+        {"weight_logits": f(3), "means": f(3, 2), "scale": f(3, 2)},
+        {name: TENSOR_OR_NONE | NONE for name in ("weight_logits", "means", "scale")}
+        | {"covariance_type": ALL["name"] | NONE}
+        | {"validate_args": {k: v for k, v in FLAG.items() if v is not None}},
+    ),
+    models.MixtureOfGaussians: (
+        {},
+        {"n_components": SIZE | NONE, "covariance_type": ALL["name"] | NONE, "tol": ALL["real"] | NONE, "reg_covar": ALL["real"] | NONE}
+        | {"max_iter": ALL["int"] | NONE, "n_init": SIZE | NONE, "init_params": ALL["name"] | NONE, "method": ALL["name"] | NONE}
+        | {"random_state": ODD | {"float": 1.0, "True": True, "2**64": 2**64}, "warm_start": FLAG, "verbose": ODD | NUMBERS | NONE}
+        | {"verbose_interval": SIZE | NONE, "lr": ALL["real"], "batch_size": SIZE, "reseed_dead": FLAG, "n_features": SIZE}
+        | {"dtype": ALL["name"] | {"int64": torch.int64}, "device": ODD | NUMBERS, "n_iter_no_change": SIZE | NONE}
+        | {"learning_decay": ALL["real"] | NONE, "learning_offset": ALL["real"] | NONE},
+    ),
+}
+
+
+def test_every_model_is_here():
+    found = {getattr(models, n) for n in models.__all__ if not issubclass(getattr(models, n), Exception | tuple)}
+    assert found == set(CONSTRUCTORS)
+    for model, (_, hostile) in CONSTRUCTORS.items():
+        fitted = {"weights_init", "means_init", "precisions_init"} if model is models.MixtureOfGaussians else set()  # by a fit
+        assert set(hostile) | fitted == set(inspect.signature(model).parameters), model
+
+
+@pytest.mark.parametrize(("model", "name"), [(m, n) for m, (_, hostile) in CONSTRUCTORS.items() for n in hostile], ids=str)
+def test_models_refuse(model, name):
+    good, hostile = CONSTRUCTORS[model]
+    for label, value in hostile[name].items():
+        with subtest(label):
+            assert_refused_in_one_line(name, lambda v=value: model(**good | {name: v}))
+
+
+@pytest.mark.parametrize("name", ["weights_init", "means_init", "precisions_init"])
+def test_a_fit_refuses_an_explicit_start(name):
+    for label, value in (ODD | BOOLS | {"float": 0.5, "nan": [float("nan")]}).items():
+        with subtest(label):
+            mixture = models.MixtureOfGaussians(2, **{name: value})
+            assert_refused_in_one_line(name, lambda m=mixture: m.fit(np.random.default_rng(0).normal(size=(20, 3))))

@@ -1,0 +1,192 @@
+"""Checks of values, on request: the argument, the first element that is out of range, its value, and what was expected.
+
+Values lie on a device that would have to be waited for, so nothing here runs unless it is asked for: by ``check_data=True`` in a call, or
+by :class:`checks` around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _State(threading.local):
+    on = False
+
+
+#: Thread-local, and not a ContextVar: torch.compile guards an attribute of this, and compiles anew when it changes.
+_STATE = _State()
+
+#: What an argument may be asked to be: in words, and as a test that NaN fails.
+EXPECTED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "unit": ("values in [0, 1]", lambda t: (t >= 0) & (t <= 1)),
+    "finite": ("finite numbers", lambda t: t.abs() < torch.inf),
+    "positive": ("positive finite numbers", lambda t: (t > 0) & (t < torch.inf)),
+    "nonnegative": ("finite numbers of at least 0", lambda t: (t >= 0) & (t < torch.inf)),
+    "log weight": ("finite numbers, or -inf for a weight of zero", lambda t: t < torch.inf),
+}
+_SCALES = {"logvar": "finite", "log_std": "finite", "std": "positive", "var": "positive", "softplus": "finite"}
+#: What the inputs of the kernels' terms are asked to be, by family; "scale" is settled by the variant.
+_TERMS = {
+    "bernoulli_logits": ("unit", "finite"),
+    "bernoulli_probs": ("unit", "unit"),
+    "gaussian_unit": ("finite", "finite"),
+    "gaussian": ("finite", "finite", "scale"),
+    "kl": ("finite", "scale"),
+    "kl_prior": ("finite", "scale", "finite", "scale"),
+}
+Asked = tuple[str, Tensor | None, str]
+
+
+class checks(contextlib.ContextDecorator):  # noqa: N801  used like a function, as torch.no_grad is
+    """Look at the values of every argument while this is active: a debugging aid like :func:`torch.autograd.set_detect_anomaly`.
+
+    A context manager and a decorator. Every function of this package then refuses, before it computes, targets and probabilities outside
+    [0, 1], standard deviations and variances that are not positive, negative weights, and anything that is not finite where it has to be;
+    the error names the argument, the first bad index and its value. Without it they compute: targets of 0..255 in a Bernoulli likelihood
+    give a finite loss that means nothing.
+
+    It holds for the calls of the same thread and may be nested: ``checks(False)`` switches it off inside. ``check_data=True`` asks for the
+    same in one call, whatever is around it. Each tensor is read once and the device is waited for, which is why it is not the default.
+
+    Under ``torch.compile`` the checks run between two parts of the graph (a graph break); with ``fullgraph=True`` torch refuses to compile
+    and names them as the reason. Where a graph is traced without values (``torch.export``, ``make_fx``, ``torch.jit.trace``) a check that
+    is asked for is refused, and meta tensors have no values to check.
+
+    Args:
+        enabled: False switches the checks off.
+
+    Raises:
+        TypeError: if ``enabled`` is not a bool.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> x = torch.tensor([[0.0, 255.0]])
+        >>> with vae_fast.checks():
+        ...     vae_fast.bernoulli_log_prob(x, torch.zeros(1, 2))
+        Traceback (most recent call last):
+        ...
+        ValueError: x[0, 1] = 255.0: expected values in [0, 1], 1 of 2 is not; give bytes as torch.uint8, read as x / 255
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        """See the class."""
+        if not isinstance(enabled, bool):
+            raise TypeError(f"enabled: expected a bool, got {type(enabled).__name__} (a decorator is written @vae_fast.checks())")
+        self.enabled = enabled
+        self._before: list[bool] = []
+
+    def _recreate_cm(self) -> Self:
+        return type(self)(self.enabled)  # a decorated function may call itself, and be called in several threads
+
+    def __enter__(self) -> None:
+        """Switch the checks on, or off."""
+        self._before.append(_STATE.on)
+        _STATE.on = self.enabled
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """As it was before."""
+        _STATE.on = self._before.pop()
+
+
+def wanted(check_data: bool = False) -> bool:
+    """Whether this call is to look at values."""
+    if check_data is False:
+        return _STATE.on
+    if check_data is not True:
+        raise TypeError(f"check_data: expected a bool, got {type(check_data).__name__}")
+    return True
+
+
+def term(name: str, inputs: Sequence[Tensor], names: Sequence[str]) -> list[Asked]:
+    """What is asked of the inputs of a kernel's term, which the caller knows as ``names``."""
+    family, _, variant = name.partition(".")
+    kinds = (_SCALES[variant] if kind == "scale" else kind for kind in _TERMS[family])
+    return list(zip(names, inputs, kinds, strict=False))
+
+
+def gaussian(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> list[Asked]:
+    """What is asked of a posterior and its prior."""
+    kind = _SCALES[scale]
+    return [("mu", mu, "finite"), ("logvar", logvar, kind), ("prior_mu", prior_mu, "finite"), ("prior_logvar", prior_logvar, kind)]
+
+
+def finite(**tensors: Tensor | None) -> list[Asked]:
+    """All of these have to be finite."""
+    return [(name, t, "finite") for name, t in tensors.items()]
+
+
+def data_names(data: Sequence[Tensor]) -> tuple[str, ...]:
+    """What the caller of an ELBO knows the inputs of its likelihood as."""
+    return ("x", "recon") if len(data) == 2 else ("x", "recon[0]", "recon[1]")
+
+
+def head(data: Sequence[Tensor], latent: Sequence[Tensor], likelihood: str, kl: str) -> None:
+    """Check the values of an ELBO's arguments, in the form in which the kernels get them."""
+    require(*term(likelihood, data, data_names(data)), *term(kl, latent, ("mu", "logvar", "prior_mu", "prior_logvar")))
+
+
+@torch.compiler.disable(reason="vae_fast.checks() and check_data=True look at values, outside the graph: use fullgraph=False, or none")  # type: ignore[untyped-decorator]
+@torch.no_grad()
+def require(*asked: Asked) -> None:
+    """Refuse the first tensor with an element that is not what is asked of it.
+
+    Raises:
+        ValueError: naming the argument, the first bad index, its value and what was expected.
+    """
+    for name, given, kind in asked:
+        t = None if given is None else _readable(name, given)
+        if t is not None and not fits(t, kind):
+            raise ValueError(complaint(name, t, kind))
+
+
+def fits(t: Tensor, kind: str) -> bool:
+    """Whether all elements are what is asked of them."""
+    if t.dtype in (torch.uint8, torch.bool) or t.numel() == 0:  # bytes are read as x / 255
+        return True
+    return bool(extremes_fit(torch.stack(t.aminmax()), kind))
+
+
+def extremes_fit(extremes: Tensor, kind: str) -> Tensor:
+    """Whether these elements are what is asked of them, as a tensor: the least and the greatest (NaN, if there is one) stand for all."""
+    return EXPECTED[kind][1](extremes).all()
+
+
+def complaint(name: str, t: Tensor, kind: str, first_row: int = 0) -> str:
+    """The line about a tensor that does not fit; ``first_row`` is the row of its data set that it begins at."""
+    words, test = EXPECTED[kind]
+    bad = ~test(t)
+    place, left = list[int](), int(bad.flatten().to(torch.uint8).argmax())
+    for size in reversed(t.shape):
+        left, here = divmod(left, size)
+        place.insert(0, here)
+    value = t[tuple(place)]
+    if place:
+        place[0] += first_row
+    shown = str(value.double().item() if value.dtype == torch.float64 else value.float().cpu().numpy()[()])
+    index = f"[{', '.join(map(str, place))}]" if place else ""
+    count = int(bad.sum())
+    share = f", {count:,} of {t.numel():,} {'is' if count == 1 else 'are'} not"
+    hint = "; give bytes as torch.uint8, read as x / 255" if kind == "unit" and 2.0 <= float(t.amax()) <= 255.0 else ""
+    return f"{name}{index} = {shown}: expected {words}{share}{hint}"
+
+
+def _readable(name: str, t: Tensor) -> Tensor | None:
+    """The tensor whose values stand behind ``t``; None where there are none (meta)."""
+    from torch._subclasses.fake_tensor import is_fake
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    if is_fake(t) or get_proxy_mode() is not None or torch._C._get_tracing_state() is not None:
+        raise ValueError(f"{name}: its values cannot be checked while a graph is traced; trace it without checks and check_data")
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return None if t.is_meta else t.detach()
