@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
+from vae_fast._data_values import kind_of, reason, refuse
 from vae_fast._products import Products
 from vae_fast._run import Record, Saver, Schedule, Step, Transform, autocast, warmup
 from vae_fast.distributed import Engine, Objective, World
@@ -70,6 +71,7 @@ def fit(
     schedule: Schedule | None = None,
     max_grad_norm: float | None = None,
     capture: bool = True,
+    check_data: bool = True,
 ) -> list[Record]:
     """Minimise ``model.loss`` with Adam; the defaults are the source's.
 
@@ -127,6 +129,9 @@ def fit(
             differ between two runs, where both are as fast, and so may the rounding; a resumed run keeps the choices of its checkpoint.
             ``VAE_FAST_PRODUCTS=blas`` (torch's own) or ``onednn`` fixes it, ``torch.use_deterministic_algorithms(True)`` means torch's
             own. Each process of several chooses for itself.
+        check_data: look at every value of ``train`` and ``valid`` once, before the first step: in [0, 1] if the model says that its
+            likelihood is Bernoulli (an attribute ``likelihood``, as :class:`vae_fast.models.VAE` has), else finite. With ``transform``,
+            which may scale them, finite. Bytes and bools need no look. Mapped data are read once for it, each process its part.
 
     Returns:
         The history, one record per epoch: ``epoch``, ``loss``, ``kl`` (NaN if the model does not give it),
@@ -136,7 +141,8 @@ def fit(
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
         FileError: if the checkpoint cannot be written or does not fit.
-        DivergedError: if an epoch's mean loss is not finite; the checkpoint of the epoch before is kept.
+        DivergedError: if an epoch's mean loss is not finite, with what is to blame: a value of the data, or the learning rate; the
+            checkpoint of the epoch before is kept.
         RunError: if the processes do not fit each other, or one is lost; for an error in another process.
         Terminated: (exit code 143) after SIGTERM, with ``checkpoint``: it is written at the end of the step, to resume from.
 
@@ -151,6 +157,9 @@ def fit(
         world.together(lambda: _check(model, train, valid, epochs, batch_size, drop_last, amp, checkpoint, resume))
         world.together(lambda: _check_parts(world, batch_size, accumulate, checkpoint_every, checkpoint, shard, optimizer))
         world.together(lambda: _check_step(schedule, max_grad_norm))
+        check.flag("check_data", check_data)
+        if check_data:
+            world.together(lambda: _check_values(model, {"train": train, "valid": valid}, transform, world))
         settings = {
             "batch_size": batch_size,
             "lr": lr,
@@ -198,7 +207,9 @@ def fit(
                 seconds, partial = saver.seconds(), None
                 if not math.isfinite(loss):
                     kept = f"; {checkpoint} holds epoch {epoch - 1}" if checkpoint is not None and epoch > 1 else ""
-                    raise DivergedError(f"epoch {epoch}: the mean loss is {loss}: try a smaller learning rate than {lr:g}{kept}")
+                    raise DivergedError(
+                        f"epoch {epoch}: the mean loss is {loss}: {reason(model, data, transform, device, step.rates)}{kept}"
+                    )
                 record = {"epoch": epoch, "loss": loss, "kl": kl}
                 if valid is not None:
                     found = _evaluate(engine.objective, model, valid, 1000, amp, transform, world, products)
@@ -227,6 +238,7 @@ def evaluate(
     batch_size: int = 1000,
     amp: torch.dtype | None = None,
     transform: Transform | None = None,
+    check_data: bool = True,
 ) -> Record:
     """Mean loss and KL over a data set, in nats per sample.
 
@@ -237,19 +249,22 @@ def evaluate(
         model: as in :func:`fit`.
         data: ``(n, *event)``, n at least 1.
         batch_size: rows at once.
-        amp, transform: as in :func:`fit`.
+        amp, transform, check_data: as in :func:`fit`.
 
     Returns:
         ``{"loss": ..., "kl": ...}``; the KL is NaN if the model does not give it.
 
     Raises:
-        ValueError: if ``data`` is empty.
+        ValueError: if ``data`` is empty, or for a value out of range (``check_data``).
 
     Example:
         >>> from vae_fast.models import MLPVAE
         >>> sorted(evaluate(MLPVAE(latent_dim=2, data_dim=16, hidden_dim=8), torch.rand(30, 16)))
         ['kl', 'loss']
     """
+    check.flag("check_data", check_data)
+    if check_data:
+        _check_values(model, {"data": data}, transform, World())
     return _evaluate(Objective(model), model, data, batch_size, amp, transform, World())
 
 
@@ -284,12 +299,13 @@ def evaluate_log_prob(
     batch_size: int = 1000,
     amp: torch.dtype | None = None,
     transform: Transform | None = None,
+    check_data: bool = True,
 ) -> float:
     """Mean importance-weighted estimate of ``log p(x)`` over a data set, in nats per sample.
 
     Args:
         model: its ``log_prob`` is called, see :meth:`vae_fast.models.VAE.log_prob`.
-        data, batch_size, amp, transform: as in :func:`evaluate`.
+        data, batch_size, amp, transform, check_data: as in :func:`evaluate`.
         num_samples: importance samples per row.
 
     Example:
@@ -297,6 +313,9 @@ def evaluate_log_prob(
         >>> evaluate_log_prob(MLPVAE(latent_dim=2, data_dim=16, hidden_dim=8), torch.rand(30, 16), 5) < 0.0
         True
     """
+    check.flag("check_data", check_data)
+    if check_data:
+        _check_values(model, {"data": data}, transform, World())
     with _evaluating(model, data, amp) as device:
         parts = (x.to(device) if transform is None else transform(x.to(device)) for x in data.split(batch_size))
         total = sum(model.log_prob(x, num_samples).double().sum() for x in parts)
@@ -380,6 +399,12 @@ def _check(
         raise ValueError("resume=True: expected a checkpoint to resume from, got checkpoint=None")
     if checkpoint is not None and Path(checkpoint).is_dir():
         raise ValueError(f"checkpoint={str(checkpoint)!r}: expected a file name, this is a directory")
+
+
+def _check_values(model: nn.Module, data: Mapping[str, Tensor | None], transform: Transform | None, world: World) -> None:
+    for name, rows in data.items():
+        if rows is not None:
+            refuse(name, rows, kind_of(model, transform), world.rank, world.size)
 
 
 def _check_parts(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,8 +162,8 @@ def extremes_fit(extremes: Tensor, kind: str) -> Tensor:
     return EXPECTED[kind][1](extremes).all()
 
 
-def complaint(name: str, t: Tensor, kind: str, first_row: int = 0) -> str:
-    """The line about a tensor that does not fit; ``first_row`` is the row of its data set that it begins at."""
+def complaint(name: str, t: Tensor, kind: str, first_row: int | None = None) -> str:
+    """The line about a tensor that does not fit; ``first_row`` is where it begins in the data set that it is a piece of."""
     words, test = EXPECTED[kind]
     bad = ~test(t)
     place, left = list[int](), int(bad.flatten().to(torch.uint8).argmax())
@@ -170,12 +171,12 @@ def complaint(name: str, t: Tensor, kind: str, first_row: int = 0) -> str:
         left, here = divmod(left, size)
         place.insert(0, here)
     value = t[tuple(place)]
-    if place:
+    if first_row is not None:
         place[0] += first_row
-    shown = str(value.double().item() if value.dtype == torch.float64 else value.float().cpu().numpy()[()])
+    shown = str(value.item() if value.dtype == torch.float64 else np.float32(value.item()))
     index = f"[{', '.join(map(str, place))}]" if place else ""
     count = int(bad.sum())
-    share = f", {count:,} of {t.numel():,} {'is' if count == 1 else 'are'} not"
+    share = f", {count:,} of {t.numel():,} {'is' if count == 1 else 'are'} not" if first_row is None else ""
     hint = "; give bytes as torch.uint8, read as x / 255" if kind == "unit" and 2.0 <= float(t.amax()) <= 255.0 else ""
     return f"{name}{index} = {shown}: expected {words}{share}{hint}"
 
