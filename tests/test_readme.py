@@ -17,11 +17,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), fl
 
 @pytest.fixture(scope="module")
 def namespace():
-    """What a reader of the first screen has at hand: a VAE's tensors."""
+    """What a reader of the first screen has at hand: a VAE's tensors, of a batch of images."""
     torch.manual_seed(0)
     mu, logvar = (torch.randn(4, 20, requires_grad=True) for _ in range(2))
     recon_x = torch.rand(4, 784, requires_grad=True)
-    return {"torch": torch, "F": F, "vae_fast": vae_fast, "x": torch.rand(4, 784), "recon_x": recon_x, "mu": mu, "logvar": logvar}
+    return {"torch": torch, "F": F, "vae_fast": vae_fast, "x": torch.rand(4, 1, 28, 28), "recon_x": recon_x, "mu": mu, "logvar": logvar}
 
 
 def test_there_are_blocks():

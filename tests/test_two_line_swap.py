@@ -1,6 +1,7 @@
 """Swapping two lines of the ordinary VAE example for vae_fast's changes nothing but the speed and the safety."""
 
 import difflib
+import re
 import types
 from pathlib import Path
 
@@ -72,6 +73,41 @@ def test_float64_trains_to_the_same_numbers(images):
     torch.testing.assert_close(losses, want_losses, rtol=1e-13, atol=0.0)
     for got, want in zip(model.parameters(), want_model.parameters(), strict=True):
         torch.testing.assert_close(got, want, rtol=0.0, atol=1e-10)
+
+
+def readme_swaps():
+    """The two lines as the README prints them, in the names of the frozen example."""
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).resolve().parent.parent / "README.md").read_text(), flags=re.DOTALL)
+    after = next(block for block in blocks if block.startswith("# after"))
+    z, loss = (re.search(rf"^{name} = (.*)$", after, flags=re.MULTILINE).group(1) for name in ("z", "loss"))
+    return dict(zip(SWAPS, (f"return {z}", f"return {loss.replace('recon_x', 'recon')}"), strict=True))
+
+
+def of_images(module):
+    """The example as it is with batches of images, which its network flattens."""
+
+    class Flattening(module.VAE):
+        def forward(self, x):
+            return super().forward(x.view(-1, 784))
+
+    module.VAE = Flattening
+    return module
+
+
+def test_the_readmes_lines_on_batches_of_images(images, ordinary):
+    """As they are printed: the loss line trains to the same numbers; both lines, whose noise is our own, train as well."""
+    pictures = images.view(-1, 1, 28, 28)
+    first, second = readme_swaps().items()
+    losses, _ = train(of_images(example(dict([second]))), pictures)
+    torch.testing.assert_close(losses, ordinary[0], rtol=2e-6, atol=0.0)
+    losses, _ = train(of_images(example(dict([first, second]))), pictures)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_images_without_the_flattening_are_told_how(images):
+    swaps = {old: new.replace("x.view(-1, 784)", "x") for old, new in readme_swaps().items()}
+    with pytest.raises(ValueError, match=r"x has shape \(100, 1, 28, 28\), recon has shape \(100, 784\).*: x\.view\(-1, 784\)$"):
+        train(of_images(example(swaps)), images.view(-1, 1, 28, 28))
 
 
 def test_bfloat16_autocast(images, ordinary):

@@ -97,6 +97,33 @@ BAD = {
     "sample prior": (lambda: sample_with_kl(A, A, B, A), ValueError, ["prior_mu has shape (3, 5)", "broadcast"]),
     "weights shape": (lambda: logsumexp(A, -1, B), ValueError, ["weights has shape (3, 5)", "a has shape (3, 4)", "broadcast"]),
     "iwae empty": (lambda: iwae_bound(f(0, 4)), ValueError, ["log_w has shape (0, 4)", "at least one sample", "dim=0"]),
+    # shapes that are the same numbers otherwise: how to get there
+    "flat reconstruction": (
+        lambda: elbo_loss(f(6, 1, 28, 28), f(6, 784), f(6, 2), f(6, 2)),
+        ValueError,
+        ["x has shape (6, 1, 28, 28)", "recon has shape (6, 784)", "flatten x to (6, 784): x.view(-1, 784)"],
+    ),
+    "flat data": (
+        lambda: bernoulli_log_prob(f(6, 12), f(6, 3, 2, 2), event_dim=3),
+        ValueError,
+        ["reshape x to (6, 3, 2, 2): x.view(-1, 3, 2, 2)"],
+    ),
+    "data that cannot be viewed": (
+        lambda: gaussian_log_prob(f(6, 2, 5).mT, f(6, 10)),
+        ValueError,
+        ["flatten x to (6, 10): x.reshape(-1, 10)"],
+    ),
+    "images summed over rows": (
+        lambda: elbo_loss(f(6, 1, 28, 28), f(6, 1, 28, 28), f(6, 2), f(6, 2)),
+        ValueError,
+        ["recon has batch shape (6, 1, 28)", "mu has batch shape (6,)", "event_dim=3 sums all of one sample"],
+    ),
+    "integers as targets": (
+        lambda: elbo_loss(LONG, A, A, A),
+        TypeError,
+        ["x has dtype int64", "x.float()", "0 to 255", "x.to(torch.uint8)"],
+    ),
+    "integers as parameters": (lambda: gaussian_kl(LONG, A), TypeError, ["mu has dtype int64", "; mu.float()"]),
     # devices
     "kl device": (lambda: gaussian_kl(A, META), ValueError, ["logvar is on meta", "mu is on cpu", ONE_DEVICE]),
     "kl prior device": (lambda: gaussian_kl(A, A, META, A), ValueError, ["prior_mu is on meta", "mu is on cpu", ONE_DEVICE]),
