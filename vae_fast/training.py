@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from vae_fast import checkpoint as checkpoints
 from vae_fast import distributed as processes
-from vae_fast._data_values import kind_of, reason, refuse
+from vae_fast._data_values import reason
+from vae_fast._fit_arguments import check_data_and_files, check_options, check_parts, check_step, check_values
 from vae_fast._products import Products
 from vae_fast._run import Record, Saver, Schedule, Step, Transform, autocast, warmup
 from vae_fast.distributed import Engine, Objective, World
@@ -152,14 +153,24 @@ def fit(
         >>> [record["epoch"] for record in history]
         [1, 2]
     """
+    check.one_of("distributed", distributed, ("auto", "none"))
+    check.real("timeout", timeout)
     device = checkpoints.device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
     with processes.join(device, timeout=timeout, mode=distributed) as world:
-        world.together(lambda: _check(model, train, valid, epochs, batch_size, drop_last, amp, checkpoint, resume))
-        world.together(lambda: _check_parts(world, batch_size, accumulate, checkpoint_every, checkpoint, shard, optimizer))
-        world.together(lambda: _check_step(schedule, max_grad_norm))
-        check.flag("check_data", check_data)
+        flags = {
+            "drop_last": drop_last,
+            "resume": resume,
+            "resident": resident,
+            "shard": shard,
+            "capture": capture,
+            "check_data": check_data,
+        }
+        world.together(lambda: check_options(flags, progress, keep_previous, seed, lr, optimizer, transform, callbacks, config))
+        world.together(lambda: check_data_and_files(model, train, valid, epochs, batch_size, drop_last, amp, checkpoint, resume))
+        world.together(lambda: check_parts(world, batch_size, accumulate, checkpoint_every, checkpoint, shard, optimizer))
+        world.together(lambda: check_step(schedule, max_grad_norm))
         if check_data:
-            world.together(lambda: _check_values(model, {"train": train, "valid": valid}, transform, world))
+            world.together(lambda: check_values(model, {"train": train, "valid": valid}, transform, world))
         settings = {
             "batch_size": batch_size,
             "lr": lr,
@@ -264,7 +275,7 @@ def evaluate(
     """
     check.flag("check_data", check_data)
     if check_data:
-        _check_values(model, {"data": data}, transform, World())
+        check_values(model, {"data": data}, transform, World())
     return _evaluate(Objective(model), model, data, batch_size, amp, transform, World())
 
 
@@ -315,7 +326,7 @@ def evaluate_log_prob(
     """
     check.flag("check_data", check_data)
     if check_data:
-        _check_values(model, {"data": data}, transform, World())
+        check_values(model, {"data": data}, transform, World())
     with _evaluating(model, data, amp) as device:
         parts = (x.to(device) if transform is None else transform(x.to(device)) for x in data.split(batch_size))
         total = sum(model.log_prob(x, num_samples).double().sum() for x in parts)
@@ -369,68 +380,3 @@ def progress_bar(progress: bool | None, total: int, done: int) -> contextlib.Abs
     except ImportError:
         return contextlib.nullcontext()
     return tqdm(total=total, initial=done, unit=" samples", unit_scale=True, dynamic_ncols=True, leave=False)
-
-
-def _check(
-    model: nn.Module,
-    train: Tensor,
-    valid: Tensor | None,
-    epochs: int,
-    batch_size: int,
-    drop_last: bool,
-    amp: torch.dtype | None,
-    checkpoint: str | os.PathLike[str] | None,
-    resume: bool,
-) -> None:
-    if not callable(getattr(model, "loss", None)):
-        raise TypeError(f"model: expected a module with a method loss(x), got {type(model).__name__}")
-    check.positive_int("epochs", epochs)
-    check.positive_int("batch_size", batch_size)
-    least = batch_size if drop_last else 1
-    for name, data, low in (("train", train, least), ("valid", valid, 1)):
-        if data is None:
-            continue
-        check.tensor(name, data, check.TARGETS)
-        if data.ndim < 2 or len(data) < low:
-            raise ValueError(f"{name} has shape {tuple(data.shape)}: expected (n, *event) with n at least {low}")
-    if amp not in (None, torch.bfloat16):
-        raise ValueError(f"amp={amp!r}: expected None or torch.bfloat16")
-    if resume and checkpoint is None:
-        raise ValueError("resume=True: expected a checkpoint to resume from, got checkpoint=None")
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        raise ValueError(f"checkpoint={str(checkpoint)!r}: expected a file name, this is a directory")
-
-
-def _check_values(model: nn.Module, data: Mapping[str, Tensor | None], transform: Transform | None, world: World) -> None:
-    for name, rows in data.items():
-        if rows is not None:
-            refuse(name, rows, kind_of(model, transform), world.rank, world.size)
-
-
-def _check_parts(
-    world: World,
-    batch_size: int,
-    accumulate: int,
-    checkpoint_every: int | None,
-    checkpoint: str | os.PathLike[str] | None,
-    shard: bool,
-    optimizer: Optimizer | None,
-) -> None:
-    check.positive_int("accumulate", accumulate)
-    if batch_size < world.size * accumulate:
-        raise ValueError(f"batch_size={batch_size}: expected a row for each of {world.size} process(es) and accumulate={accumulate} pieces")
-    if checkpoint_every is not None:
-        check.positive_int("checkpoint_every", checkpoint_every)
-        if checkpoint is None:
-            raise ValueError(f"checkpoint_every={checkpoint_every}: expected a checkpoint to write, got checkpoint=None")
-    if shard and optimizer is not None:
-        raise ValueError("shard=True: expected optimizer=None, one made before the weights are sharded would train none of them")
-
-
-def _check_step(schedule: Schedule | None, max_grad_norm: float | None) -> None:
-    if schedule is not None and not callable(schedule):
-        raise TypeError(f"schedule={schedule!r}: expected a function of the step, e.g. training.warmup(1000)")
-    if max_grad_norm is not None:
-        check.real("max_grad_norm", max_grad_norm, 0.0)
-        if max_grad_norm == 0.0:
-            raise ValueError("max_grad_norm=0.0: expected a positive number, or None")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import vae_fast
-from vae_fast import models
+from vae_fast import models, training
 
 
 def f(*shape, dtype=torch.float32):
@@ -175,6 +175,45 @@ def test_eps_that_clips_nothing_has_to_be_a_number_too(function, backend):
     for label, value in ALL["real"].items():
         with subtest(label):
             assert_refused_in_one_line("eps", lambda v=value: getattr(vae_fast, function)(**GOOD[function], eps=v))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+FUNCTION = {k: v for k, v in ODD.items() if k != "function"}
+YES_NO = {k: v for k, v in ALL["flag"].items() if k != "None"}
+FIT = {
+    "model": ODD | NONE,
+    "train": ALL["tensor"] | NONE,
+    "valid": {k: v for k, v in ALL["tensor"].items() if k != "meta"},
+    "checkpoint": {k: v for k, v in ODD.items() if k not in ("text", "lines")},
+    "optimizer": ODD,
+    "schedule": FUNCTION,
+    "transform": FUNCTION,
+    "callbacks": ODD | NONE,
+    "config": {k: v for k, v in ODD.items() if k != "dict"},
+    "distributed": ALL["name"] | NONE,
+    "amp": ALL["name"],
+    "checkpoint_every": ALL["int"],
+    "max_grad_norm": ALL["real"],
+    "progress": YES_NO,
+    "keep_previous": YES_NO,
+}
+FIT |= {name: ALL["int"] | NONE for name in ("epochs", "batch_size", "seed", "accumulate")}
+FIT |= {name: ALL["real"] | NONE for name in ("lr", "timeout")}
+FIT |= {name: ALL["flag"] for name in ("drop_last", "resume", "resident", "shard", "capture", "check_data")}
+FIT["seed"] = {k: v for k, v in FIT["seed"].items() if k != "2**63"}
+
+
+def test_every_argument_of_fit_is_here():
+    assert set(FIT) == set(inspect.signature(training.fit).parameters)
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_fit_refuses(name):
+    good = {"model": models.MLPVAE(2, 16, 4), "train": torch.rand(40, 16), "epochs": 1, "batch_size": 10, "progress": False}
+    for label, value in FIT[name].items():
+        with subtest(label):
+            assert_refused_in_one_line(name, lambda v=value: training.fit(**good | {name: v}))
 
 
 # --- the models' constructors -----------------------------------------------------------------------------------------

@@ -85,6 +85,13 @@ def count(name: str, value: int) -> None:
         positive_int(name, value)
 
 
+def seed(name: str, value: int) -> None:
+    """Refuse anything but a seed that torch takes."""
+    integer(name, value)
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{name}={shown(value)}: expected a seed of 64 bits")
+
+
 def module(name: str, value: object) -> None:
     """Refuse what cannot be called like a module."""
     if not callable(value):

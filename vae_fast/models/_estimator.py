@@ -84,8 +84,7 @@ def check_random_state(random_state: RandomState) -> None:
         return
     if isinstance(random_state, bool) or not isinstance(random_state, int):
         raise TypeError(f"random_state={check.shown(random_state)}: expected None, an int, a torch.Generator or a NumPy generator")
-    if not -(2**63) <= random_state < 2**64:
-        raise ValueError(f"random_state={check.shown(random_state)}: expected a seed of 64 bits")
+    check.seed("random_state", random_state)
 
 
 def generator_of(random_state: RandomState, device: torch.device) -> torch.Generator | None:
