@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vae_fast import _data_values, training
-from vae_fast._errors import DivergedError
+from vae_fast.errors import DivergedError
 from vae_fast.models import MLPVAE, VAE
 
 NAN = float("nan")

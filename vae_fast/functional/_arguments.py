@@ -22,6 +22,7 @@ REDUCTIONS = ("none", "mean", "sum")
 CLIPS = (None, "clamp", "add", "bce")
 LIKELIHOODS = ("bernoulli", "bernoulli_probs", "gaussian")
 LARGEST = 2**63 - 1  # of torch's sizes
+_NAMES = (str, torch.dtype, type(None))  # an array or a tensor has an == of its own
 _NUMBERS = (int, float, torch.SymFloat, torch.SymInt, np.floating, np.integer)
 _INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
@@ -39,8 +40,9 @@ def shown(value: object) -> str:
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """Refuse a value that is not among ``allowed``."""
-    plain = value is None or isinstance(value, str | torch.dtype)  # an array or a tensor has an == of its own
-    if not plain or value not in allowed:
+    if type(value) is str and value in allowed:
+        return
+    if not isinstance(value, _NAMES) or value not in allowed:
         raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(map(repr, allowed))}")
 
 
@@ -226,8 +228,9 @@ def gaussian(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: 
 
 def clip(clip: str | None, eps: float) -> None:
     """Check a clip mode and its constant."""
-    one_of("clip", clip, CLIPS)
+    if clip is not None:
+        one_of("clip", clip, CLIPS)
     if clip in ("clamp", "add"):
         real("eps", eps, 1e-30, 0.499)
-    else:
+    elif type(eps) is not float or not math.isfinite(eps):
         real("eps", eps)

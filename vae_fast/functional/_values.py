@@ -25,7 +25,7 @@ class _State(threading.local):
 
 
 #: Thread-local, and not a ContextVar: torch.compile guards an attribute of this, and compiles anew when it changes.
-_STATE = _State()
+STATE = _State()
 
 #: What an argument may be asked to be: in words, and as a test that NaN fails.
 EXPECTED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -91,18 +91,18 @@ class checks(contextlib.ContextDecorator):  # noqa: N801  used like a function, 
 
     def __enter__(self) -> None:
         """Switch the checks on, or off."""
-        self._before.append(_STATE.on)
-        _STATE.on = self.enabled
+        self._before.append(STATE.on)
+        STATE.on = self.enabled
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """As it was before."""
-        _STATE.on = self._before.pop()
+        STATE.on = self._before.pop()
 
 
 def wanted(check_data: bool = False) -> bool:
     """Whether this call is to look at values."""
     if check_data is False:
-        return _STATE.on
+        return STATE.on
     if check_data is not True:
         raise TypeError(f"check_data: expected a bool, got {type(check_data).__name__}")
     return True

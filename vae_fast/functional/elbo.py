@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -42,7 +41,7 @@ def _likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps:
 def log_likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> Tensor:
     """``log p(x|z)`` of each sample, the first term of :func:`elbo`."""
     term, data = _likelihood(x, recon, likelihood, clip, eps, event_dim)
-    if values.wanted():
+    if values.STATE.on:
         values.require(*values.term(term, data, values.data_names(data)))
     return row_sum(term, data, eps, -math.inf, event_dim)
 
@@ -85,14 +84,15 @@ def _arguments(
         floor = -math.inf
     ordinary = False
     if k is C and k is not None and prior_mu is None and prior_logvar is None:
-        # What the extension cannot take at all raises here, and below in words.
-        with contextlib.suppress(TypeError, RuntimeError):
+        try:
             ordinary = (
                 (likelihood, clip) in _TERMS
                 and type(event_dim) is int
                 and type(latent_dim) is int
                 and k.ordinary_head(x, recon, mu, logvar, event_dim, latent_dim)
             )
+        except (TypeError, RuntimeError):
+            ordinary = False  # what the extension cannot take at all; the checks below have words for it
     if ordinary:
         check.clip(clip, eps)
         data: list[Any] = [x, recon]
@@ -175,7 +175,7 @@ def elbo(
     """
     k = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
-    if values.wanted(check_data):
+    if (check_data is not False or values.STATE.on) and values.wanted(check_data):
         values.head(*args[:4])
     out: Tensor = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
     return out
@@ -233,10 +233,11 @@ def elbo_loss(
         >>> vae_fast.elbo_loss(x, logits, mu, logvar).backward()
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
-    check.flag("donate_recon", donate_recon)
+    if donate_recon is not False:
+        check.flag("donate_recon", donate_recon)
     k: Any = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
-    if values.wanted(check_data):
+    if (check_data is not False or values.STATE.on) and values.wanted(check_data):
         values.head(*args[:4])
     if k is None or reduction == "none":
         if donate_recon:

@@ -75,7 +75,7 @@ def gaussian_kl(
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     floor = floor_of(free_bits, mu)
-    if values.wanted():
+    if values.STATE.on:
         values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
     return reduce(row_sum(name, inputs, 0.0, floor, event_dim), reduction)

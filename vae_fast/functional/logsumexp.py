@@ -52,7 +52,7 @@ def _logsumexp(a: Tensor, dim: int, weights: Tensor | None, name: str) -> Tensor
     check.integer("dim", dim)
     if not -n <= dim < n:
         raise IndexError(f"dim={check.shown(dim)}: expected {-n} to {n - 1} for {name} of shape {tuple(shape)}")
-    if values.wanted():
+    if values.STATE.on:
         values.require((name, a, "log weight"), ("weights", weights, "nonnegative"))
     k = kernels()
     if k is None:

@@ -84,7 +84,7 @@ def reparameterize(
     """
     shape = check.gaussian(mu, logvar, None, None, scale)
     _check(mu, logvar, num_samples, generator, noise, shape)
-    if values.wanted():
+    if values.STATE.on:
         values.require(*values.gaussian(mu, logvar, None, None, scale), *values.finite(noise=noise))
     k = kernels()
     if k is None:
@@ -134,7 +134,7 @@ def reparameterize_with_kl(
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     floor = floor_of(free_bits, mu)
-    if values.wanted():
+    if values.STATE.on:
         values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale), *values.finite(noise=noise))
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
     k = kernels()
