@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 BUILD ?= build
 OUT ?= runs/demo
 DATASET ?= digits
+SEED ?= $(shell date +%s)
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo experiments test native sanitize cuda-gate gpu-check bench bench-results lint format clean
+.PHONY: help env build demo experiments test fuzz native sanitize cuda-gate gpu-check bench bench-results lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +38,9 @@ experiments: build  ## every example with --quick, into runs/experiments, and a 
 
 test: build  ## every Python test, and every example in the README and the docstrings
 	$(BIN)/python -m pytest
+
+fuzz: build  ## random calls and damaged files against the contract, until stopped or for SECONDS=...; SEED=... begins elsewhere
+	$(BIN)/python -m tests.fuzz --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) --out $(BUILD)/fuzz
 
 native:  ## the kernels' own tests: the CPU's, and CUDA's device code on a host shim
 	cmake -S . -B $(BUILD)/native -G Ninja -DCMAKE_BUILD_TYPE=Release

@@ -1,0 +1,44 @@
+"""What an op's family is, and how its cases begin."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from torch import Tensor
+
+from .case import UPSTREAMS, Case, Spec, dress, is_wild
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """``call`` gives the public function's name and its keyword arguments, ``plain`` the same outputs by the plain formula."""
+
+    name: str
+    make: Callable[[Random], Case]
+    call: Callable[[Case, Tensors], tuple[str, dict[str, Any]]]
+    plain: Callable[[Case, Tensors], Any]
+    defaults: dict[str, Any]  # the plain choice of each option
+    ordinary: Callable[[Case], Tensors] | None = None  # ordinary values, where they have to fit together
+    by_tensor: bool = False  # gradients are sums over rows: judged by the whole tensor, as the mixture tests do
+    rows: bool = True  # a row of the result depends on that row of the arguments only
+
+
+def start(rng: Random, name: str, options: dict[str, Any], sizes: dict[str, tuple[int, ...]], specs: list[Spec], **how: Any) -> Case:
+    """A case of the family ``name`` with every axis drawn that all families share."""
+    case = Case(
+        name, options, sizes, dress(rng, specs, **how), rng.choice(UPSTREAMS), threads=rng.choice((1, 2, 2, 3)), seed=rng.getrandbits(31)
+    )
+    if is_wild(case) and case.upstream.startswith(("2^", "huge")):  # the order of multiplication may overflow on the way
+        case = replace(case, upstream="random")
+    long = math.prod(sizes.get("batch", ())) > 2**15 and rng.random() < 0.6
+    return replace(case, check="threads" if long else rng.choices(CHECKS, CHECK_WEIGHTS)[0])
+
+
+# Beside the truth, a case is held to one of these, see `checks`.
+CHECKS = ("none", "threads", "reference", "nan", "autocast", "checkpoint", "trace", "func", "double", "repeat", "compile")
+COLUMNS = 0.02  # share of long, narrow problems: where torch itself splits a sum among threads
+CHECK_WEIGHTS = (60, 8, 10, 7, 3, 3, 2, 4, 3, 2, 0.15)

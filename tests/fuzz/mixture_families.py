@@ -1,0 +1,119 @@
+"""Mixtures of Gaussians and density networks: their axes, calls and plain formulas."""
+
+import math
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import mixtures
+import torch
+from torch import Tensor
+
+from .case import Case, Spec, extents
+from .family import Family, Tensors, start
+
+
+def _make_mixture(rng: Random) -> Case:
+    covariance = rng.choice(mixtures.COVARIANCES)
+    k, d = rng.choice((1, 1, 2, 3, 5, 17, 64)), rng.choice((1, 1, 2, 3, 7, 16, 33))
+    sizes = {"batch": extents(rng, rng.choice((0, 1, 1, 1, 2)), max(1, 2**15 // (k * d)), large=0.2), "k": (k,), "d": (d,)}
+    scale = {"diag": ("k", "d"), "spherical": ("k",), "tied": ("d", "d"), "full": ("k", "d", "d")}[covariance]
+    kind = "log_scale" if covariance in ("diag", "spherical") else "factor"
+    specs = [Spec("x", "bounded", ("batch", "d")), Spec("weight_logits", "exponent", ("k",))]
+    specs += [Spec("means", "bounded", ("k", "d")), Spec("scale", kind, scale)]
+    options = {"covariance": covariance, "of": rng.choice(("log_prob", "log_prob", "responsibilities", "statistics"))}
+    if options["of"] == "responsibilities":  # far from means, the differences of huge numbers that make its gradient have no true value
+        specs = [replace(s, kind="ordinary") if s.name in ("x", "means") else s for s in specs]
+    case = start(rng, "mixture", options, sizes, specs)
+    if options["of"] == "statistics":
+        case = replace(case, specs=tuple(replace(s, grad=False) for s in case.specs))
+    return replace(case, upstream="random") if options["of"] == "responsibilities" else case  # they sum to one, whatever the arguments
+
+
+def _mixture_ordinary(case: Case) -> Tensors:
+    torch.manual_seed(case.seed)
+    k, d = case.sizes["k"][0], case.sizes["d"][0]
+    found = mixtures.problem(case.sizes["batch"], k, d, case.options["covariance"])
+    return dict(zip(mixtures.ARGUMENTS, found, strict=True))
+
+
+def _mixture_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
+    return f"mixture_{case.options['of']}", t | {"covariance_type": case.options["covariance"]}
+
+
+def _log_sum_exp(joint: Tensor) -> Tensor:
+    """Shifted first: torch.logsumexp's gradient e^(a - L) counts K equal terms K times where log K is lost in the rounding of L."""
+    top = joint.detach().amax(-1, keepdim=True).clamp(min=-torch.finfo(joint.dtype).max)
+    return (joint - top).logsumexp(-1) + top.squeeze(-1)
+
+
+def _mixture_joint(t: Tensors, covariance: str) -> Tensor:
+    """log w_k + log N(x; mu_k, Sigma_k) in float64, right also where weights or scales are far out of what torch.distributions takes."""
+    x, logits, means, scale = (t[n] for n in mixtures.ARGUMENTS)
+    if covariance in ("diag", "spherical"):
+        log_n = _log_normal(x.unsqueeze(-2), means, scale if covariance == "diag" else scale.unsqueeze(-1))
+    else:  # not by the inverse factor, whose rounding counts
+        factor = scale.triu()
+        factor = factor.expand(len(means), *factor.shape) if covariance == "tied" else factor
+        log_n = mixtures._Direct(means, factor).log_prob(x.unsqueeze(-2))
+    return log_n + logits.log_softmax(-1)
+
+
+def _log_normal(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Summed over the last dimension; right for every log standard deviation, which torch.distributions, with its exponential, is not."""
+    delta = x - mean
+    at = (delta == 0) & (log_scale < -700.0)  # or 0 * inf
+    u = delta * torch.where(at, 0.0, -log_scale).exp()
+    return -(log_scale + 0.5 * mixtures.LOG_2PI + 0.5 * u.square()).sum(-1)
+
+
+def _mixture_plain(case: Case, t: Tensors) -> Any:
+    args, covariance = [t[n] for n in mixtures.ARGUMENTS], case.options["covariance"]
+    exact = args[0].dtype == torch.float64 and args[0].numel() > 0
+    joint = _mixture_joint(t, covariance) if exact else None
+    log_prob = mixtures.log_prob(*args, covariance) if joint is None else _log_sum_exp(joint)
+    if case.options["of"] == "log_prob":
+        return log_prob
+    q = mixtures.responsibilities(*args, covariance) if joint is None else joint.softmax(-1)
+    largest = torch.finfo(torch.float64 if any(s.dtype == "float64" for s in case.specs) else torch.float32).max
+    q = q.masked_fill((log_prob < -largest).unsqueeze(-1), 0.0)  # documented: all zero where log p is -inf
+    if case.options["of"] == "responsibilities":
+        return q
+    delta = (t["x"].unsqueeze(-2) - t["means"]).reshape(-1, *t["means"].shape)
+    q = q.reshape(-1, q.shape[-1])
+    form = {"diag": "nk,nkd,nkd->kd", "spherical": "nk,nkd,nkd->k", "tied": "nk,nki,nkj->ij", "full": "nk,nki,nkj->kij"}[covariance]
+    return log_prob, q.sum(0), torch.einsum("nk,nkd->kd", q, delta), torch.einsum(form, q, delta, delta)
+
+
+def _make_mdn(rng: Random) -> Case:
+    k, d = rng.choice((1, 2, 3, 5, 17)), rng.choice((1, 1, 2, 3, 7, 33))
+    sizes = {"batch": extents(rng, rng.choice((0, 1, 1, 2)), max(1, 2**15 // (k * d))), "k": (k,), "d": (d,)}
+    options = {"shared": rng.random() < 0.4, "min_scale": rng.choice((0.0, 0.0, 0.05, 1.1))}
+    specs = [
+        Spec("y", "bounded", ("batch", "d")),
+        Spec("weight_logits", "exponent", ("batch", "k")),
+        Spec("means", "bounded", ("batch", "k", "d")),
+    ]
+    specs.append(Spec("log_scale", "log_scale", ("batch", "k") if options["shared"] else ("batch", "k", "d")))
+    ones = [s if rng.random() < 0.7 else replace(s, ones=tuple(i for i in range(len(sizes["batch"])) if rng.random() < 0.6)) for s in specs]
+    return start(rng, "mdn", options, sizes, ones)
+
+
+def _mdn_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
+    return "mdn_log_prob", t | {"min_scale": case.options["min_scale"]}
+
+
+def _mdn_plain(case: Case, t: Tensors) -> Tensor:
+    batch = torch.broadcast_shapes(t["y"].shape[:-1], t["weight_logits"].shape[:-1], t["means"].shape[:-2])
+    y, floor = t["y"].expand(*batch, t["y"].shape[-1]), case.options["min_scale"]
+    if y.dtype != torch.float64 or not all(v.numel() for v in t.values()):
+        return mixtures.mdn_log_prob(y, t["weight_logits"], t["means"], t["log_scale"], floor)
+    log_scale = t["log_scale"].unsqueeze(-1) if case.options["shared"] else t["log_scale"]
+    log_n = _log_normal(y.unsqueeze(-2), t["means"], log_scale.clamp(min=math.log(floor)) if floor else log_scale)
+    return _log_sum_exp(log_n + t["weight_logits"].log_softmax(-1))
+
+
+FAMILIES = (
+    Family("mixture", _make_mixture, _mixture_call, _mixture_plain, {"of": "log_prob"}, _mixture_ordinary, by_tensor=True, rows=False),
+    Family("mdn", _make_mdn, _mdn_call, _mdn_plain, {"min_scale": 0.0}, by_tensor=True),
+)
