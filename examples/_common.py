@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vae_fast import data
 from vae_fast._files import write_json
-from vae_fast.bench.machine import commit
+from vae_fast.bench.sources import commit
 from vae_fast.errors import VaeFastError
 from vae_fast.training import fit
 

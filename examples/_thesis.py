@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vae_fast import checkpoint, data
 from vae_fast._files import write_json
-from vae_fast.bench.machine import commit
+from vae_fast.bench.sources import commit
 from vae_fast.errors import VaeFastError
 from vae_fast.models import MLPVAE
 from vae_fast.training import Record, fit, say

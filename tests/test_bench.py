@@ -246,7 +246,7 @@ def test_a_model_that_cannot_be_used(tmp_path, capsys, text, words):
         (["--compare", "a.json", "--shape", "1,2,3"], ["--shape", "the cases are those of the earlier result"]),
         (["--compare", "a.json", "--dtype", "float64"], ["--dtype", "the cases are those of the earlier result"]),
         (["--compare", "a.json", "--out", "b"], ["--out b", "a comparison writes no files"]),
-        (["--out", "", "--quick"], ["--out ''", "expected the name of a directory"]),
+        (["--out", "", "--quick"], ["--out", "'': expected a name"]),
         (["--advise", "nowhere.py"], ["nowhere.py", "step()"]),
     ],
 )

@@ -82,7 +82,7 @@ def test_another_number_of_threads_is_another_choice(tmp_path, timed_products, c
 def test_a_run_on_another_processor_keeps_the_choice_and_says_so(tmp_path, timed_products, monkeypatch, capsys):
     timed_products(blas=1.0, onednn=2.0)
     trained(1, checkpoint=tmp_path / "c.pt")
-    monkeypatch.setattr(_products, "processor", lambda: "another")
+    monkeypatch.setattr(_products, "processor", lambda: {"processor": "another"})
     asked = timed_products(blas=1.0, onednn=2.0)
     where = checkpoint.load(tmp_path / "c.pt")["products"]["processor"]
     trained(2, checkpoint=tmp_path / "c.pt", resume=True)

@@ -127,9 +127,9 @@ def test_an_empty_name_is_no_directory(tmp_path, monkeypatch, capsys, command, n
 def test_results_of_a_benchmark_replace_results_alone(tmp_path, capsys):
     bench = ["bench", "--quick", "--suite", "overhead", "--seconds", "0.001", "--budget", "0", "--no-pictures", "--out", str(tmp_path)]
     (tmp_path / "overhead.json").write_text('{"mine": 1}')
-    one_line(capsys, cli.main(bench), f"{tmp_path / 'overhead.json'}: not written by `vae-fast bench`")
+    one_line(capsys, cli.main(bench), f"{tmp_path / 'overhead.json'}: --out would replace it", "not known to be a result")
     (tmp_path / "overhead.json").rename(tmp_path / "overhead.md")
-    one_line(capsys, cli.main(bench), f"{tmp_path / 'overhead.md'}: not written by")
+    one_line(capsys, cli.main(bench), f"{tmp_path / 'overhead.md'}: --out would replace it")
     assert (tmp_path / "overhead.md").read_text() == '{"mine": 1}'
 
 

@@ -25,7 +25,9 @@ struct Problem {
   double eps;
   bool is_double;
 
-  Problem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name, double e)
+  /// `x_grad`: x gets a gradient, of its own shape: rows that its owner has expanded are not one row then.
+  Problem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name, double e,
+          bool x_grad = false)
       : weight(w), columns(w.size(0)), term(term_index(name)), eps(e), is_double(given_h.scalar_type() == at::kDouble) {
     TORCH_CHECK_VALUE(name.substr(0, 16) == "bernoulli_logits", "term='", name, "': expected one over Bernoulli logits");
     TORCH_CHECK_VALUE(given_x.device() == given_h.device() && w.device() == given_h.device(), "tensors on ", given_x.device(), ", ",
@@ -40,7 +42,11 @@ struct Problem {
     const int64_t rows = c10::multiply_integers(batch);
     h = full(given_h).reshape({rows, given_h.size(-1)});
     x = full(given_x);
-    while (x.dim() > 2 && (x.stride(0) == 0 || x.size(0) == 1) && x.size(0) > 0) {
+    const auto shared = [&] {  // the first of the dimensions of x that are left
+      const int64_t own = given_x.dim() - x.dim();  // its place in given_x
+      return x_grad ? own < 0 || given_x.size(own) == 1 : x.stride(0) == 0 || x.size(0) == 1;
+    };
+    while (x.dim() > 2 && x.size(0) > 0 && shared()) {
       outer *= x.size(0);
       x = x.select(0, 0);
     }
@@ -109,7 +115,7 @@ void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, cons
   if (grads.of_x) grads.x.narrow(0, x_begin, n).add_(x_grad);
   if (grads.of_h) linear_product(logits, p.weight.t(), std::nullopt, kLongestSum, grads.h.narrow(0, begin, n));
   if (grads.of_weight) add_outer_product(grads.weight, logits, h);
-  if (grads.of_bias) grads.bias.add_(logits.sum(0, false, grads.bias.scalar_type()));
+  if (grads.of_bias) grads.bias.add_(ordered_sum_to(logits.to(grads.bias.scalar_type()), grads.bias.sizes()));
 }
 
 void run(const Problem& p, const RowGrad& upstream, Tensor value, Gradients& grads) {
@@ -216,7 +222,7 @@ Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& w
 
 Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
                                          const OptionalTensor& bias, string_view term, double eps, const Mask& mask) {
-  const Problem p(x, h, weight, bias, term, eps);
+  const Problem p(x, h, weight, bias, term, eps, mask[0]);
   Gradients grads(p, mask);
   std::vector<Tensor> keep;
   run(p, row_grad(grad, p.batch, p.is_double, keep), Tensor(), grads);
@@ -226,14 +232,14 @@ Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, co
 std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
                                                                   const OptionalTensor& bias, string_view term, double eps, bool mean,
                                                                   const Mask& mask) {
-  const Problem p(x, h, weight, bias, term, eps);
+  const Problem p(x, h, weight, bias, term, eps, mask[0]);
   const double scale = mean ? 1.0 / static_cast<double>(p.rows()) : 1.0;
   Tensor value = empty_values(p);
   Gradients grads(p, mask);
   RowGrad upstream;
   upstream.constant = scale;
   run(p, upstream, value, grads);
-  return {value.sum(at::kDouble).mul_(scale).to(value.scalar_type()), finished(p, std::move(grads), x, h, bias)};
+  return {total(value, mean), finished(p, std::move(grads), x, h, bias)};
 }
 
 Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from vae_fast import checkpoint, data
-from vae_fast._errors import FileError
+from vae_fast.errors import FileError
 
 from .judge import Finding, same_bits
 

@@ -168,7 +168,10 @@ BAD = {
     "beta inf": (lambda: elbo(A, A, A, A, beta=float("inf")), ValueError, ["beta=inf", "finite"]),
     "beta nan": (lambda: elbo_loss(A, A, A, A, beta=float("nan")), ValueError, ["beta=nan", "finite"]),
     "beta None": (lambda: elbo(A, A, A, A, beta=None), TypeError, ["beta=None", "got NoneType"]),
-    "beta tensor": (lambda: elbo(A, A, A, A, beta=torch.tensor(1.0)), TypeError, ["beta", "Python number", "got Tensor"]),
+    "beta of two": (lambda: elbo(A, A, A, A, beta=torch.ones(2)), ValueError, ["beta has shape (2,)", "no dimensions"]),
+    "beta complex": (lambda: elbo(A, A, A, A, beta=torch.tensor(1j)), TypeError, ["beta has dtype complex64", "real number"]),
+    "beta learned": (lambda: elbo(A, A, A, A, beta=torch.ones((), requires_grad=True)), ValueError, ["beta requires grad", "detach"]),
+    "free_bits of two": (lambda: gaussian_kl(A, A, free_bits=torch.ones(2)), ValueError, ["free_bits has shape (2,)", "no dimensions"]),
     "free_bits negative": (lambda: gaussian_kl(A, A, free_bits=-0.1), ValueError, ["free_bits=-0.1", "[0,"]),
     "free_bits text": (lambda: gaussian_kl(A, A, free_bits="1"), TypeError, ["free_bits='1'", "got str"]),
     "free_bits inf": (lambda: sample_with_kl(A, A, free_bits=float("inf")), ValueError, ["free_bits=inf", "finite"]),
@@ -261,21 +264,21 @@ def test_ops_called_directly_check_too():
     """torch.ops.vae_fast has callers that skipped the Python checks."""
     ops, none = torch.ops.vae_fast, -float("inf")
     with pytest.raises(ValueError, match=r"term='kl\.sigma': expected one of"):
-        ops.term([A, A], "kl.sigma", 0.0, none, 1)
+        ops.term([A, A], "kl.sigma", 0.0, none, None, 1)
     with pytest.raises(ValueError, match="takes 2 inputs, got 3"):
-        ops.term([A, A, A], "kl.logvar", 0.0, none, 1)
+        ops.term([A, A, A], "kl.logvar", 0.0, none, None, 1)
     with pytest.raises(ValueError, match="event_dim=3"):
-        ops.term([A, A], "kl.logvar", 0.0, none, 3)
+        ops.term([A, A], "kl.logvar", 0.0, none, None, 3)
     with pytest.raises(RuntimeError, match=r"must match|broadcast"):
-        ops.term([A, B], "kl.logvar", 0.0, none, 1)
+        ops.term([A, B], "kl.logvar", 0.0, none, None, 1)
     with pytest.raises(TypeError, match="expected float16, bfloat16"):
-        ops.term([LONG, A], "kl.logvar", 0.0, none, 1)
+        ops.term([LONG, A], "kl.logvar", 0.0, none, None, 1)
     with pytest.raises(ValueError, match="scale='sigma'"):
         ops.reparameterize([A, A], A, None, "sigma", 0)
     with pytest.raises(ValueError, match="noise or gradient has shape"):
         ops.reparameterize([A, A], B, None, "logvar", 0)
     with pytest.raises(ValueError, match="expected a likelihood and a KL"):
-        ops.elbo([A, A], [A, A], "kl.logvar", "kl.logvar", 0.0, none, 1.0, 1, 1)
+        ops.elbo([A, A], [A, A], "kl.logvar", "kl.logvar", 0.0, none, None, 1.0, None, 1, 1)
     with pytest.raises(IndexError, match="out of range"):
         ops.logsumexp(A, None, 5)
 

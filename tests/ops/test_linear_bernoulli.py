@@ -87,6 +87,49 @@ def test_batches_broadcast(x_batch, h_batch, reduction, device):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("x_batch", [(1, 1), (1, 5), (3, 1)], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_targets_that_their_owner_expanded_get_a_gradient_of_their_shape(x_batch, reduction, device, backend):
+    """Here as decoded means that need grad: rows that share memory, each with a gradient of its own."""
+    x = torch.rand(*x_batch, 13, dtype=torch.float64, device=device).expand(3, 5, 13)
+    tensors = [x, *problem((3, 5), 4, 13, torch.float64, device)[1:]]
+
+    def with_x(f):
+        given = [t.detach().requires_grad_() for t in tensors]
+        given[0] = x.detach().requires_grad_()  # requires_grad_ keeps the strides
+        assert 0 in given[0].stride()
+        return torch.autograd.grad(f(*given, reduction=reduction).sum(), given)
+
+    for a, b in zip(with_x(ours), with_x(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_meta(reduction, backend):
+    """Shapes and dtypes without values, as torch.device("meta") gives them to a model."""
+    tensors = [t.requires_grad_() for t in problem((3, 5), 4, 13, torch.float32, "meta")]
+    out = ours(*tensors, reduction=reduction)
+    assert out.device.type == "meta" and out.dtype == torch.float32 and out.shape == ((3, 5) if reduction == "none" else ())
+    for g, t in zip(torch.autograd.grad(out.sum(), tensors), tensors, strict=True):
+        assert (g.shape, g.dtype, g.device.type) == (t.shape, t.dtype, "meta")
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_sums_over_the_batch_do_not_depend_on_the_threads(reduction):
+    """The likelihood's and the bias's; a matrix product rounds as its library does."""
+    x, h, weight, bias = problem((70_000,), 1, 1, torch.float32)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            leaf = bias.clone().requires_grad_()
+            value = ours(x, h, weight, leaf, reduction=reduction)
+            results.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_halves_accumulate_weights_in_float32(dtype, reduction, device):

@@ -3,6 +3,7 @@
 import io
 import warnings
 
+import onnxruntime
 import pytest
 import torch
 from mixtures import LOG_PROBS
@@ -155,7 +156,6 @@ def test_a_jit_trace_of_a_mixture(case, backend):
 
 def test_onnx(tmp_path, backend):
     """The exported graph is the plain formula, and computes what the kernels compute."""
-    onnxruntime = pytest.importorskip("onnxruntime")
 
     class Losses(torch.nn.Module):
         def forward(self, *t):

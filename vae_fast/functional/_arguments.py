@@ -232,5 +232,5 @@ def clip(clip: str | None, eps: float) -> None:
         one_of("clip", clip, CLIPS)
     if clip in ("clamp", "add"):
         real("eps", eps, 1e-30, 0.499)
-    elif type(eps) is not float or not math.isfinite(eps):
+    elif type(eps) is not float or not -math.inf < eps < math.inf:
         real("eps", eps)

@@ -7,7 +7,7 @@ under ``torch.compile`` every number becomes such a tensor, or each new value wo
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ def number(
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
     """
-    if isinstance(value, np.ndarray):  # of no dimensions; what torch.compile takes a NumPy scalar for, too
+    # torch.compile takes a NumPy scalar for an array, and does not follow a look at an array's dtype.
+    if isinstance(value, np.ndarray) and (torch.compiler.is_compiling() or value.dtype.kind in "fiu"):
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         return _on_device(name, value, like)
-    value = check.real(name, value, low)
+    value = check.real(name, cast(float, value), low)
     if torch.compiler.is_compiling():
         # A product is what the compiler can take as an input; torch.full or torch.tensor would build the number in.
         return torch.ones((), dtype=torch.float64, device=like.device) * value
@@ -40,6 +41,8 @@ def number(
 
 
 def _on_device(name: str, value: Tensor, like: Tensor) -> Tensor:
+    if value.is_nested or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a number, or a dense tensor of no dimensions, got one that is nested or sparse")
     if value.ndim != 0:
         raise ValueError(f"{name} has shape {tuple(value.shape)}: expected a number, or a tensor of no dimensions")
     if value.dtype.is_complex or value.dtype == torch.bool:

@@ -87,7 +87,8 @@ def _checked(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
     if bias is not None:
         bias = check.tensor("bias", bias)
     check.same_device(h=h, x=x, weight=weight, bias=bias)
-    if torch.is_autocast_enabled(h.device.type):
+    # torch asks no device without autocast, such as meta, whether it is on
+    if torch.amp.is_autocast_available(h.device.type) and torch.is_autocast_enabled(h.device.type):
         dtype = torch.get_autocast_dtype(h.device.type)
         h, weight, bias = h.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     for name, t in (("weight", weight), ("bias", bias)):
