@@ -4,6 +4,7 @@ import copy
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -82,6 +83,18 @@ def test_loss_is_the_textbook_loss(device, options):
     want.backward()
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32], ids=["tensor", "NumPy"])
+def test_beta_and_free_bits_of_other_kinds(kind, device, backend):
+    """And a tensor that is changed in place counts from the next loss on."""
+    model, x, noise = small(device, beta=0.75, free_bits=0.25)
+    other = VAE(model.encoder, model.decoder, beta=kind(0.75), free_bits=kind(0.25))
+    torch.testing.assert_close(other.loss(x, noise), model.loss(x, noise), rtol=0, atol=0)
+    if kind is torch.tensor:
+        other.beta.fill_(2.0)
+        model.beta = 2.0
+        torch.testing.assert_close(other.loss(x, noise), model.loss(x, noise), rtol=0, atol=0)
 
 
 def test_beta_free_bits_prior_and_reductions(device):

@@ -40,6 +40,18 @@ def number(
     return float(value)
 
 
+def setting(name: str, value: float | Tensor, low: float = -math.inf) -> Number:
+    """The same for a module that keeps the number: a tensor stays the caller's own, who may change it in place.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+    """
+    if isinstance(value, Tensor):
+        _on_device(name, value, value)
+        return value
+    return check.real(name, value, low)
+
+
 def _on_device(name: str, value: Tensor, like: Tensor) -> Tensor:
     if value.is_nested or value.layout != torch.strided:
         raise TypeError(f"{name}: expected a number, or a dense tensor of no dimensions, got one that is nested or sparse")

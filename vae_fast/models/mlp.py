@@ -40,7 +40,7 @@ class MLPVAE(VAE):
         data_dim: int = 784,
         hidden_dim: int = 500,
         *,
-        beta: float = 1.0,
+        beta: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         """See the class."""

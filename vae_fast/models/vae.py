@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
+from vae_fast.functional._numbers import setting
 from vae_fast.functional.elbo import log_likelihood
 from vae_fast.models._posterior import posterior_of
 
@@ -50,14 +51,15 @@ class VAE(nn.Module):
             (the mean, or a pair ``(mean, logvar)``).
         clip: clip mode of the Bernoulli likelihoods, see :func:`vae_fast.bernoulli_log_prob`.
         eps: the constant of the clip mode.
-        beta: weight of the KL divergence in the loss. It is an attribute and may be changed during training.
+        beta: weight of the KL divergence in the loss: a number, or a tensor of no dimensions. It is an attribute and may be changed
+            during training; a tensor that is changed in place changes a compiled or recorded step, too.
         prior_mu: mean of the prior, broadcast against z; None is 0. A tensor becomes a buffer, an ``nn.Parameter`` is
             trained.
         prior_logvar: log-variance of the prior; None is 0.
         prior: any other prior, instead: a module with ``log_prob(z)``, ``(..., L)`` to ``(...)``, and ``sample(n)``, ``(n, L)`` (or a tuple
             that begins with it): a :class:`vae_fast.models.MixtureOfGaussians` with ``n_features=L``, a
             :class:`vae_fast.models.VampPrior`, ... A latent with several dimensions is flattened for it. It is trained with the model.
-        free_bits: least value of each KL element in the loss, in nats.
+        free_bits: least value of each KL element in the loss, in nats; a number or a tensor, as ``beta``.
         event_dim: number of trailing dimensions of one ``x``: 1 for vectors, 3 for images ``(C, H, W)``.
 
     With ``prior`` there is no closed form of the KL divergence: its place is taken by ``log q(z|x) - log p(z)`` at the z that is decoded,
@@ -92,11 +94,11 @@ class VAE(nn.Module):
         likelihood: str = "bernoulli",
         clip: str | None = None,
         eps: float = 1e-9,
-        beta: float = 1.0,
+        beta: float | Tensor = 1.0,
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
         prior: nn.Module | None = None,
-        free_bits: float | None = None,
+        free_bits: float | Tensor | None = None,
         event_dim: int = 1,
     ) -> None:
         """See the class."""
@@ -108,9 +110,9 @@ class VAE(nn.Module):
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             check.module(name, part)
         check.positive_int("event_dim", event_dim)
-        beta = check.real("beta", beta)
+        beta = setting("beta", beta)
         if free_bits is not None:
-            free_bits = check.real("free_bits", free_bits, 0.0)
+            free_bits = setting("free_bits", free_bits, 0.0)
         if prior is not None:
             for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar), ("free_bits", free_bits)):
                 if value is not None:
