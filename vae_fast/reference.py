@@ -68,7 +68,15 @@ def std(t: Tensor, scale: str) -> Tensor:
         return t.exp()
     if scale == "std":
         return t
-    return t.sqrt() if scale == "var" else softplus(t)
+    if scale == "var":
+        return t.sqrt()
+    if scale == "softplus":
+        return softplus(t)
+    raise _unknown_scale(scale)
+
+
+def _unknown_scale(scale: str) -> ValueError:
+    return ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
 
 
 def log_std(t: Tensor, scale: str) -> Tensor:
@@ -81,6 +89,8 @@ def log_std(t: Tensor, scale: str) -> Tensor:
         return t.log()
     if scale == "var":
         return 0.5 * t.log()
+    if scale != "softplus":
+        raise _unknown_scale(scale)
     # log softplus(t) is t to rounding where softplus itself would underflow. The unused branch is fed a harmless value, or its gradient
     # would be 0 * inf.
     low = t < (-37.0 if t.dtype == torch.float64 else -17.0)

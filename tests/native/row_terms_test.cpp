@@ -233,8 +233,65 @@ void check_row_terms(Implementation& implementation, int rounds) {
   }
 }
 
+/// A floor and a factor that lie in memory count as those in the arguments; a factor that is a power of two is left to the one who
+/// multiplies.
+void check_numbers_in_memory(Implementation& implementation) {
+  Memory& memory = *implementation.memory;
+  const double numbers[2] = {0.3, 0.7};
+  Block floor(memory, sizeof(double)), scale(memory, sizeof(double)), factor(memory, sizeof(float));
+  floor.write(&numbers[0]);
+  scale.write(&numbers[1]);
+  for (const int64_t rows : {1, 7, 300}) {
+    std::vector<unsigned char> images[2];
+    for (const bool in_memory : {false, true}) {
+      Random random(5);
+      Case c = plain_case(memory, 0, rows, 20, [&](int i) { return draw_input(random, term_name(0), i); });
+      Tensor value(memory, DType::kFloat, 1, rows), loss(memory, DType::kFloat, 1, 1);
+      RowTermsArgs args;
+      args.rows = rows;
+      args.value = value.data();
+      args.loss = loss.data();
+      args.term[0] = c.terms[0].args;
+      args.term[0].coefficient = in_memory ? -1.0 : -numbers[1];
+      args.term[0].row_grad.constant = in_memory ? 2.0 : 2.0 * numbers[1];
+      if (in_memory) {
+        args.term[0].floor_at = static_cast<const double*>(floor.data());
+        args.term[0].scale_at = static_cast<const double*>(scale.data());
+      } else {
+        args.term[0].floor = numbers[0];
+      }
+      implementation.row_terms(args);
+      for (Tensor* t : {&value, &loss, c.terms[0].grad[0].get(), c.terms[0].grad[1].get()}) {
+        t->download();
+        images[in_memory].insert(images[in_memory].end(), t->image().begin(), t->image().end());
+      }
+    }
+    tally.check(images[0] == images[1], implementation.name + text(" row_terms: numbers in memory, rows %ld", static_cast<long>(rows)));
+  }
+  for (const float by : {1.0f, 2.0f, 0.25f, -4.0f, 0.0f, 3.0f, 1e-45f, HUGE_VALF}) {
+    Random random(6);
+    Case c = plain_case(memory, 0, 5, 20, [&](int i) { return draw_input(random, term_name(0), i); });
+    factor.write(&by);
+    Tensor& grad = *c.terms[0].grad[0];
+    grad.fill([] { return 17.0; });
+    RowTermsArgs args;
+    args.rows = c.rows;
+    args.unless_power_of_two = factor.data();
+    args.term[0] = c.terms[0].args;
+    implementation.row_terms(args);
+    grad.download();
+    int exponent = 0;
+    const bool power = std::isnormal(by) && std::fabs(std::frexp(by, &exponent)) == 0.5f;
+    int kept = 0;
+    for (int64_t i = 0; i < 100; ++i) kept += grad.result(i / 20, i % 20) == 17.0;
+    tally.check(kept == (power ? 100 : 0),
+                implementation.name + text(" row_terms unless %g is a power of two: %d kept", static_cast<double>(by), kept));
+  }
+}
+
 void check_row_terms_edges(Implementation& implementation) {
   Memory& memory = *implementation.memory;
+  check_numbers_in_memory(implementation);
   Random random(7);
   // More rows than the grid has places for, and rows long enough that a float sum would drift.
   for (const int term : {0, 10}) {

@@ -122,3 +122,9 @@ def test_schedules(monkeypatch):
     monkeypatch.setattr(check, "one_of", lambda *args: None)
     with pytest.raises(ValueError, match="then='step': expected"):
         warmup(1, "step", 10)(5)
+
+
+@pytest.mark.parametrize("form", [reference.std, reference.log_std])
+def test_reference_knows_its_scales(form):
+    with pytest.raises(ValueError, match="scale='sigma': expected one of logvar, log_std, std, var, softplus"):
+        form(X, "sigma")
