@@ -192,6 +192,7 @@ def _differentiate_backward(op: str, formula: Callable[..., tuple[Any, Any]], up
                 layout.append(("value", arg, 0))
         ctx.save_for_backward(*flat)
         ctx.layout = layout
+        ctx.set_materialize_grads(False)  # the zeros would be plain tensors, among a subclass's own
 
     def backward(ctx: Any, grads: Sequence[OptTensor]) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
@@ -239,14 +240,17 @@ def _linear_bernoulli_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTen
 def _reparameterize_formula(
     inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, term: str, num_samples: int, floor: float, event_dim: int
 ) -> tuple[Any, Any]:
-    scale = term.rpartition(".")[2]
+    family, _, scale = term.rpartition(".")
     noise = None if noise is None else noise.detach()
-    shape = _shape(inputs[:2])
-    if noise is None:  # the kernel's own noise: a sample of N(0, 1)
+    if noise is None:  # the kernel's own noise, by the op that drew it: a sample of N(0, 1), in a DTensor's every shard as it was there
         dtype = reference.compute_dtype(inputs)
-        zero, one = (torch.full(shape, v, dtype=dtype, device=inputs[0].device) for v in (0.0, 1.0))
+        unit = [torch.zeros_like(inputs[0], dtype=dtype), torch.ones_like(inputs[1], dtype=dtype), *inputs[2:]]
         with torch.no_grad():
-            noise = torch.ops.vae_fast.reparameterize([zero, one], None, rng_state, "std", num_samples)
+            if family:
+                standard = torch.ops.vae_fast.reparameterize_with_kl
+                noise, _ = standard(unit, None, rng_state, f"{family}.std", num_samples, floor, event_dim)
+            else:
+                noise = torch.ops.vae_fast.reparameterize(unit, None, rng_state, "std", num_samples)
     z = reference.reparameterize(inputs[0], inputs[1], scale, num_samples or None, noise)
     kl = reference.term(term, inputs, 0.0, floor, event_dim) if "." in term else z.new_zeros(())
     return (z, kl), inputs

@@ -8,6 +8,8 @@ or dispatch mode is in play), calls under ``torch.compile`` to ``torch.ops.vae_f
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -35,11 +37,35 @@ def overridable(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
+def is_dtensor(t: torch.Tensor) -> bool:
+    """Whether ``t`` is a tensor of ``torch.distributed``, which has to be there and imported for that."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(t, tensors.DTensor)
+
+
+_dtensor_admitted = False
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _admit_dtensor() -> bool:
+    """Tell the ops what to do with DTensors, once there are some; under ``torch.compile`` while the graph is traced."""
+    global _dtensor_admitted
+    if not _dtensor_admitted and hasattr(sys.modules.get("torch.distributed.tensor"), "DTensor"):
+        importlib.import_module("vae_fast._dtensor")
+        _dtensor_admitted = True
+    return _dtensor_admitted
+
+
 def kernels() -> Any | None:
     """The namespace whose functions to call: the extension, ``torch.ops.vae_fast``, or None for the reference."""
     if not _backend.kernels_apply():
         return None
-    return torch.ops.vae_fast if torch.compiler.is_compiling() else _backend.C
+    if torch.compiler.is_compiling():
+        _admit_dtensor()
+        return torch.ops.vae_fast
+    if not _dtensor_admitted:
+        _admit_dtensor()
+    return _backend.C
 
 
 def reduce(t: torch.Tensor, reduction: str) -> torch.Tensor:

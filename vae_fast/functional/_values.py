@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_fast.functional._dispatch import is_dtensor
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -182,7 +184,7 @@ def complaint(name: str, t: Tensor, kind: str, first_row: int | None = None) -> 
 
 
 def _readable(name: str, t: Tensor) -> Tensor | None:
-    """The tensor whose values stand behind ``t``; None where there are none (meta)."""
+    """The tensor whose values stand behind ``t``: all of a DTensor's, so that every process says the same; None for meta."""
     from torch._subclasses.fake_tensor import is_fake
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -190,4 +192,6 @@ def _readable(name: str, t: Tensor) -> Tensor | None:
         raise ValueError(f"{name}: its values cannot be checked while a graph is traced; trace it without checks and check_data")
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)
+    if is_dtensor(t):
+        t = t.full_tensor()  # type: ignore[attr-defined]
     return None if t.is_meta else t.detach()

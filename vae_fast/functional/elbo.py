@@ -12,7 +12,7 @@ from vae_fast import reference
 from vae_fast._backend import C
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import kernels, overridable, reduce, row_sum
+from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, as_kernel_arguments, number
 from vae_fast.functional.bernoulli import bernoulli_term
 from vae_fast.functional.gaussian import floor_of, gaussian_log_prob, gaussian_term, kl_term
@@ -282,6 +282,8 @@ def _check_donation(recon: Recon, args: _Arguments, reduction: str) -> None:
         others.append(("beta", beta))
     if isinstance(floor, Tensor):
         others.append(("free_bits", floor))
+    if is_dtensor(recon):
+        return  # nothing is overwritten
     storage = recon.untyped_storage().data_ptr()
     for name, t in others:
         if t.untyped_storage().data_ptr() == storage and t.numel():

@@ -1,0 +1,373 @@
+"""DTensors through every public function: two processes on the CPU against one, values, gradients and where they lie."""
+
+import re
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from distributed_runs import enter, free_port, message
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import vae_fast
+from vae_fast.distributed import leave
+
+K = 3
+
+
+def tensors(n, **shapes):
+    """float64 tensors by name, and their batch dimension; "n" in a shape is the batch."""
+    generator = torch.Generator().manual_seed(n)
+    made = {}
+    for name, shape in shapes.items():
+        t = torch.rand([n if size == "n" else size for size in shape], generator=generator, dtype=torch.float64) + 0.1
+        made[name] = (t, shape.index("n") if "n" in shape else None)
+    return made
+
+
+HEAD = {"x": ("n", 4), "recon": ("n", 4), "mu": ("n", 2), "logvar": ("n", 2)}
+MIXTURE = {"x": ("n", 2), "weight_logits": (K,), "means": (K, 2), "scale": (K, 2)}
+FULL = MIXTURE | {"scale": (K, 2, 2)}
+LINEAR = {"x": ("n", 4), "h": ("n", 3), "weight": (4, 3), "bias": (4,)}
+
+#: name: the shapes of the arguments, the call, and how the results lie where the batch is sharded
+CASES = {
+    "kl": ({"mu": ("n", 2), "logvar": ("n", 2)}, vae_fast.gaussian_kl, "S0"),
+    "kl, prior": ({"mu": ("n", 2), "logvar": (2,), "prior_mu": (2,), "prior_logvar": ("n", 1)}, vae_fast.gaussian_kl, "S0"),
+    "kl, K samples": ({"mu": (K, "n", 2), "logvar": ("n", 2)}, vae_fast.gaussian_kl, "S1"),
+    "kl, sum": ({"mu": ("n", 2), "logvar": ("n", 2)}, lambda **t: vae_fast.gaussian_kl(**t, reduction="sum"), "P"),
+    "kl, mean": ({"mu": ("n", 2), "logvar": ("n", 2)}, lambda **t: vae_fast.gaussian_kl(**t, reduction="mean"), None),
+    "kl, free bits": ({"mu": ("n", 2), "logvar": ("n", 2)}, lambda **t: vae_fast.gaussian_kl(**t, free_bits=torch.tensor(0.2)), "S0"),
+    "gaussian": ({"x": ("n", 2), "mu": ("n", 2), "logvar": (2,)}, vae_fast.gaussian_log_prob, "S0"),
+    "gaussian, event_dim 0": (
+        {"x": ("n", 2), "mu": ("n", 2), "logvar": (2,)},
+        lambda **t: vae_fast.gaussian_log_prob(**t, event_dim=0),
+        "S0",
+    ),
+    "bernoulli": ({"x": ("n", 4), "logits": ("n", 4)}, lambda x, logits: vae_fast.bernoulli_log_prob(x, logits), "S0"),
+    "elbo": (HEAD, vae_fast.elbo, "S0"),
+    "elbo, one tensor twice": (
+        {"x": ("n", 4), "mu": ("n", 4)},
+        lambda x, mu: vae_fast.elbo(x.unsqueeze(2), mu.unsqueeze(2), mu, mu, event_dim=2),
+        "S0",
+    ),
+    "elbo_loss": (HEAD, vae_fast.elbo_loss, "P"),
+    "elbo_loss, sum": (HEAD, lambda **t: vae_fast.elbo_loss(**t, reduction="sum", beta=torch.tensor(0.5)), "P"),
+    "elbo_loss, none": (HEAD, lambda **t: vae_fast.elbo_loss(**t, reduction="none"), "S0"),
+    "elbo_loss, prior": (HEAD | {"prior_mu": (2,), "prior_logvar": (2,)}, vae_fast.elbo_loss, "P"),
+    "elbo_loss, K samples": (HEAD | {"recon": (K, "n", 4)}, vae_fast.elbo_loss, "P"),
+    "elbo_loss, donated": (HEAD, lambda recon, **t: vae_fast.elbo_loss(recon=recon * 1.0, **t, donate_recon=True), "P"),
+    "iwae_loss": (HEAD | {"recon": (K, "n", 4), "z": (K, "n", 2)}, lambda **t: vae_fast.iwae_loss(**t, reduction="sum"), "P"),
+    "iwae_loss, mean": (HEAD | {"recon": (K, "n", 4), "z": (K, "n", 2), "prior_mu": (2,)}, vae_fast.iwae_loss, None),
+    "reparameterize": ({"mu": ("n", 2), "logvar": ("n", 2), "noise": ("n", 2)}, vae_fast.reparameterize, "S0"),
+    "reparameterize, K samples": (
+        {"mu": ("n", 2), "logvar": (2,), "noise": (K, "n", 2)},
+        lambda **t: vae_fast.reparameterize(**t, num_samples=K),
+        "S1",
+    ),
+    "reparameterize_with_kl": (
+        {"mu": ("n", 2), "logvar": ("n", 2), "prior_mu": (2,), "noise": (K, "n", 2)},
+        lambda **t: vae_fast.reparameterize_with_kl(**t, num_samples=K),
+        "S1 S0",
+    ),
+    "logsumexp": ({"a": (K, "n"), "weights": (K, 1)}, lambda a, weights: vae_fast.logsumexp(a, 0, weights), "S0"),
+    "logsumexp, last": ({"a": ("n", K)}, vae_fast.logsumexp, "S0"),
+    "mixture": (MIXTURE, vae_fast.mixture_log_prob, "S0"),
+    "mixture, full": (FULL, lambda **t: vae_fast.mixture_log_prob(**t, covariance_type="full"), "S0"),
+    "mixture, second batch dim": (MIXTURE | {"x": (2, "n", 2)}, vae_fast.mixture_log_prob, "S1"),
+    "responsibilities": (MIXTURE, vae_fast.mixture_responsibilities, "S0"),
+    "statistics": (MIXTURE, lambda **t: tuple(vae_fast.mixture_statistics(**t)), "S0 P P P"),
+    "mdn": ({"y": ("n", 2), "weight_logits": (K,), "means": ("n", K, 2), "log_scale": ("n", K)}, vae_fast.mdn_log_prob, "S0"),
+    "mdn, fixed": ({"y": ("n", 2), "weight_logits": ("n", K), "means": (K, 2), "log_scale": (K, 2)}, vae_fast.mdn_log_prob, "S0"),
+    "linear": (LINEAR, vae_fast.linear_bernoulli_log_prob, "S0"),
+    "linear, mean": (LINEAR, lambda **t: vae_fast.linear_bernoulli_log_prob(**t, reduction="mean"), "P"),
+    "linear, no bias": ({k: v for k, v in LINEAR.items() if k != "bias"}, vae_fast.linear_bernoulli_log_prob, "S0"),
+}
+NOT_DIFFERENTIABLE = {"noise"}
+#: one row, so that one process has none; a batch that divides; two that do not
+BATCHES = (1, 4, 5)
+LAYOUTS = ("sharded", "replicated", "event", "partial", "one sharded")
+
+
+def placed(layout, which, t, batch, mesh):
+    """A DTensor of the value t; the first argument is what the layout is about, where it is about one."""
+    if layout == "replicated" or (layout == "one sharded" and which):
+        return distribute_tensor(t, mesh, [Replicate()])
+    if layout == "event" and not which and t.ndim:
+        return distribute_tensor(t, mesh, [Shard(t.ndim - 1)])
+    if layout == "partial" and not which:
+        return DTensor.from_local(t * (0.25 if mesh.get_local_rank() == 0 else 0.75), mesh, [Partial("sum")])
+    return distribute_tensor(t, mesh, [Replicate() if batch is None else Shard(batch)])
+
+
+def short(t):
+    return " ".join(
+        f"S{p.dim}" if isinstance(p, Shard) else "P" if p.is_partial("sum") else "R" if p.is_replicate() else str(p) for p in t.placements
+    )
+
+
+def evaluated(name, call, given):
+    """The results, and the gradients of a sum that weighs every element by its own value."""
+    leaves = {k: t if k in NOT_DIFFERENTIABLE else t.detach().requires_grad_() for k, t in given.items()}
+    results = call(**leaves)
+    results = results if isinstance(results, tuple) else (results,)
+    gradients = ()
+    if name != "statistics":
+        wanted = [t for k, t in leaves.items() if k not in NOT_DIFFERENTIABLE]
+        gradients = torch.autograd.grad(sum(r.square().sum() for r in results), wanted)
+    return results, gradients
+
+
+def whole(tensors):
+    return [t.full_tensor().detach() if isinstance(t, DTensor) else t.detach() for t in tensors]
+
+
+# --- models -------------------------------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 6))
+        self.double()
+        generator = torch.Generator().manual_seed(1)
+        for p in self.parameters():
+            p.data.normal_(generator=generator)
+
+    def forward(self, x, noise=None):
+        mu, logvar = self.encoder(x).chunk(2, -1)
+        z, kl = vae_fast.reparameterize_with_kl(mu, logvar, noise=noise)
+        return self.decoder(z), mu, logvar, kl
+
+
+def step(model, loss_of):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = loss_of()
+    loss.backward()
+    optimizer.step()
+    return float(whole([loss])[0]), dict(zip(dict(model.named_parameters()), whole(model.parameters()), strict=True))
+
+
+def batch(n):
+    made = tensors(n, x=("n", 6), noise=("n", 2))
+    return made["x"][0], made["noise"][0]
+
+
+def one_process(n, given_noise):
+    torch.manual_seed(7)
+    model = Small()
+    x, noise = batch(n)
+    return step(model, lambda: vae_fast.elbo_loss(x, *model(x, noise if given_noise else None)[:3]))
+
+
+def tensor_parallel(n, mesh, *, sharded):
+    """Every layer split in two; between the halves activations are replicated, or sharded along the batch."""
+    torch.manual_seed(7)
+    between = Shard(0) if sharded else Replicate()
+    model, (x, noise) = Small(), batch(n)
+    plan = {}
+    for part in ("encoder", "decoder"):
+        plan[f"{part}.0"] = ColwiseParallel(input_layouts=between)
+        plan[f"{part}.2"] = RowwiseParallel(output_layouts=between, use_local_output=False)
+    model = parallelize_module(model, mesh, plan)
+    x = distribute_tensor(x, mesh, [between])
+    noise = distribute_tensor(noise, mesh, [between])
+
+    def loss():
+        *head, kl = model(x, noise if sharded else None)  # its own noise is that of one process, if replicated
+        assert short(head[0]) == short(kl) == ("S0" if sharded else "R")
+        return vae_fast.elbo_loss(x, *head)
+
+    return step(model, loss)
+
+
+def fully_sharded(n, mesh):
+    """Each process has its rows, as many or not; the loss is that of all rows."""
+    model, (x, noise) = Small(), batch(n)
+    fully_shard(model.encoder, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for part in (model, model.encoder):
+        part.set_gradient_divide_factor(1.0)  # the loss is the mean already
+    x, noise = (distribute_tensor(t, mesh, [Shard(0)]) for t in (x, noise))
+
+    def loss():
+        mine = model(x.to_local(), noise.to_local())[:3]
+        head = [DTensor.from_local(t, mesh, [Shard(0)], shape=(n, t.shape[1]), stride=(t.shape[1], 1)) for t in mine]
+        return vae_fast.elbo_loss(x, *head)
+
+    return step(model, loss)
+
+
+# --- what both processes do, once for all tests below ---------------------------------------------------------------------
+
+
+def noise_of(layout, seeds, mesh, with_kl):
+    """The noise that was drawn, and what the backward pass and the second derivative take it for."""
+    torch.manual_seed(seeds[mesh.get_local_rank()])
+    zeros = torch.zeros(6, 5, dtype=torch.float64)
+    mu, logvar = (placed(layout, 0, zeros, 0, mesh).requires_grad_() for _ in range(2))
+    draw = vae_fast.reparameterize_with_kl if with_kl else lambda *a, **k: (vae_fast.reparameterize(*a, **k),)
+    z, *_ = draw(mu, logvar, num_samples=2)
+    (g,) = torch.autograd.grad(z.sum(), logvar, create_graph=True)  # sum z / 2
+    (gg,) = torch.autograd.grad(g.sum(), logvar)  # sum z / 4
+    return {"z": z.full_tensor().detach(), "mine": z.to_local().detach(), "grad": g.full_tensor().detach(), "second": gg.full_tensor()}
+
+
+def work(rank, folder, port):
+    enter(rank, port)
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    results = {}
+    for name, (shapes, call, _) in CASES.items():
+        for n in BATCHES:
+            given = tensors(n, **shapes)
+            for layout in LAYOUTS:
+                arguments = {k: placed(layout, i, t, dim, mesh) for i, (k, (t, dim)) in enumerate(given.items())}
+                out, gradients = evaluated(name, call, arguments)
+                results[name, n, layout] = whole(out), whole(gradients), [short(t) for t in out], [short(t) for t in gradients]
+    two = init_device_mesh("cpu", (1, 2))  # a mesh of two dimensions, of which one is sharded
+    pair = [distribute_tensor(t, two, [Replicate(), Shard(0)]) for t, _ in tensors(5, **HEAD).values()]
+    loss = vae_fast.elbo_loss(*pair)
+    results["two dimensions"] = whole([loss]), short(loss)
+    for with_kl in (False, True):
+        results["noise", "sharded", with_kl] = noise_of("sharded", (3, 3), mesh, with_kl)
+        results["noise", "replicated", with_kl] = noise_of("replicated", (3, 4), mesh, with_kl)
+    second = [distribute_tensor(t, mesh, [Shard(0)]).requires_grad_() for t, _ in tensors(5, mu=("n", 2), logvar=("n", 2)).values()]
+    (g,) = torch.autograd.grad(vae_fast.gaussian_kl(*second).sum(), second[1], create_graph=True)
+    results["second"] = whole(torch.autograd.grad(g.square().sum(), second[1]))
+    for n in (4, 5):
+        results["tensor parallel, replicated", n] = tensor_parallel(n, mesh, sharded=False)
+        results["tensor parallel, sharded", n] = tensor_parallel(n, mesh, sharded=True)
+        results["fully sharded", n] = fully_sharded(n, mesh)
+    results["errors"] = errors(mesh)
+    torch.save(results, folder / f"dtensor-{rank}")
+    leave()
+
+
+def errors(mesh):
+    mu = distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)])
+    other = distribute_tensor(torch.zeros(4, 2), init_device_mesh("cpu", (1, 2)), [Replicate(), Shard(0)])
+    bad = distribute_tensor(torch.tensor([[0.5], [0.5], [0.5], [255.0]]), mesh, [Shard(0)])
+
+    def checked():
+        with vae_fast.checks():
+            vae_fast.bernoulli_log_prob(bad, torch.zeros_like(bad))
+
+    return {
+        "mixed": message(lambda: vae_fast.gaussian_kl(mu, torch.zeros(4, 2))),
+        "meshes": message(lambda: vae_fast.gaussian_kl(mu, other)),
+        "checks": message(checked),
+    }
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dtensor")
+    mp.spawn(work, (folder, free_port()), nprocs=2)
+    return [torch.load(folder / f"dtensor-{rank}") for rank in range(2)]
+
+
+# --- ops ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n", BATCHES)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_one_process(ranks, name, n, layout):
+    shapes, call, _ = CASES[name]
+    results, gradients = evaluated(name, call, {k: t for k, (t, _) in tensors(n, **shapes).items()})
+    for rank in ranks:
+        got = rank[name, n, layout]
+        torch.testing.assert_close(got[0], whole(results), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(got[1], whole(gradients), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [4, 5])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[2]])
+def test_what_is_sharded_stays_sharded(ranks, name, n):
+    shapes, _, lie = CASES[name]
+    _, _, results, gradients = ranks[0][name, n, "sharded"]
+    assert results == lie.split()
+    wanted = [f"S{shape.index('n')}" if "n" in shape else "P" for k, shape in shapes.items() if k not in NOT_DIFFERENTIABLE]
+    assert gradients == ([] if name == "statistics" else wanted)
+    assert set(ranks[0][name, n, "replicated"][2]) == {"R"}
+
+
+def test_a_mesh_of_two_dimensions(ranks):
+    want = vae_fast.elbo_loss(*(t for t, _ in tensors(5, **HEAD).values()))
+    (got,), lie = ranks[0]["two dimensions"]
+    assert lie == "R P"
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_second_derivatives(ranks):
+    mu, logvar = (t.requires_grad_() for t, _ in tensors(5, mu=("n", 2), logvar=("n", 2)).values())
+    (g,) = torch.autograd.grad(vae_fast.gaussian_kl(mu, logvar).sum(), logvar, create_graph=True)
+    torch.testing.assert_close(ranks[0]["second"], list(torch.autograd.grad(g.square().sum(), logvar)))
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_kl", [False, True])
+def test_shards_draw_different_noise_though_seeded_alike(ranks, with_kl):
+    a, b = (rank["noise", "sharded", with_kl]["mine"] for rank in ranks)
+    assert a.shape == b.shape == (2, 3, 5)
+    assert not torch.isin(a, b).any()
+    assert a.unique().numel() == a.numel()
+
+
+@pytest.mark.parametrize("with_kl", [False, True])
+def test_copies_draw_the_same_noise_though_seeded_differently(ranks, with_kl):
+    a, b = (rank["noise", "replicated", with_kl]["z"] for rank in ranks)
+    assert torch.equal(a, b)
+    torch.manual_seed(3)  # the first process's
+    zeros = torch.zeros(6, 5, dtype=torch.float64)
+    assert torch.equal(a, vae_fast.reparameterize(zeros, zeros, num_samples=2))
+
+
+@pytest.mark.parametrize("with_kl", [False, True])
+@pytest.mark.parametrize("layout", ["sharded", "replicated"])
+def test_the_backward_pass_has_the_noise_of_the_forward_pass(ranks, layout, with_kl):
+    for rank in ranks:
+        got = rank["noise", layout, with_kl]
+        torch.testing.assert_close(got["grad"], got["z"].sum(0) / 2)
+        torch.testing.assert_close(got["second"], got["z"].sum(0) / 4)
+
+
+# --- models ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [4, 5])
+@pytest.mark.parametrize("name", ["tensor parallel, replicated", "tensor parallel, sharded", "fully sharded"])
+def test_a_training_step_is_that_of_one_process(ranks, name, n):
+    loss, weights = one_process(n, given_noise=name != "tensor parallel, replicated")
+    for rank in ranks:
+        got_loss, got = rank[name, n]
+        assert got_loss == pytest.approx(loss, rel=1e-12)
+        assert list(got) == list(weights)
+        for k, t in weights.items():
+            torch.testing.assert_close(got[k], t, rtol=1e-10, atol=1e-10)
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("mixed", "TypeError", r"inputs\[1\] of shape \(4, 2\) is a plain tensor among DTensors: expected a DTensor"),
+        ("meshes", "ValueError", r"inputs\[1\] is on DeviceMesh.*: expected one mesh"),
+        ("checks", "ValueError", r"x\[3, 0\] = 255.0: expected values in \[0, 1\]"),
+    ],
+)
+def test_one_line_in_every_process(ranks, name, kind, words):
+    for rank in ranks:
+        got_kind, got, _ = rank["errors"][name]
+        assert got_kind == kind
+        assert "\n" not in got
+        assert re.search(words, got)
