@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import vae_fast
+from vae_fast import _backend
 from vae_fast.distributed import leave
 
 K = 3
@@ -253,6 +254,11 @@ def errors(mesh):
     other = distribute_tensor(torch.zeros(4, 2), init_device_mesh("cpu", (1, 2)), [Replicate(), Shard(0)])
     bad = distribute_tensor(torch.tensor([[0.5], [0.5], [0.5], [255.0]]), mesh, [Shard(0)])
 
+    def reference_draws():  # an extension that was not built
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_backend, "C", None)
+            vae_fast.reparameterize(mu, mu)
+
     def checked():
         with vae_fast.checks():
             vae_fast.bernoulli_log_prob(bad, torch.zeros_like(bad))
@@ -261,6 +267,7 @@ def errors(mesh):
         "mixed": message(lambda: vae_fast.gaussian_kl(mu, torch.zeros(4, 2))),
         "meshes": message(lambda: vae_fast.gaussian_kl(mu, other)),
         "checks": message(checked),
+        "plain torch": message(reference_draws),
     }
 
 
@@ -362,6 +369,7 @@ def test_a_training_step_is_that_of_one_process(ranks, name, n):
     [
         ("mixed", "TypeError", r"inputs\[1\] of shape \(4, 2\) is a plain tensor among DTensors: expected a DTensor"),
         ("meshes", "ValueError", r"inputs\[1\] is on DeviceMesh.*: expected one mesh"),
+        ("plain torch", "ValueError", r"noise=None: expected the caller's own"),
         ("checks", "ValueError", r"x\[3, 0\] = 255.0: expected values in \[0, 1\]"),
     ],
 )

@@ -204,7 +204,8 @@ def elbo_loss(
     """The negative :func:`elbo`, reduced over the batch: the loss of a VAE, in nats.
 
     With ``"mean"`` or ``"sum"`` and gradients wanted, the forward pass writes the gradients too (three passes over memory instead
-    of five); the backward pass hands them over, scaled only if the upstream gradient is not 1.
+    of five); the backward pass hands them over, scaled only if the upstream gradient is not 1. DTensors sharded along the batch give a
+    ``Partial("sum")`` loss, whose ``"mean"`` is that of all rows however many each process has.
 
     Args:
         x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim, check_data: as in

@@ -8,7 +8,7 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import kernels, overridable, reduce, row_sum
+from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce, row_sum
 from vae_fast.functional.gaussian import floor_of, kl_term
 
 
@@ -42,6 +42,8 @@ def _noise(mu: Tensor, shape: torch.Size, num_samples: int | None, generator: to
     dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
     if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
         return torch.randn(size, dtype=dtype, device=mu.device, generator=generator)
+    if is_dtensor(mu):
+        raise ValueError("noise=None: expected the caller's own, as the plain-torch backend draws none for DTensors")
     state = reference.draw_rng_state(mu, generator)
     return reference.philox_normal(state, size.numel()).to(dtype).view(size)
 
@@ -60,7 +62,8 @@ def reparameterize(
 
     The noise of element ``i`` of the result is a function of (seed, offset, i) alone, by Philox4x32-10: not of threads, instruction
     set, device, dtype or memory layout. It is never stored: the backward pass draws it again. (seed, offset) come from torch's
-    generator, so ``torch.manual_seed``, ``fork_rng``, checkpointing and CUDA graphs act as on ``torch.randn``.
+    generator, so ``torch.manual_seed``, ``fork_rng``, checkpointing and CUDA graphs act as on ``torch.randn``. For DTensors they come from
+    the generator of the mesh's first process, with another seed for each shard: copies of a shard are the same, whatever the seeds were.
 
     Args:
         mu: mean, any floating dtype, any shape.
