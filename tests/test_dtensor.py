@@ -222,7 +222,7 @@ def work(rank, folder, port):
     enter(rank, port)
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    results = {}
+    results = {"compiled": compiled(mesh)}  # first: no call in eager mode has prepared anything
     for name, (shapes, call, _) in CASES.items():
         for n in BATCHES:
             given = tensors(n, **shapes)
@@ -247,6 +247,12 @@ def work(rank, folder, port):
     results["errors"] = errors(mesh)
     torch.save(results, folder / f"dtensor-{rank}")
     leave()
+
+
+def compiled(mesh):
+    arguments = [distribute_tensor(t, mesh, [Shard(0)]).requires_grad_() for t, _ in tensors(5, **HEAD).values()]
+    loss = torch.compile(vae_fast.elbo_loss, backend="aot_eager", fullgraph=True)(*arguments)
+    return whole([loss, *torch.autograd.grad(loss, arguments[1:])])
 
 
 def errors(mesh):
@@ -309,6 +315,13 @@ def test_a_mesh_of_two_dimensions(ranks):
     (got,), lie = ranks[0]["two dimensions"]
     assert lie == "R P"
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled(ranks):
+    arguments = [t.requires_grad_() for t, _ in tensors(5, **HEAD).values()]
+    loss = vae_fast.elbo_loss(*arguments)
+    for rank in ranks:
+        torch.testing.assert_close(rank["compiled"], [loss.detach(), *torch.autograd.grad(loss, arguments[1:], retain_graph=True)])
 
 
 def test_second_derivatives(ranks):

@@ -141,21 +141,14 @@ class _Call:
         self.batch = tuple(sorted(self.sizes))
         self.sharded = [self._settle(dim) for dim in range(self.mesh.ndim)]
 
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        found = []
-        for name, value in self.args.items():
-            if isinstance(value, Tensor):
-                found.append((name, value))
-            elif isinstance(value, list | tuple):
-                found += [(f"{name}[{i}]", t) for i, t in enumerate(value) if isinstance(t, Tensor)]
-        return found
-
     def _place(self) -> tuple[DeviceMesh, Sequence[int]]:
         """The one mesh of all DTensors, and where this process is in it.
 
         As in torch's own ops a 0-d tensor may be a plain one, and any may inside ``implicit_replication()``.
         """
-        tensors = self._tensors()
+        given = [(name, value) for name, value in self.args.items() if not isinstance(value, list | tuple)]
+        given += [(f"{name}[{i}]", t) for name, value in self.args.items() if isinstance(value, list | tuple) for i, t in enumerate(value)]
+        tensors = [(name, t) for name, t in given if isinstance(t, Tensor)]
         mesh = next(t.device_mesh for _, t in tensors if isinstance(t, DTensor))
         implicit = DTensor._op_dispatcher._allow_implicit_replication
         for name, t in tensors:
@@ -240,10 +233,10 @@ class _Call:
         if not isinstance(state, DTensor):
             state = _agreed(state, self.mesh)
         local = self.local(state, ())
-        shard, coordinate = 0, self.coordinate
+        shard = 0
         for dim, sharded in enumerate(self.sharded):
             if sharded is not None:
-                shard = shard * self.mesh.size(dim) + coordinate[dim]
+                shard = shard * self.mesh.size(dim) + self.coordinate[dim]
         step = (shard * _KEY_STEP + 2**63) % 2**64 - 2**63
         return local + local.new_tensor([step, 0]) if step else local
 
@@ -256,9 +249,8 @@ class _Call:
         results = op(*local.values())
         if mean:
             rows = math.prod(self.sizes.values())
-            for t in (results, ()) if isinstance(results, Tensor) else (results[0], *results[1]):
-                if isinstance(t, Tensor):
-                    t.mul_(1.0 / rows if rows else math.nan)
+            for t in [results] if isinstance(results, Tensor) else [results[0], *results[1]]:
+                t.mul_(1.0 / rows if rows else math.nan)
         if len(self.results) == 1:
             return self._wrapped(self.results[0], results)
         return tuple(self._wrapped(kind, t) for kind, t in zip(self.results, results, strict=True))
@@ -270,9 +262,8 @@ class _Call:
             return [g if isinstance(t, DTensor) else g.full_tensor() for g, (t, _) in zip(found, marked, strict=True)]
         if kind == "statistics log_prob":
             kind = "batch" if self.args["responsibilities"] is None else "total"  # empty where it is not computed
-        return (
-            self._distributed(result, _whole(result), result.shape) if kind == "total" else self._distributed(result, *self.axes_of(kind))
-        )
+        axes, shape = (_whole(result), result.shape) if kind == "total" else self.axes_of(kind)
+        return self._distributed(result, axes, shape)
 
     def _distributed(self, t: Tensor, axes: Axes, shape: Sequence[int]) -> DTensor:
         stride = [1] * len(shape)  # dense, in the memory order of this process's part
