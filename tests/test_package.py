@@ -21,6 +21,7 @@ for extra in ("matplotlib", "sklearn", "scipy", "tqdm"):
     sys.modules[extra] = None
 import vae_fast
 assert "vae_fast.training" not in sys.modules and "vae_fast.plots" not in sys.modules
+assert "torch._dynamo" not in sys.modules and "torch.distributed.tensor" not in sys.modules  # seconds, and for torch.compile alone
 for name in {PUBLIC!r}:
     assert getattr(vae_fast, name).__name__ == "vae_fast." + name
     assert name in dir(vae_fast)

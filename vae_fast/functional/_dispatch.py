@@ -46,7 +46,6 @@ def is_dtensor(t: torch.Tensor) -> bool:
 _dtensor_admitted = False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _admit_dtensor() -> bool:
     """Tell the ops what to do with DTensors, once there are some; under ``torch.compile`` while the graph is traced."""
     global _dtensor_admitted
@@ -54,6 +53,9 @@ def _admit_dtensor() -> bool:
         importlib.import_module("vae_fast._dtensor")
         _dtensor_admitted = True
     return _dtensor_admitted
+
+
+_admit_dtensor._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler.assume_constant_result, without its import of the compiler
 
 
 def kernels() -> Any | None:

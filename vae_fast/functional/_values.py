@@ -21,6 +21,9 @@ from vae_fast.functional._dispatch import is_dtensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    def require(*asked: Asked) -> None:
+        """See :func:`_require`, which runs outside of any graph."""
+
 
 class _State(threading.local):
     on = False
@@ -133,14 +136,22 @@ def data_names(data: Sequence[Tensor]) -> tuple[str, ...]:
     return ("x", "recon") if len(data) == 2 else ("x", "recon[0]", "recon[1]")
 
 
-def head(data: Sequence[Tensor], latent: Sequence[Tensor], likelihood: str, kl: str) -> None:
-    """Check the values of an ELBO's arguments, in the form in which the kernels get them."""
-    require(*term(likelihood, data, data_names(data)), *term(kl, latent, ("mu", "logvar", "prior_mu", "prior_logvar")))
+def head(data: Sequence[Tensor], latent: Sequence[Tensor], likelihood: str, kl: str) -> list[Asked]:
+    """What is asked of an ELBO's arguments, in the form in which the kernels get them."""
+    return term(likelihood, data, data_names(data)) + term(kl, latent, ("mu", "logvar", "prior_mu", "prior_logvar"))
 
 
-@torch.compiler.disable(reason="vae_fast.checks() and check_data=True look at values, outside the graph: use fullgraph=False, or none")  # type: ignore[untyped-decorator]
+def __getattr__(name: str) -> object:
+    """``require``, made when it is first asked for: what it is decorated with imports the compiler, a second and a half."""
+    if name != "require":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    why = "vae_fast.checks() and check_data=True look at values, outside the graph: use fullgraph=False, or none"
+    globals()[name] = found = torch.compiler.disable(_require, reason=why)
+    return found
+
+
 @torch.no_grad()
-def require(*asked: Asked) -> None:
+def _require(*asked: Asked) -> None:
     """Refuse the first tensor with an element that is not what is asked of it.
 
     Raises:

@@ -176,7 +176,7 @@ def elbo(
     k = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
-        values.head(*args[:4])
+        values.require(*values.head(*args[:4]))
     out: Tensor = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
     return out
 
@@ -239,7 +239,7 @@ def elbo_loss(
     k: Any = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
-        values.head(*args[:4])
+        values.require(*values.head(*args[:4]))
     if k is None or reduction == "none":
         if donate_recon:
             _check_donation(recon, args, reduction)
