@@ -261,11 +261,17 @@ def elbo(
     """Row-summed likelihood minus ``beta`` times row-summed KL, one value per sample."""
     like = compute_dtype([*likelihood_inputs, *kl_inputs])  # one precision for both terms
     log_prob = term(likelihood, [to_compute(t, like) for t in likelihood_inputs], eps, floor, event_dim)
-    return log_prob - beta * term(kl, [to_compute(t, like) for t in kl_inputs], eps, floor, latent_dim)
+    latents = [to_compute(t, like) for t in kl_inputs]
+    off = beta == 0
+    if off is not False:  # nothing is left of a KL or a derivative that is out of range, but NaN shows: that of harmless numbers, then
+        unit = (0.0, UNIT_SCALE[kl.partition(".")[2]]) * 2
+        latents = [t.masked_fill(~t.isnan() & off, u) for t, u in zip(latents, unit, strict=False)]
+    return log_prob - beta * term(kl, latents, eps, floor, latent_dim)
 
 
 def linear_bernoulli(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, name: str, eps: float) -> Tensor:
     """Row-summed Bernoulli log-likelihood of the logits ``F.linear(h, weight, bias)``."""
+    x = x.float() if x.dtype == torch.float64 != h.dtype else x  # the precision is that of the product
     return term(name, [x, torch.nn.functional.linear(h, weight, bias)], eps, -math.inf, 1)
 
 
@@ -328,21 +334,21 @@ def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, n
 
 def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
     """``log sum_k w_k e^{a_k}`` over ``dim``; entries of weight zero are left out whatever their ``a`` is."""
-    # torch.logsumexp itself gives NaN gradients where nothing is left to sum
+    # torch.logsumexp itself gives NaN gradients where nothing is left to sum. In float64 the sum of float32 weights stays in range.
     a, w = _compute_all([a, torch.ones_like(a) if weights is None else weights])
-    a, w = torch.broadcast_tensors(a, w)
+    dtype = a.dtype
+    a, w = torch.broadcast_tensors(*_wide(a, w))
     if a.shape[dim] == 0:
-        return a.sum(dim) - math.inf
+        return a.sum(dim).to(dtype) - math.inf
     top = torch.where(w != 0, a.detach(), -math.inf).amax(dim, keepdim=True)
     top = torch.where(top.isfinite(), top, torch.zeros_like(top))
     # An entry of weight zero may lie far above `top`; the bound keeps 0 * inf out of the sum.
     shifted = a - top
-    bound = 80.0 if a.dtype == torch.float32 else 700.0
-    e = torch.where(w == 0, shifted.clamp(max=bound), shifted).exp()
+    e = torch.where(w == 0, shifted.clamp(max=700.0), shifted).exp()
     total = (w * e).sum(dim, keepdim=True)
     empty = total == 0  # then the result is -inf, and no entry moves it
     out: Tensor = (total.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -math.inf)
-    return out.squeeze(dim)
+    return out.squeeze(dim).to(dtype)
 
 
 # --- mixtures of Gaussians -------------------------------------------------------------------------------------------

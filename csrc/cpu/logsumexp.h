@@ -33,6 +33,31 @@ inline T shift_of(T top) {
   return top < inf && top > -inf ? top : T(0);
 }
 
+/// Whether any of n weights is extreme; null: all are one.
+template <typename T>
+inline bool any_extreme(const T* w, int n) {
+  int found = 0;
+  if (w == nullptr) return false;
+#pragma omp simd reduction(| : found)
+  for (int i = 0; i < n; ++i) found |= math::is_extreme_weight(w[i]) ? 1 : 0;
+  return found != 0;
+}
+
+/// Entries and weights with the extreme weights folded into the entries, in the buffers; as they were if there are none.
+template <typename T>
+inline void fold(const T*& v, const T*& w, int n, T* buffer, T* w_buffer) {
+  if (!any_extreme(w, n)) return;
+  VF_SIMD
+  for (int i = 0; i < n; ++i) {
+    T a = v[i], weight = w[i];
+    math::fold_extreme_weight(a, weight);
+    buffer[i] = a;
+    w_buffer[i] = weight;
+  }
+  v = buffer;
+  w = w_buffer;
+}
+
 /// log w + a loses nothing to a weight of zero; the maximum is over entries of nonzero weight.
 template <typename T>
 void logsumexp_rows(const LogSumExpArgs& a, int64_t o0, int64_t o1) {
@@ -45,6 +70,7 @@ void logsumexp_rows(const LogSumExpArgs& a, int64_t o0, int64_t o1) {
       const int n = static_cast<int>(a.k - k < kTile ? a.k - k : kTile);
       const T* v = load_run(a.a, a.dtype, o * a.k + k, n, buffer);
       const T* w = weights(a, o, k, 0, n, true, w_buffer);
+      fold(v, w, n, buffer, w_buffer);
       if (w == nullptr) {
 #pragma omp simd reduction(max : top)
         for (int i = 0; i < n; ++i) top = v[i] > top ? v[i] : top;
@@ -62,6 +88,7 @@ void logsumexp_rows(const LogSumExpArgs& a, int64_t o0, int64_t o1) {
       const int n = static_cast<int>(a.k - k < kTile ? a.k - k : kTile);
       const T* v = load_run(a.a, a.dtype, o * a.k + k, n, buffer);
       const T* w = weights(a, o, k, 0, n, true, w_buffer);
+      fold(v, w, n, buffer, w_buffer);
       T s = T(0);
       if (w == nullptr) {
 #pragma omp simd reduction(+ : s)
@@ -92,6 +119,7 @@ void logsumexp_columns(const LogSumExpArgs& a, int64_t o0, int64_t o1, int64_t i
       for (int64_t k = 0; k < a.k; ++k) {
         const T* v = load_run(a.a, a.dtype, (o * a.k + k) * a.inner + i, n, buffer);
         const T* w = weights(a, o, k, i, n, false, w_buffer);
+        fold(v, w, n, buffer, w_buffer);
         VF_SIMD
         for (int j = 0; j < n; ++j) {
           const T used = w != nullptr && w[j] == T(0) ? low : v[j];
@@ -106,6 +134,7 @@ void logsumexp_columns(const LogSumExpArgs& a, int64_t o0, int64_t o1, int64_t i
       for (int64_t k = 0; k < a.k; ++k) {
         const T* v = load_run(a.a, a.dtype, (o * a.k + k) * a.inner + i, n, buffer);
         const T* w = weights(a, o, k, i, n, false, w_buffer);
+        fold(v, w, n, buffer, w_buffer);
         if (w == nullptr) {
           VF_SIMD
           for (int j = 0; j < n; ++j) total[j] += math::exp(v[j] - top[j]);
@@ -179,17 +208,15 @@ void logsumexp_backward(const LogSumExpBackwardArgs& b, int64_t o0, int64_t o1, 
         const int64_t at = (o * a.k + k) * a.inner + i;
         const T* v = load_run(a.a, a.dtype, at, n, buffer);
         const T* w = weights(a, o, k, i, n, along_k, w_buffer);
-        VF_SIMD
-        for (int j = 0; j < n; ++j) {
-          const T q = math::logsumexp_gradient(g[j], v[j], l[j]);
-          grad_w[j] = q;
-          grad[j] = q;
-        }
-        if (w != nullptr) {
+        if (w == nullptr) {
+          VF_SIMD
+          for (int j = 0; j < n; ++j) grad[j] = math::logsumexp_gradient(g[j], v[j], l[j]);
+        } else {
           VF_SIMD
           for (int j = 0; j < n; ++j) {
-            const T q = w[j] * grad[j];
-            grad[j] = w[j] == T(0) ? T(0) : q;
+            const math::LogSumExpGradient<T> d(g[j], v[j], l[j], w[j]);
+            grad[j] = d.of_a;
+            grad_w[j] = d.of_w;
           }
         }
         if (b.grad_a != nullptr) narrow(grad, n, b.grad_a, a.dtype, at);

@@ -7,8 +7,8 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-/// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = upstream[i] df/din[k] for k >= first. One loop, no branches: the compiler
-/// vectorises it.
+/// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = upstream[i] df/din[k] for k >= first, 0 for an upstream of 0 even where the
+/// derivative is out of range. One loop, no branches: the compiler vectorises it.
 template <class F, typename T, int first, bool with_grad>
 void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
   constexpr int inputs = F::kInputs;
@@ -33,10 +33,10 @@ void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, co
     value[i] = v;
     if constexpr (with_grad) {
       const T g = upstream[i];
-      if constexpr (first == 0) g0[i] = g * d[0];
-      g1[i] = g * d[1];
-      if constexpr (inputs > 2) g2[i] = g * d[2];
-      if constexpr (inputs > 3) g3[i] = g * d[3];
+      if constexpr (first == 0) g0[i] = math::chain<F>(g, d[0]);
+      g1[i] = math::chain<F>(g, d[1]);
+      if constexpr (inputs > 2) g2[i] = math::chain<F>(g, d[2]);
+      if constexpr (inputs > 3) g3[i] = math::chain<F>(g, d[3]);
     }
   }
 }
@@ -111,7 +111,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     if (by_row) {
       for (int i = 0; i < r.rows; ++i) {
         const double s = row_loop(tiles, i * r.columns, row_gradient<T>(a.row_grad, r.row + i), r.columns, params);
-        if (acc != nullptr) acc[r.row - r0 + i] += a.coefficient * s;
+        if (acc != nullptr) acc[r.row - r0 + i] += math::weighed(a.coefficient, s);
       }
     } else {
       run_term(a, map, params, with_grad, first, tiles, r);
@@ -120,7 +120,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
       if (a.grad[k].data != nullptr && !direct[k]) store(tiles.grad[k], a.grad[k], r, a.columns);
     }
     if (acc != nullptr && !by_row) {
-      for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += a.coefficient * sum(value + i * r.columns, r.columns);
+      for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += math::weighed(a.coefficient, sum(value + i * r.columns, r.columns));
     }
   });
 }

@@ -45,20 +45,29 @@ inline const T* noise_of(const Args& a, int64_t s, Rect r, uint64_t seed, uint64
   }
 }
 
-/// std and, of a KL, value: one exponential serves both.
+/// Beyond this a std, or its product with a noise, may be out of range: no normal number drawn is as large as 32.
+template <typename T>
+constexpr T far_std() {
+  return math::largest<T>() / T(32);
+}
+
+/// std and, of a KL, value: one exponential serves both. True if one is far out, see far_std.
 template <math::ScaleForm form, int prior, typename T>
-void scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const math::TermParams<T>& params) {
+bool scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const math::TermParams<T>& params) {
   const T* __restrict a0 = tiles.in[0];
   const T* __restrict a1 = tiles.in[1];
   const T* __restrict a2 = tiles.in[2];
   const T* __restrict a3 = tiles.in[3];
   T* __restrict value = tiles.value;
   const math::TermParams<T> p = params;
-  VF_SIMD
+  constexpr T far = far_std<T>();
+  int out_of_range = 0;
+#pragma omp simd reduction(| : out_of_range)
   for (int i = 0; i < n; ++i) {
     const math::Scale<form, T> scale(a1[i]);
     const T std = scale.std();
     std_out[i] = std;
+    out_of_range |= std > far ? 1 : 0;
     if constexpr (prior >= 0) {
       T in[kMaxTermInputs], d[kMaxTermInputs], v;
       in[0] = a0[i];
@@ -67,6 +76,16 @@ void scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const m
       math::Kl<form, prior == 1>::eval(in, scale, std, p, v, d);
       value[i] = v;
     }
+  }
+  return out_of_range != 0;
+}
+
+/// z = mu + std * noise, as sample_rows has it but for those far out.
+template <math::ScaleForm form, typename T>
+void sample_far(const T* mu, const T* scale, const T* noise, int n, T* z) {
+  for (int i = 0; i < n; ++i) {
+    const math::Scale<form, T> s(scale[i]);
+    z[i] = s.std() > far_std<T>() ? s.sample(mu[i], noise[i]) : mu[i] + math::times(noise[i], s.std());
   }
 }
 
@@ -87,17 +106,19 @@ void scale_backward_tile(const TermTiles<T>& tiles, const T* __restrict gz, cons
   VF_SIMD
   for (int i = 0; i < n; ++i) {
     const math::Scale<form, T> scale(a1[i]);
-    const T std = scale.std();
-    T grad_mu = gz[i], grad_scale = math::times(gze[i], scale.d_std(std));
+    T first, rest;
+    scale.std_factors(first, rest);
+    const T std = first * rest;
+    T grad_mu = gz[i], grad_scale = scale.times_d_std(gze[i], first, rest);
     if constexpr (prior >= 0) {
       T in[kMaxTermInputs], d[kMaxTermInputs], v;
       in[0] = a0[i];
       in[1] = a1[i];
       if constexpr (prior == 1) in[2] = a2[i], in[3] = a3[i];
       math::Kl<form, prior == 1>::eval(in, scale, std, p, v, d);
-      grad_mu += gkl[i] * d[0];
-      grad_scale += gkl[i] * d[1];
-      if constexpr (prior == 1) g2[i] = gkl[i] * d[2], g3[i] = gkl[i] * d[3];
+      grad_mu += math::times(gkl[i], d[0]);
+      grad_scale += math::times(gkl[i], d[1]);
+      if constexpr (prior == 1) g2[i] = math::times(gkl[i], d[2]), g3[i] = math::times(gkl[i], d[3]);
     }
     g0[i] = grad_mu;
     g1[i] = grad_scale;
@@ -148,7 +169,9 @@ void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0
     TermTiles<T> tiles;
     tiles.value = value;
     const int prior = load_inputs(a, r, tiles, in_buffer);
-    with_form(a.form, prior, [&](auto form, auto p) { scale_tile<decltype(form)::value, decltype(p)::value, T>(tiles, std, n, params); });
+    bool far = false;
+    with_form(a.form, prior,
+              [&](auto form, auto p) { far = scale_tile<decltype(form)::value, decltype(p)::value, T>(tiles, std, n, params); });
     for (int i = 0; a.with_kl && i < r.rows; ++i) acc[r.row - r0 + i] += a.kl.coefficient * sum(value + i * r.columns, r.columns);
     for (int64_t s = 0; s < a.samples; ++s) {
       Rect to = r;
@@ -158,8 +181,12 @@ void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0
       T* place = in_place<T>(a.z, to, a.columns);
       T* z = place != nullptr ? place : z_buffer;
       const T* __restrict mu = tiles.in[0];
-      VF_SIMD
-      for (int i = 0; i < n; ++i) z[i] = mu[i] + math::times(noise[i], std[i]);
+      if (far) {
+        with_form(a.form, -1, [&](auto form, auto) { sample_far<decltype(form)::value, T>(mu, tiles.in[1], noise, n, z); });
+      } else {
+        VF_SIMD
+        for (int i = 0; i < n; ++i) z[i] = mu[i] + math::times(noise[i], std[i]);
+      }
       if (place == nullptr) store(z, a.z, to, a.columns);
     }
   });

@@ -79,6 +79,12 @@ VF_DEVICE int load_entries(const LogSumExpArgs& args, int64_t o, int64_t i, int6
   return count;
 }
 
+template <typename C>
+VF_DEVICE void fold_weights(C (&v)[kRun], C (&w)[kRun]) {
+#pragma unroll
+  for (int e = 0; e < kRun; ++e) math::fold_extreme_weight(v[e], w[e]);
+}
+
 /// inner is 1: a group of threads per sum.
 template <typename C>
 __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 3 : 4)
@@ -95,6 +101,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 3 : 4)
       for (int64_t k = place.lane; k < args.k; k += static_cast<int64_t>(groups.lanes) * kRun) {
         C v[kRun], w[kRun];
         const int count = load_entries(args, o, 0, k, groups.lanes, v, w);
+        if (args.w != nullptr) fold_weights(v, w);
         total.add(v, w, count);
       }
     }
@@ -122,6 +129,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 3 : 4)
       for (int64_t k = slice; k < args.k; k += static_cast<int64_t>(shape.slices) * kRun) {
         C v[kRun], w[kRun];
         const int count = load_entries(args, o, i, k, shape.slices, v, w);
+        if (args.w != nullptr) fold_weights(v, w);
         total.add(v, w, count);
       }
     }
@@ -145,8 +153,9 @@ VF_DEVICE void differentiate(const LogSumExpBackwardArgs& args, int64_t o, int64
   const int count = load_entries(f, o, i, k, step, v, w);
 #pragma unroll
   for (int e = 0; e < kRun; ++e) {
-    grad_w[e] = math::logsumexp_gradient(g, v[e], out);
-    v[e] = w[e] == C(0) ? C(0) : w[e] * grad_w[e];
+    const math::LogSumExpGradient<C> d(g, v[e], out, w[e]);
+    grad_w[e] = d.of_w;
+    v[e] = d.of_a;
   }
   const int64_t at = (o * f.k + k) * f.inner + i, stride = step * f.inner;
   if (args.grad_a != nullptr) store_any<kRun>(args.grad_a, f.dtype, at, stride, 0, count, v);

@@ -92,7 +92,7 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int f
 #pragma unroll
           for (int i = 1; i < kInputs; ++i) v[i][e] = unpack<C>(raw[i][s], part + e);
         }
-        run += evaluate<Term, kGrad>(params, share.g, 0, kPart, v);
+        run += evaluate<Term, kGrad, (sizeof(A) > 2)>(params, share.g, 0, kPart, v);  // halves have no registers to spare for it
         if constexpr (kGrad) {
 #pragma unroll
           for (int e = 0; e < kPart; e += 2) {
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
         const TermArgs& term = args.term[1];
         const int lane = place.lane - plan.first_lane + (place.lane < plan.first_lane ? lanes : 0);
         const RowShare<C> share = share_of<kGrad, C>(term, plan.term[1].inputs, row, lane, lanes);
-        sum += coefficient_of(term) * scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share);
+        sum += math::weighed(coefficient_of(term), scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share));
       }
     }
     if (!plan.sums) continue;

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
         }
         with_form(args.form, [&](auto form) {
 #pragma unroll
-          for (int e = 0; e < kQuad; ++e) z[e] = v[0][e] + math::times(noise[e], math::Scale<decltype(form)::value, C>(v[1][e]).std());
+          for (int e = 0; e < kQuad; ++e) z[e] = math::Scale<decltype(form)::value, C>(v[1][e]).sample(v[0][e], noise[e]);
         });
         store_quad<T>(args.z, z_row, quad, z);
         if (!with_kl) continue;
@@ -209,7 +209,9 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
 #pragma unroll
           for (int e = 0; e < kQuad; ++e) {
             const math::Scale<decltype(form)::value, C> scale(v[1][e]);
-            d_scale[e] = math::times(d_scale[e], scale.d_std(scale.std()));
+            C part, rest;
+            scale.std_factors(part, rest);
+            d_scale[e] = scale.times_d_std(d_scale[e], part, rest);
           }
         });
       }

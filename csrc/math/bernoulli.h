@@ -28,6 +28,7 @@ VF_INLINE T at_least(T a, T low) {
 template <Clip clip>
 struct BernoulliLogits {
   static constexpr int kInputs = 2;  // x, logits
+  static constexpr bool kBounded = true;
 
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxInputs], const TermParams<T>& params, T& value, T (&d)[kMaxInputs]) {

@@ -63,6 +63,7 @@ VF_INLINE float fma_rn(float a, float b, float c) {
   return ::fmaf(a, b, c);
 #endif
 }
+VF_INLINE double fma_rn(double a, double b, double c) { return ::fma(a, b, c); }
 VF_INLINE float mul_rn(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);

@@ -7,6 +7,12 @@ VF_MATH_BEGIN
 
 enum class ScaleForm { kLogVar, kLogStd, kStd, kVar, kSoftplus };
 
+/// a * b, and 0 for a = 0 whatever b: no noise, no difference, no gradient, even where the scale is out of range.
+template <typename T>
+VF_INLINE T times(T a, T b) {
+  return a == T(0) ? T(0) : a * b;
+}
+
 /// Of a scale s: std, log std, their derivatives in s, and division by std. The log forms never leave the log domain. What is not used is
 /// not computed.
 template <ScaleForm form, typename T>
@@ -56,13 +62,29 @@ struct Scale {
     return exp(log_std);
   }
 
-  /// d std / ds
-  VF_INLINE T d_std(T std) const {
-    if constexpr (form == ScaleForm::kLogVar) return T(0.5) * std;
-    if constexpr (form == ScaleForm::kLogStd) return std;
-    if constexpr (form == ScaleForm::kStd) return T(1);
-    if constexpr (form == ScaleForm::kVar) return T(0.5) / std;
-    return Logistic<T>(s).p();
+  /// std as a product, whose factors are in range where std is not; the second is then not 1.
+  VF_INLINE void std_factors(T& a, T& b) const {
+    if constexpr (kIsLog) {
+      exp_factors(log_std, a, b);
+    } else {
+      a = std(), b = T(1);
+    }
+  }
+
+  /// mu + noise std, also where std, or the product alone, is out of range.
+  VF_INLINE T sample(T mu, T noise) const {
+    T first_part, rest;
+    std_factors(first_part, rest);
+    return noise == T(0) ? mu : fma_rn(noise * rest, first_part, mu);
+  }
+
+  /// a d std / ds, likewise, given std_factors.
+  VF_INLINE T times_d_std(T a, T first_part, T rest) const {
+    if constexpr (form == ScaleForm::kLogVar) return times(a, T(0.5) * first_part) * rest;
+    if constexpr (form == ScaleForm::kLogStd) return times(a, first_part) * rest;
+    if constexpr (form == ScaleForm::kStd) return a;
+    if constexpr (form == ScaleForm::kVar) return times(a, T(0.5) / first_part);
+    return times(a, Logistic<T>(s).p());
   }
 
   /// a / std
@@ -91,12 +113,6 @@ struct Scale {
   /// At most the largest number: a difference of exactly zero over a standard deviation of zero is then zero, not NaN.
   VF_INLINE static T finite(T a) { return a > largest<T>() ? largest<T>() : a; }
 };
-
-/// a * b, and 0 for a = 0 whatever b: no noise, no difference, no gradient, even where the scale is out of range.
-template <typename T>
-VF_INLINE T times(T a, T b) {
-  return a == T(0) ? T(0) : a * b;
-}
 
 /// t = (a - b) / std and t / std, wherever a - b lies.
 template <ScaleForm form, typename T>

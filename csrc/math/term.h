@@ -1,13 +1,35 @@
 // A term is an elementwise function of up to four inputs that is summed over the event dimensions of a sample. Each is a struct with
 //   kInputs                                    how many inputs
 //   eval(in, params, value, d)                 its value and its derivative in every input (what is not used is not computed)
+// and, if no derivative is ever out of range, kBounded = true.
 #pragma once
+
+#include <type_traits>
 
 #include "portable.h"
 
 VF_MATH_BEGIN
 
 constexpr int kMaxInputs = 4;
+
+/// What an upstream gradient makes of a derivative: nothing, if it is 0, even where the derivative is out of range.
+template <class Term, typename T, typename = void>
+struct Chain {
+  VF_INLINE static T of(T g, T d) { return g == T(0) ? T(0) : g * d; }
+};
+template <class Term, typename T>
+struct Chain<Term, T, std::enable_if_t<Term::kBounded>> {
+  VF_INLINE static T of(T g, T d) { return g * d; }
+};
+template <class Term, typename T>
+VF_INLINE T chain(T g, T d) {
+  return Chain<Term, T>::of(g, d);
+}
+
+/// coefficient * sum, where a coefficient of 0 leaves nothing of a sum that is out of range; NaN stays.
+VF_INLINE double weighed(double coefficient, double sum) {
+  return coefficient == 0.0 && (sum > largest<double>() || sum < -largest<double>()) ? 0.0 : coefficient * sum;
+}
 
 /// Constants of a call, with what is derived from them worked out once in double.
 template <typename T>

@@ -75,8 +75,9 @@ struct Problem {
     } else {
       const Tensor log_std = scale.to(at::kDouble).reshape({k, -1}).expand({k, d});
       log_det = -log_std.sum(1);
-      // The largest finite number is as good as anything beyond: a difference of zero times it is zero.
-      inverse = (-log_std).clamp_max_(is_double ? 709.78 : 88.72).exp_();
+      // The largest finite number is as good as anything beyond: a difference of zero times it is zero. So is the least one as anything
+      // below: sums in units of it can be divided by it.
+      inverse = is_double ? (-log_std).clamp_(-708.39, 709.78).exp_() : (-log_std).clamp_(-87.33, 88.72).exp_();
       args.scale = hold(inverse.to(type).contiguous());
     }
     const bool products = products_wanted(precision);

@@ -151,7 +151,8 @@ def elbo(
         logvar: posterior log-variance.
         likelihood: ``"bernoulli"``, ``"bernoulli_probs"`` or ``"gaussian"``.
         beta: weight of the KL: a number, or a 0-d tensor, which is read on the device: nothing waits for it, and a value that changes
-            is not compiled anew. It gets no gradient.
+            is not compiled anew. It gets no gradient. 0 leaves nothing of the KL or its gradient, even where they are out of range, as
+            0 times their true values would not either (a warm-up may begin at 0); NaN still shows.
         clip: clip mode of the Bernoulli likelihoods, see :func:`bernoulli_log_prob`.
         eps: the constant of the clip mode.
         prior_mu: prior mean, None is 0.

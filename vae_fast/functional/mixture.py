@@ -214,6 +214,8 @@ def mixture_statistics(
         ``MixtureStatistics(log_prob, counts, first, second)``: ``log p(x)`` of shape ``(...)``, None if the responsibilities were given;
         ``(K,)``; ``(K, D)``; and the second moments: ``(K, D)`` for ``"diag"``, ``(K,)`` for ``"spherical"`` (summed over D), ``(D, D)``
         for ``"tied"`` (summed over components), ``(K, D, D)`` for ``"full"``. float32, or float64 if any of x and the parameters is.
+        They are made in units of the standard deviations: in float32 second moments below 1e-36 of a variance are 0 (data within
+        1e-18 standard deviations of a mean).
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
