@@ -170,7 +170,7 @@ def _exempt(case: Case, numbers: Tensors, upstreams: list[Tensor], want: list[Te
 def _appeal(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[str, Judge]) -> None:
     few = sum(t.numel() for t in numbers.values()) < 500  # then any of them may be exact by luck
     for i in range(5 * NEIGHBOURS if few else NEIGHBOURS):
-        near = {n: neighbour(t, stable_hash(case.seed, i, n)) for n, t in numbers.items()}
+        near = {n: neighbour(t, stable_hash(case.seed, i, n), 4 ** (1 + i % 6)) for n, t in numbers.items()}
         results = [run_plain(case, near, d, upstreams) for d in (torch.float64, torch.float32)]
         for name, judge in judges.items():
             want, plain = ((o[int(name[3:])] if name.startswith("out") else g.get(name[5:])) for o, g in results)
@@ -181,6 +181,8 @@ def _appeal(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[
 def _undefined(case: Case, numbers: Tensors, outs: list[Tensor], grads: Tensors, want: list[Tensor], want_grads: Tensors) -> Finding | None:
     """Where the float64 formula has no number either, finite inputs still give no NaN: but for means over nothing."""
     if not all(t.numel() for t in numbers.values()):
+        return None
+    if case.family == "iwae" and case.options["reduction"] != "none" and all(w.isnan().all() for w in want):  # see its plain formula
         return None
     for i, (got, true) in enumerate(zip(outs, want, strict=True)):
         if (bad := got.isnan() & true.isnan()).any():
@@ -269,6 +271,12 @@ def _differ(kind: str, first: Any, other: Any, how: str) -> Finding | None:
 
 
 def _threads(case: Case) -> Finding | None:
+    if case.family == "linear":  # documented: the order inside a product is the library's; so each is held to the truth
+        for n in (1, 3):
+            with threads(n):
+                if found := _truth(case):
+                    return found
+        return None
     results = []
     for n in (1, 2, 3):
         with threads(n):

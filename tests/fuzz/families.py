@@ -166,6 +166,12 @@ def _likelihood(case: Case, x: Tensor, recon: tuple[Tensor, ...]) -> Tensor:
     o, n = case.options, len(case.sizes["event"])
     if o["space"] == "logits":
         return logits_log_prob(x, recon[0], o["clip"], o["eps"], n)
+    if o["space"] == "probs" and o["clip"] == "bce" and recon[0].dtype == torch.float64:
+        # documented: (x - p) / max(p (1 - p), 1e-12), of which torch has the constant in float32 only
+        p, at, fixed = recon[0], recon[0].detach(), x.detach()
+        log_p, log_q = at.log().clamp(min=-100.0), torch.log1p(-at).clamp(min=-100.0)
+        slope = (fixed - at) / (at * (1 - at)).clamp(min=1e-12)
+        return oracle.total(x * log_p + (1 - x) * log_q + slope * (p - at), n)
     if o["space"] == "probs":
         return oracle.bernoulli_probs(x, recon[0], o["clip"], o["eps"], n)
     return oracle.gaussian_log_prob(x, *recon, event_dim=n)
@@ -313,8 +319,13 @@ def _iwae_plain(case: Case, t: Tensors) -> Tensor:
     zero = torch.zeros_like(t["z"])
     log_p = oracle.gaussian_log_prob(t["z"], t.get("prior_mu", zero) + zero, t.get("prior_logvar", zero) + zero, event_dim=n)
     log_q = oracle.gaussian_log_prob(t["z"], t["mu"], t["logvar"], event_dim=n)
-    log_w = _likelihood(case, t["x"], _recon(t)) + log_p - log_q
-    return _reduced(math.log(len(t["z"])) - torch.logsumexp(log_w, 0), case.options["reduction"])
+    log_p = _likelihood(case, t["x"], _recon(t)) + log_p
+    largest = torch.finfo(torch.float64 if any(s.dtype == "float64" for s in case.specs) else torch.float32).max
+    lost = (log_q < -largest) & (log_p < -largest)  # documented: such a sample has no weight
+    rows = math.log(len(t["z"])) - torch.logsumexp((log_p - log_q).masked_fill(lost, -torch.inf), 0)
+    if case.options["reduction"] != "none" and (rows > largest).any() and (rows < -largest).any():
+        rows = rows * torch.nan  # infinities of both signs have no sum
+    return _reduced(rows, case.options["reduction"])
 
 
 # --- sums over exponentials -------------------------------------------------------------------------------------------

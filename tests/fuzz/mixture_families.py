@@ -77,12 +77,27 @@ def _mixture_plain(case: Case, t: Tensors) -> Any:
     q = mixtures.responsibilities(*args, covariance) if joint is None else joint.softmax(-1)
     largest = torch.finfo(torch.float64 if any(s.dtype == "float64" for s in case.specs) else torch.float32).max
     q = q.masked_fill((log_prob < -largest).unsqueeze(-1), 0.0)  # documented: all zero where log p is -inf
+    if exact and case.options["of"] == "statistics" and largest < 1e300:
+        q = q.masked_fill(q < 2e-38, 0.0)  # no float32, whatever it is multiplied with
     if case.options["of"] == "responsibilities":
         return q
     delta = (t["x"].unsqueeze(-2) - t["means"]).reshape(-1, *t["means"].shape)
     q = q.reshape(-1, q.shape[-1])
     form = {"diag": "nk,nkd,nkd->kd", "spherical": "nk,nkd,nkd->k", "tied": "nk,nki,nkj->ij", "full": "nk,nki,nkj->kij"}[covariance]
-    return log_prob, q.sum(0), torch.einsum("nk,nkd->kd", q, delta), torch.einsum(form, q, delta, delta)
+    sums = torch.einsum("nk,nkd->kd", q, delta), torch.einsum(form, q, delta, delta)
+    return log_prob, q.sum(0), *(sums if not exact or largest > 1e300 else _within_range(sums, t["scale"], covariance, len(q)))
+
+
+def _within_range(sums: tuple[Tensor, Tensor], scale: Tensor, covariance: str, rows: int) -> tuple[Tensor, ...]:
+    """Documented: the sums are made in units of standard deviations. NaN, which is not judged, where they would be subnormal in float32."""
+    if covariance in ("diag", "spherical"):
+        width = (scale if covariance == "diag" else scale.unsqueeze(-1)).exp()
+        units = width, width.square() if covariance == "diag" else width.square().squeeze(-1)
+    else:
+        factor = scale.triu()
+        diagonal = factor.diagonal(dim1=-2, dim2=-1).abs().reshape(-1, factor.shape[-1]).amax(0)
+        units = 1 / diagonal, 1 / (diagonal.unsqueeze(-1) * diagonal)
+    return tuple(s.masked_fill(s.abs() < 1e-36 * max(rows, 1) * u, torch.nan) for s, u in zip(sums, units, strict=True))
 
 
 def _make_mdn(rng: Random) -> Case:
