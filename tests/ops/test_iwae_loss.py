@@ -87,6 +87,37 @@ def test_images_bytes_and_a_gaussian_pair(device):
     assert pair.isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_of_half_samples_is_rounded_once(dtype, device, backend):
+    """Those of log p(z) and log q(z) are each out of float16's range here, and nearly cancel."""
+    x, recon = torch.rand(4, 7, device=device), torch.zeros(1, 4, 7, device=device)
+    z = torch.full((1, 4, 2), 0.1, dtype=dtype, device=device).requires_grad_()
+    scales = {"logvar": torch.full((4, 2), -14.0, device=device), "prior_logvar": torch.full((2,), -14.0, device=device)}
+    mu = torch.linspace(-0.01, 0.01, 8, device=device).view(4, 2)
+    vae_fast.iwae_loss(x, recon, z, mu, reduction="sum", **scales).backward()
+    true = (mu.double() - 0.0) * math.exp(14.0)  # of z: (z - prior mu) / variance - (z - mu) / variance
+    torch.testing.assert_close(z.grad[0].double(), true, rtol=2 * torch.finfo(dtype).eps, atol=0.01)
+
+
+@pytest.mark.parametrize("far", [1e20, 1e37, 3e38])
+def test_a_sample_that_no_posterior_draws_has_no_weight(far, device, backend):
+    x, recon, z, mu, logvar = (t.float() for t in problem(3, device=device))
+    usual = vae_fast.iwae_loss(x, recon[1:], z[1:], mu, logvar, reduction="none") + math.log(3 / 2)
+    z[0] = far
+    got = vae_fast.iwae_loss(x, recon, z, mu, logvar, reduction="none")
+    torch.testing.assert_close(got, usual, rtol=1e-5, atol=1e-5)
+    assert (vae_fast.iwae_loss(x, recon, z * 0.0 + far, mu, logvar, reduction="none") == math.inf).all()
+
+
+def test_not_a_number_shows(device, backend):
+    x, recon, z, mu, logvar = (t.float() for t in problem(3, device=device))
+    z[0, 0] = 1e20
+    mu[0, 0] = math.nan
+    got = vae_fast.iwae_loss(x, recon, z, mu, logvar, reduction="none")
+    assert got[0].isnan()
+    assert got[1:].isfinite().all()
+
+
 @pytest.mark.parametrize("wide", range(7))
 def test_one_float64_argument_makes_all_of_it_float64(wide, device, backend):
     """Row sums in float32 that are then called float64 would be off by 3e-8."""

@@ -325,7 +325,8 @@ def iwae_loss(
     Args:
         x: data, ``(*batch, *event)``, dtypes as in :func:`elbo`.
         recon: the decoder's output for each sample, ``(K, *batch, *event)``, or a pair, see :func:`elbo`.
-        z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``.
+        z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``. One so far out that its
+            densities under the posterior and under the model are both out of range (1e19 standard deviations in float32) has no weight.
         mu, logvar: the posterior, ``(*batch, *latent)``.
         likelihood, clip, eps, prior_mu, prior_logvar, event_dim, latent_dim, check_data: as in :func:`elbo`.
         reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``.
@@ -360,13 +361,19 @@ def iwae_loss(
     if values.wanted(check_data):
         values.require(*values.term(term, data, values.data_names(data)), ("z", z, "finite"))
         values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
-    if reference.compute_dtype([*data, z, *posterior]) == torch.float64:  # one precision for all three terms, before they are summed
-        data[1], z = data[1].double(), z.double()
+    # One precision for all three terms before they are summed. Of half samples too: the gradients of both densities would each be rounded
+    # to a half, and may be out of its range where their sum is not.
+    dtype = reference.compute_dtype([*data, z, *posterior])
+    z = z.to(dtype)
+    if dtype == torch.float64:
+        data[1] = data[1].double()
     log_p_x = row_sum(term, data, eps, -math.inf, event_dim)
     zero = z.new_zeros(()) if prior_mu is None else prior_mu
-    log_p_z = gaussian_log_prob(z, zero.expand(z.shape), prior_logvar, event_dim=latent_dim)
-    log_q_z = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
-    return reduce(-iwae_bound(log_p_x + log_p_z - log_q_z, dim=0), reduction)
+    log_p = log_p_x + gaussian_log_prob(z, zero.expand(z.shape), prior_logvar, event_dim=latent_dim)
+    log_q = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
+    # No posterior drew a sample whose density is out of range: it has no weight if that under the model is out of range too.
+    log_q = log_q.masked_fill((log_q == -math.inf) & (log_p == -math.inf), 0.0)
+    return reduce(-iwae_bound(log_p - log_q, dim=0), reduction)
 
 
 def _check_samples(z: Tensor, mu: Tensor, logvar: Tensor, full: torch.Size, latent_dim: int) -> None:
