@@ -24,6 +24,16 @@ VF_INLINE Ints every_int(int32_t x) { return x - Ints{}; }
 /// The bits of a that mask marks, and those of b elsewhere.
 VF_INLINE Floats bits_where(Ints mask, Floats a, Floats b) { return (Floats)((mask & (Ints)a) | (~mask & (Ints)b)); }
 
+/// |a|, or 128 where that is less: e^-128 is 0 in float, and beyond 2^127 the product with 1 / log 2 would overflow. NaN stays.
+VF_INLINE Floats magnitude(Floats a) {
+  const Floats t = (Floats)((Ints)a & every_int(INT32_MAX));
+#if VF_VECTOR_BYTES == 64
+  return (Floats)_mm512_min_ps(_mm512_set1_ps(128.0f), (__m512)t);  // the second operand, if one is NaN
+#else
+  return t;  // times_power drops what does not count
+#endif
+}
+
 /// p 2^k for integers k of any size below 1, 0 where that is no normal number (or not far below one).
 VF_INLINE Floats times_power(Floats p, Floats k, Floats k_shifted) {
 #if VF_VECTOR_BYTES == 64
@@ -79,7 +89,7 @@ struct LogitsSums {
       c = c < -bound ? -bound : c;  // NaN stays
       c = c > bound ? bound : c;
     }
-    const Floats t = (Floats)((Ints)c & every_int(INT32_MAX));
+    const Floats t = magnitude(c);
     const Floats shift = every(12582912.0f);  // as in math::exp_parts
     const Floats n = madd(t, every(-1.44269504f), shift), k = n - shift;
 #if defined(VF_FMA)

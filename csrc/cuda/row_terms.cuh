@@ -10,12 +10,12 @@
 namespace vae_fast {
 namespace cuda {
 
-/// A thread's share of a first term's row: vectors of 16 bytes, one or two at once. Four inputs of eight halves would not fit the
+/// A thread's share of a first term's row: vectors of 16 bytes, one or two at once. Three or four inputs of eight halves would not fit the
 /// registers: their vectors are half as long.
 template <typename A, typename Term>
 struct RowShape {
   static constexpr int kFull = 16 / static_cast<int>(sizeof(A));
-  static constexpr int kVector = sizeof(A) == 2 && Term::kInputs > 3 ? kFull / 2 : kFull;
+  static constexpr int kVector = sizeof(A) == 2 && Term::kInputs > 2 ? kFull / 2 : kFull;
   static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
   // Elements worked on at once, so that eight halves do not take the registers of eight floats, nor a prior those of four elements.
   static constexpr int kMost = Term::kInputs > 3 ? 2 : 4, kPart = kVector < kMost ? kVector : kMost;
@@ -92,7 +92,7 @@ VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int f
 #pragma unroll
           for (int i = 1; i < kInputs; ++i) v[i][e] = unpack<C>(raw[i][s], part + e);
         }
-        run += evaluate<Term, kGrad, (sizeof(A) > 2)>(params, share.g, 0, kPart, v);  // halves have no registers to spare for it
+        run += evaluate<Term, kGrad>(params, share.g, 0, kPart, v);
         if constexpr (kGrad) {
 #pragma unroll
           for (int e = 0; e < kPart; e += 2) {
@@ -166,7 +166,9 @@ VF_DEVICE RowShare<C> share_of(const TermArgs& term, int inputs, int64_t row, in
 
 /// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
 template <typename A, typename X, bool kGrad>
-constexpr int kResident = sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2 : (kGrad || kIsAny<A> || sizeof(X) > sizeof(A) ? 3 : 4);
+constexpr int kResident =
+    (sizeof(A) == 2 && kGrad) || sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2
+                                                                                 : (kGrad || kIsAny<A> || sizeof(X) > sizeof(A) ? 3 : 4);
 
 template <typename A, typename X, bool kGrad>
 __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)

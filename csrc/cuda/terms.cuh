@@ -66,8 +66,8 @@ using table::KlTerms;
 inline bool is_kl(int term) { return term < KlTerms::kCount; }
 
 /// One run of a thread's elements: in[i][e] becomes g df/din_i, and the sum of f over from <= e < to is returned.
-/// With kStops a g of 0 makes it 0 even where the derivative is out of range.
-template <typename Term, bool kGrad, bool kStops = true, typename C, int kRows, int N>
+/// A g of 0 makes it 0 even where the derivative is out of range.
+template <typename Term, bool kGrad, typename C, int kRows, int N>
 VF_DEVICE C evaluate(const math::TermParams<C>& params, C g, int from, int to, C (&in)[kRows][N]) {
   C sum = C(0);
 #pragma unroll
@@ -79,7 +79,7 @@ VF_DEVICE C evaluate(const math::TermParams<C>& params, C g, int from, int to, C
     sum += e >= from && e < to ? value : C(0);
     if (kGrad) {
 #pragma unroll
-      for (int i = 0; i < Term::kInputs; ++i) in[i][e] = kStops ? math::chain<Term>(g, d[i]) : g * d[i];
+      for (int i = 0; i < Term::kInputs; ++i) in[i][e] = math::chain<Term>(g, d[i]);
     }
   }
   return sum;

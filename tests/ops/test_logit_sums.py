@@ -36,3 +36,16 @@ def test_random_logits(columns, clip, device, backend):
     assert_within_contract(got[0], truth[0], plain[0])
     for g, p, t in zip(got[1], plain[1], truth[1], strict=True):
         assert_within_contract(g, t, p)
+
+
+@pytest.mark.parametrize("size", [200.0, 1e5, 1e30, 2.3e38, 2.4e38, 3.4e38])
+@pytest.mark.parametrize("columns", [16, 47, 48, 64, 784])
+def test_logits_of_any_size(columns, size, device, backend):
+    """Where the target agrees the likelihood is 1, whatever the size; where it does not, minus their sum."""
+    right = torch.tensor([1.0, 0.0], device=device).repeat(columns // 2 + 1)[:columns]
+    a = (2.0 * right - 1.0) * size
+    value, (_, grad) = value_and_grads(vae_fast.bernoulli_log_prob, [right, a])
+    assert value == 0.0 and not grad.any()
+    wrong = torch.where(torch.arange(columns, device=device) == columns - 1, 1.0 - right, right)
+    value, (_, grad) = value_and_grads(vae_fast.bernoulli_log_prob, [wrong, a])
+    assert value == torch.tensor(-size) and grad[-1].abs() == 1.0 and not grad[:-1].any()
