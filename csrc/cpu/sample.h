@@ -51,7 +51,40 @@ constexpr T far_std() {
   return math::largest<T>() / T(32);
 }
 
-/// std and, of a KL, value: one exponential serves both. True if one is far out, see far_std.
+// What one element of the two tiles below needs of its scale. Functions of their own: an object that lives in a vectorised loop's body is
+// kept in memory there, and the loop is not vectorised.
+
+/// std and, of a KL, its value: one exponential serves both.
+template <math::ScaleForm form, int prior, typename T>
+VF_INLINE T std_and_kl(const T (&in)[kMaxTermInputs], const math::TermParams<T>& params, T& value) {
+  const math::Scale<form, T> scale(in[1]);
+  const T std = scale.std();
+  if constexpr (prior >= 0) {
+    T d[kMaxTermInputs];
+    math::Kl<form, prior == 1>::eval(in, scale, std, params, value, d);
+  }
+  return std;
+}
+
+/// The gradients of mu, scale and a prior's two: given that of z, that times the noise, and that of the KL.
+template <math::ScaleForm form, int prior, typename T>
+VF_INLINE void sample_gradients(const T (&in)[kMaxTermInputs], T gz, T gze, T gkl, const math::TermParams<T>& params,
+                                T (&grad)[kMaxTermInputs]) {
+  const math::Scale<form, T> scale(in[1]);
+  T first, rest;
+  scale.std_factors(first, rest);
+  grad[0] = gz;
+  grad[1] = scale.times_d_std(gze, first, rest);
+  if constexpr (prior >= 0) {
+    T d[kMaxTermInputs], value;
+    math::Kl<form, prior == 1>::eval(in, scale, first * rest, params, value, d);
+    grad[0] += math::times(gkl, d[0]);
+    grad[1] += math::times(gkl, d[1]);
+    if constexpr (prior == 1) grad[2] = math::times(gkl, d[2]), grad[3] = math::times(gkl, d[3]);
+  }
+}
+
+/// std and, of a KL, value. True if a std is far out, see far_std.
 template <math::ScaleForm form, int prior, typename T>
 bool scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const math::TermParams<T>& params) {
   const T* __restrict a0 = tiles.in[0];
@@ -60,23 +93,18 @@ bool scale_tile(const TermTiles<T>& tiles, T* __restrict std_out, int n, const m
   const T* __restrict a3 = tiles.in[3];
   T* __restrict value = tiles.value;
   const math::TermParams<T> p = params;
-  constexpr T far = far_std<T>();
-  int out_of_range = 0;
-#pragma omp simd reduction(| : out_of_range)
+  VF_SIMD
   for (int i = 0; i < n; ++i) {
-    const math::Scale<form, T> scale(a1[i]);
-    const T std = scale.std();
-    std_out[i] = std;
-    out_of_range |= std > far ? 1 : 0;
-    if constexpr (prior >= 0) {
-      T in[kMaxTermInputs], d[kMaxTermInputs], v;
-      in[0] = a0[i];
-      in[1] = a1[i];
-      if constexpr (prior == 1) in[2] = a2[i], in[3] = a3[i];
-      math::Kl<form, prior == 1>::eval(in, scale, std, p, v, d);
-      value[i] = v;
-    }
+    T in[kMaxTermInputs], v;
+    in[1] = a1[i];
+    if constexpr (prior >= 0) in[0] = a0[i];
+    if constexpr (prior == 1) in[2] = a2[i], in[3] = a3[i];
+    std_out[i] = std_and_kl<form, prior>(in, p, v);
+    if constexpr (prior >= 0) value[i] = v;
   }
+  int out_of_range = 0;
+#pragma omp simd reduction(+ : out_of_range)
+  for (int i = 0; i < n; ++i) out_of_range += std_out[i] > far_std<T>() ? 1 : 0;
   return out_of_range != 0;
 }
 
@@ -105,23 +133,14 @@ void scale_backward_tile(const TermTiles<T>& tiles, const T* __restrict gz, cons
   const math::TermParams<T> p = params;
   VF_SIMD
   for (int i = 0; i < n; ++i) {
-    const math::Scale<form, T> scale(a1[i]);
-    T first, rest;
-    scale.std_factors(first, rest);
-    const T std = first * rest;
-    T grad_mu = gz[i], grad_scale = scale.times_d_std(gze[i], first, rest);
-    if constexpr (prior >= 0) {
-      T in[kMaxTermInputs], d[kMaxTermInputs], v;
-      in[0] = a0[i];
-      in[1] = a1[i];
-      if constexpr (prior == 1) in[2] = a2[i], in[3] = a3[i];
-      math::Kl<form, prior == 1>::eval(in, scale, std, p, v, d);
-      grad_mu += math::times(gkl[i], d[0]);
-      grad_scale += math::times(gkl[i], d[1]);
-      if constexpr (prior == 1) g2[i] = math::times(gkl[i], d[2]), g3[i] = math::times(gkl[i], d[3]);
-    }
-    g0[i] = grad_mu;
-    g1[i] = grad_scale;
+    T in[kMaxTermInputs], grad[kMaxTermInputs];
+    in[1] = a1[i];
+    if constexpr (prior >= 0) in[0] = a0[i];
+    if constexpr (prior == 1) in[2] = a2[i], in[3] = a3[i];
+    sample_gradients<form, prior>(in, gz[i], gze[i], prior >= 0 ? gkl[i] : T(0), p, grad);
+    g0[i] = grad[0];
+    g1[i] = grad[1];
+    if constexpr (prior == 1) g2[i] = grad[2], g3[i] = grad[3];
   }
 }
 
