@@ -323,10 +323,11 @@ def _iwae_plain(case: Case, t: Tensors) -> Tensor:
     log_q = oracle.gaussian_log_prob(t["z"], t["mu"], t["logvar"], event_dim=n)
     log_p = _likelihood(case, t["x"], _recon(t)) + log_p
     largest = torch.finfo(torch.float64 if any(s.dtype == "float64" for s in case.specs) else torch.float32).max
+    edge = torch.stack([(log.abs() / largest - 1).abs() < 1e-5 for log in (log_p, log_q)]).any(0).any(0)
     lost = (log_q < -largest) & (log_p < -largest)  # documented: such a sample has no weight
+    log_p, log_q = (log.masked_fill(log < -largest, -torch.inf) for log in (log_p, log_q))  # and one out of range alone is infinite
     rows = math.log(len(t["z"])) - torch.logsumexp((log_p - log_q).masked_fill(lost, -torch.inf), 0)
     # whether a sample has a weight is open where a density is within rounding of the largest number
-    edge = torch.stack([(log.abs() / largest - 1).abs() < 1e-5 for log in (log_p, log_q)]).any(0).any(0)
     rows = rows.masked_fill(edge, torch.nan)
     if case.options["reduction"] != "none" and (rows > largest).any() and (rows < -largest).any():
         rows = rows * torch.nan  # infinities of both signs have no sum
