@@ -7,8 +7,8 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-/// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = upstream[i] df/din[k] for k >= first, 0 for an upstream of 0 even where the
-/// derivative is out of range. One loop, no branches: the compiler vectorises it.
+/// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = upstream[i] df/din[k] for k >= first. One loop, no branches: the compiler
+/// vectorises it.
 template <class F, typename T, int first, bool with_grad>
 void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
   constexpr int inputs = F::kInputs;
@@ -33,10 +33,10 @@ void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, co
     value[i] = v;
     if constexpr (with_grad) {
       const T g = upstream[i];
-      if constexpr (first == 0) g0[i] = math::chain<F>(g, d[0]);
-      g1[i] = math::chain<F>(g, d[1]);
-      if constexpr (inputs > 2) g2[i] = math::chain<F>(g, d[2]);
-      if constexpr (inputs > 3) g3[i] = math::chain<F>(g, d[3]);
+      if constexpr (first == 0) g0[i] = g * d[0];
+      g1[i] = g * d[1];
+      if constexpr (inputs > 2) g2[i] = g * d[2];
+      if constexpr (inputs > 3) g3[i] = g * d[3];
     }
   }
 }
@@ -46,14 +46,16 @@ template <typename T>
 struct TermMap {
   using Fn = void (*)(const TermTiles<T>&, const T* upstream, int n, const math::TermParams<T>&);
   int inputs;
-  Fn value;     // value only
-  Fn gradient;  // value and the gradients of inputs 1, 2, 3: the data of a likelihood seldom wants one
-  Fn all;       // value and every gradient
+  bool bounded;  // no derivative is out of range
+  Fn value;      // value only
+  Fn gradient;   // value and the gradients of inputs 1, 2, 3: the data of a likelihood seldom wants one
+  Fn all;        // value and every gradient
   RowLoops<T> rows;
 
   template <class F>
   static constexpr TermMap of() {
-    return {F::kInputs, &map_tile<F, T, 1, false>, &map_tile<F, T, 1, true>, &map_tile<F, T, 0, true>, row_loops<F, T>()};
+    return {F::kInputs,       math::IsBounded<F>::value, &map_tile<F, T, 1, false>, &map_tile<F, T, 1, true>, &map_tile<F, T, 0, true>,
+            row_loops<F, T>()};
   }
 };
 
@@ -75,6 +77,24 @@ inline T row_gradient(const RowGrad& g, int64_t r) {
   return g.data == nullptr ? constant : constant * static_cast<const T*>(g.data)[r * g.stride];
 }
 
+/// Gradients whose upstream is 0 are 0, even where the derivative is out of range (as math::chain has it). After the fact: the test in the
+/// loop that differentiates would cost two instructions for every gradient.
+template <typename T>
+inline void stop_at_zero(const TermTiles<T>& tiles, const T* upstream, const Rect& r, int first, int inputs) {
+  int zeros = 0;
+  if (r.columns == 1) {
+#pragma omp simd reduction(+ : zeros)
+    for (int i = 0; i < r.rows; ++i) zeros += upstream[i] == T(0) ? 1 : 0;
+  } else {
+    for (int i = 0; i < r.rows; ++i) zeros += upstream[i * r.columns] == T(0) ? 1 : 0;
+  }
+  for (int k = first; zeros > 0 && k < inputs; ++k) {
+    T* grad = tiles.grad[k];
+    VF_SIMD
+    for (int i = 0; i < r.count(); ++i) grad[i] = upstream[i] == T(0) ? T(0) : grad[i];
+  }
+}
+
 /// Runs `map` over rectangle r.
 template <typename T>
 inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermParams<T>& params, bool with_grad, bool first,
@@ -83,6 +103,7 @@ inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermP
   alignas(64) T upstream[kTile + kSpill];
   expand_rows(a.row_grad, r, upstream);
   (first ? map.all : map.gradient)(tiles, upstream, r.count(), params);
+  if (!map.bounded) stop_at_zero(tiles, upstream, r, first ? 0 : 1, map.inputs);
 }
 
 /// Adds coefficient * (sum over columns [c0, c1)) of rows [r0, r1) to acc[r - r0], if acc is not null, and writes the gradients of those

@@ -12,18 +12,16 @@ VF_MATH_BEGIN
 
 constexpr int kMaxInputs = 4;
 
+/// Whether no derivative of a term is ever out of range.
+template <class Term, typename = void>
+struct IsBounded : std::false_type {};
+template <class Term>
+struct IsBounded<Term, std::enable_if_t<Term::kBounded>> : std::true_type {};
+
 /// What an upstream gradient makes of a derivative: nothing, if it is 0, even where the derivative is out of range.
-template <class Term, typename T, typename = void>
-struct Chain {
-  VF_INLINE static T of(T g, T d) { return g == T(0) ? T(0) : g * d; }
-};
-template <class Term, typename T>
-struct Chain<Term, T, std::enable_if_t<Term::kBounded>> {
-  VF_INLINE static T of(T g, T d) { return g * d; }
-};
 template <class Term, typename T>
 VF_INLINE T chain(T g, T d) {
-  return Chain<Term, T>::of(g, d);
+  return !IsBounded<Term>::value && g == T(0) ? T(0) : g * d;
 }
 
 /// coefficient * sum, where a coefficient of 0 leaves nothing of a sum that is out of range; NaN stays.

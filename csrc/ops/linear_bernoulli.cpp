@@ -42,7 +42,7 @@ struct Problem {
     const int64_t rows = c10::multiply_integers(batch);
     h = full(given_h).reshape({rows, given_h.size(-1)});
     x = full(given_x);
-    const auto shared = [&] {  // the first of the dimensions of x that are left
+    const auto shared = [&] {                       // the first of the dimensions of x that are left
       const int64_t own = given_x.dim() - x.dim();  // its place in given_x
       return x_grad ? own < 0 || given_x.size(own) == 1 : x.stride(0) == 0 || x.size(0) == 1;
     };
