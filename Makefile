@@ -9,11 +9,12 @@ DATASET ?= digits
 SEED ?= $(shell date +%s)
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo experiments test fuzz native sanitize cuda-gate gpu-check bench bench-results lint format clean
+.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate gpu-check bench bench-results lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,8 +37,18 @@ demo: build  ## train a VAE on real data (DATASET=digits|mnist|frey), print the 
 experiments: build  ## every example with --quick, into runs/experiments, and a table of their numbers
 	$(BIN)/python examples/all.py --quick --out runs/experiments
 
-test: build  ## every Python test, and every example in the README and the docstrings
-	$(BIN)/python -m pytest
+test: build  ## every Python test, and every example in the README and the docstrings, on every core
+	$(PYTEST) -m "not alone"
+	$(BIN)/python -m pytest -m alone
+
+test-ops: build  ## the functions: values, gradients, layouts, compile, errors
+	$(PYTEST) tests/ops
+
+test-models: build  ## models, training, data, plots, the command line
+	$(PYTEST) tests --ignore tests/ops --ignore tests/fuzz -m "not alone" -k "not example and not distributed and not torchrun"
+
+test-examples: build  ## the examples and the tests of several processes
+	$(PYTEST) tests --ignore tests/ops --ignore tests/fuzz -m "not alone" -k "example or distributed or torchrun"
 
 fuzz: build  ## random calls and damaged files against the contract, until stopped or for SECONDS=...; SEED=... begins elsewhere
 	$(BIN)/python -m tests.fuzz --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) --out $(BUILD)/fuzz
