@@ -5,30 +5,54 @@
 
 #include "cpu/table.h"
 #include "ops/ops.h"
+#include "ops/ordinary_head.h"
 #include "ops/product_choice.h"
 
 namespace ops = vae_fast::ops;
 
+/// A term's parameters, from a list: torch's own casters have one for integers alone.
+template <>
+struct pybind11::detail::type_caster<ops::Numbers> {
+  PYBIND11_TYPE_CASTER(ops::Numbers, const_name("list[float]"));
+
+  bool load(handle from, bool) {
+    if (!PyList_Check(from.ptr())) return false;
+    const Py_ssize_t count = PyList_GET_SIZE(from.ptr());
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      const double number = PyFloat_AsDouble(PyList_GET_ITEM(from.ptr(), i));
+      if (number == -1.0 && PyErr_Occurred() != nullptr) return PyErr_Clear(), false;
+      numbers_.push_back(number);
+    }
+    value = numbers_;
+    return true;
+  }
+
+ private:
+  c10::SmallVector<double, vae_fast::kMaxTermParams> numbers_;
+};
+
 TORCH_LIBRARY(vae_fast, m) {
-  m.def("term(Tensor[] inputs, str term, float eps, float floor, Tensor? floor_at, int event_dim) -> Tensor");
+  m.def("term(Tensor[] inputs, str term, float[] params, Tensor? param_at, int event_dim) -> Tensor");
   m.def(
-      "term_backward(Tensor grad, Tensor[] inputs, str term, float eps, float floor, Tensor? floor_at, int event_dim, bool[] mask) -> "
+      "term_backward(Tensor grad, Tensor[] inputs, str term, float[] params, Tensor? param_at, int event_dim, bool[] mask) -> "
       "Tensor[]");
-#define VF_ELBO_SCHEMA                                                                                                                     \
-  "Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, str kl, float eps, float floor, Tensor? floor_at, float beta, Tensor? " \
+#define VF_ELBO_SCHEMA                                                                                                                  \
+  "Tensor[] likelihood_inputs, Tensor[] kl_inputs, str likelihood, float[] params, str kl, float floor, Tensor? floor_at, float beta, " \
+  "Tensor? "                                                                                                                            \
   "beta_at, int event_dim, int latent_dim"
   m.def("elbo(" VF_ELBO_SCHEMA ") -> Tensor");
   m.def("elbo_backward(Tensor grad, " VF_ELBO_SCHEMA ", bool[] mask) -> Tensor[]");
   m.def("elbo_loss(" VF_ELBO_SCHEMA ", bool mean) -> Tensor");
   m.def("elbo_loss_with_grad(" VF_ELBO_SCHEMA ", bool mean, bool[] mask) -> (Tensor, Tensor[])");
 #undef VF_ELBO_SCHEMA
-  m.def("linear_bernoulli(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps) -> Tensor");
+  m.def("linear_bernoulli(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params) -> Tensor");
   m.def(
-      "linear_bernoulli_backward(Tensor grad, Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool[] mask) -> "
+      "linear_bernoulli_backward(Tensor grad, Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool[] mask) -> "
       "Tensor[]");
-  m.def("linear_bernoulli_sum(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool mean) -> Tensor");
+  m.def("linear_bernoulli_sum(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool mean) -> Tensor");
   m.def(
-      "linear_bernoulli_sum_with_grad(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float eps, bool mean, bool[] mask) -> "
+      "linear_bernoulli_sum_with_grad(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool mean, bool[] mask) "
+      "-> "
       "(Tensor, Tensor[])");
   // Conservative: TorchScript would take two draws for one common subexpression, and give two samples the same noise.
   m.def(torch::schema("draw_seed(Tensor like, Generator? generator=None) -> Tensor", c10::AliasAnalysisKind::CONSERVATIVE),
@@ -109,28 +133,6 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("mdn", &ops::mdn_autograd);
 }
 
-namespace {
-/// Whether the tensors of an ELBO are of the one kind that needs no further look: dense floats (data may be bytes) on one device, shapes
-/// equal where they could broadcast. Python's own checks, which find the words when something is wrong, cost five times as much.
-bool ordinary_head(py::handle x, py::handle recon, py::handle mu, py::handle logvar, int64_t event_dim, int64_t latent_dim) {
-  const at::Tensor* t[4];
-  py::handle given[4] = {x, recon, mu, logvar};
-  for (int i = 0; i < 4; ++i) {
-    if (!THPVariable_Check(given[i].ptr())) return false;
-    t[i] = &THPVariable_Unpack(given[i].ptr());
-    const auto type = t[i]->scalar_type();
-    const bool dense = t[i]->layout() == at::kStrided && t[i]->device() == t[0]->device();
-    const bool floats = type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
-    if (!dense || !(floats || (i == 0 && (type == at::kByte || type == at::kBool)))) return false;
-  }
-  const auto data = t[1]->sizes(), latent = t[2]->sizes();
-  if (t[0]->sizes() != data || t[3]->sizes() != latent || event_dim < 0 || latent_dim < 0) return false;
-  const int64_t batch = static_cast<int64_t>(data.size()) - event_dim;
-  if (batch < 0 || static_cast<int64_t>(latent.size()) - latent_dim != batch) return false;
-  return data.slice(0, static_cast<size_t>(batch)) == latent.slice(0, static_cast<size_t>(batch));
-}
-}  // namespace
-
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   const auto release = py::call_guard<py::gil_scoped_release>();
   m.def("term", &ops::term, release);
@@ -155,7 +157,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("mdn", &ops::mdn, release);
   m.def("reduce", &ops::reduce, release);
   m.def("fma_probe", &ops::fma_probe, release);
-  m.def("ordinary_head", &ordinary_head);
+  m.def("ordinary_head", &ops::ordinary_head);
   m.def("isa_in_use", [] { return std::string(vae_fast::cpu::table().isa); });
   m.def("isa_available", [] {
     std::vector<std::string> names;

@@ -2,7 +2,7 @@
 // elements and are 64-bit throughout. Nothing here allocates.
 #pragma once
 
-#include "terms.h"
+#include "term_args.h"
 
 #if defined(__CUDACC__) || defined(VF_WITH_CUDA)
 #include <cuda_runtime_api.h>
@@ -91,7 +91,7 @@ struct LogSumExpBackwardArgs {
 /// u^2 - 1 sums to little for a row that component k explains: its float sum then loses nothing to the sum's own size, however many
 /// dimensions there are. The constants are relative to a baseline for the same reason, and in two parts, since those of a narrow and of a
 /// wide component are far apart in many dimensions: l_k - shift is ((constant_k - shift) + constant_low_k) + e_k (math/mixture.h). What is
-/// finite in x and the means but beyond kMixtureFar is read as kMixtureFar, so that no difference overflows.
+/// finite in x and the means but beyond mixture_far is read as that, so that no difference overflows.
 struct MixtureArgs {
   int64_t rows = 0, components = 0, dims = 0;
   bool is_double = false;
@@ -108,7 +108,6 @@ struct MixtureArgs {
   // (dims,), near most rows; diagonal floats only: lets CUDA multiply the quadratic out about it, on tensor cores. Null: it does not.
   const float* centre = nullptr;
 };
-constexpr double kMixtureFar[2] = {1.5e38, 8.9e307};  // float, double: the difference of two is finite
 
 /// Any output may be null. shift, which is max_k l_k to rounding, and total = sum_k e^{l_k - shift} are what the backward pass needs of a
 /// row: with them the responsibilities it recomputes sum to one, whatever the size of log p.

@@ -1,43 +1,18 @@
-// What the ops hand to the kernels, on CPU and CUDA alike, and the table of every term. Plain data: no torch, no owning pointers.
-//
-// A new likelihood is one struct in csrc/math and one row in VF_FOR_EACH_TERM.
+// What the ops hand to the kernels of row-summed terms, on CPU and CUDA alike. Plain data: no torch, no owning pointers. The terms there
+// are stand in term_table.h, which only what expands it includes.
 #pragma once
 
 #include <cstdint>
-
-#include "math/bernoulli.h"
-#include "math/gaussian.h"
-
-// X(name, struct). The name is what vae_fast/reference.py calls it.
-#define VF_FOR_EACH_SCALE(X, family, Struct)       \
-  X(family ".logvar", Struct(ScaleForm::kLogVar))  \
-  X(family ".log_std", Struct(ScaleForm::kLogStd)) \
-  X(family ".std", Struct(ScaleForm::kStd))        \
-  X(family ".var", Struct(ScaleForm::kVar))        \
-  X(family ".softplus", Struct(ScaleForm::kSoftplus))
-#define VF_FOR_EACH_CLIP(X, family, Struct) \
-  X(family ".none", Struct<Clip::kNone>)    \
-  X(family ".clamp", Struct<Clip::kClamp>)  \
-  X(family ".add", Struct<Clip::kAdd>)      \
-  X(family ".bce", Struct<Clip::kBce>)
-#define VF_KL(form) Kl<form, false>
-#define VF_KL_PRIOR(form) Kl<form, true>
-#define VF_GAUSSIAN(form) Gaussian<form>
-#define VF_FOR_EACH_KL(X)           \
-  VF_FOR_EACH_SCALE(X, "kl", VF_KL) \
-  VF_FOR_EACH_SCALE(X, "kl_prior", VF_KL_PRIOR)
-#define VF_FOR_EACH_LIKELIHOOD(X)                          \
-  VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits) \
-  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)   \
-  X("gaussian_unit", GaussianUnit)                         \
-  VF_FOR_EACH_SCALE(X, "gaussian", VF_GAUSSIAN)
-#define VF_FOR_EACH_TERM(X) VF_FOR_EACH_KL(X) VF_FOR_EACH_LIKELIHOOD(X)
 
 namespace vae_fast {
 
 enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kUInt8, kBool };
 
+/// What a term's inputs are: x and the parameters of p(x), where x may be bytes; or the mean and scale of a Gaussian, and those of another.
+enum class TermKind : int32_t { kLikelihood, kKl };
+
 constexpr int kMaxTermInputs = 4;
+constexpr int kMaxTermParams = 2;  // given, and worked out from them
 constexpr int kMaxBatchDims = 4;
 
 /// Where the rows of a tensor lie: the offset, in elements, of row r of a batch of up to kMaxBatchDims dimensions. A contiguous batch has
@@ -80,17 +55,17 @@ struct RowGrad {
 
 /// One term of a row sum: coefficient * sum over columns of f(inputs).
 struct TermArgs {
-  int32_t term = 0;  // index into the table
+  int32_t term = 0;  // its place in the table
   bool is_double = false;
   Stream in[kMaxTermInputs];
   Stream grad[kMaxTermInputs];  // dense rows
   RowGrad row_grad;             // multiplies every gradient of this term
   double coefficient = 1.0;     // multiplies the value of this term
   int64_t columns = 0;
-  double eps = 1e-9, floor = 0.0;
-  // Numbers that lie on the device, if not null: the floor there takes the place of the one here, the scale multiplies coefficient and
-  // row_grad. They are read when the kernel runs: no host waits for them.
-  const double* floor_at = nullptr;
+  double param[kMaxTermParams] = {};  // as the term's struct names them: a clip's constant, the least value of a KL's element
+  // Numbers that lie on the device, if not null: the one there takes the place of param[0], of a term that derives nothing from it; the
+  // scale multiplies coefficient and row_grad. They are read when the kernel runs: no host waits for them.
+  const double* param_at = nullptr;
   const double* scale_at = nullptr;
 };
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import _values as values
+from vae_fast.likelihoods import LIKELIHOODS
 
 _AT_ONCE = 2**22  # elements read at once: data may be mapped from a file and not fit in memory
-_BERNOULLI = ("bernoulli", "bernoulli_probs")
 
 
 def kind_of(model: object, transform: object | None) -> str:
-    """What a model asks of its data: "unit" where it says that its likelihood is Bernoulli and gets the data as they are, else "finite".
+    """What a model asks of its data: what its likelihood asks, "unit" or "finite", where it has one and gets the data as they are.
 
     Example:
         >>> from vae_fast.models import MLPVAE
@@ -22,7 +22,8 @@ def kind_of(model: object, transform: object | None) -> str:
         ('unit', 'finite')
     """
     likelihood = getattr(model, "likelihood", None)
-    return "unit" if transform is None and isinstance(likelihood, str) and likelihood in _BERNOULLI else "finite"
+    named = transform is None and isinstance(likelihood, str) and likelihood in LIKELIHOODS
+    return LIKELIHOODS[str(likelihood)].data if named else "finite"
 
 
 def refuse(name: str, data: Tensor, kind: str, rank: int = 0, size: int = 1) -> None:

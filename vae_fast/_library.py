@@ -37,12 +37,12 @@ def _empty_gradients(tensors: Sequence[Tensor], mask: Sequence[bool]) -> list[Te
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _term_fake(inputs: list[Tensor], term: str, eps: float, floor: float, floor_at: OptTensor, event_dim: int) -> Tensor:
+def _term_fake(inputs: list[Tensor], term: str, params: list[float], param_at: OptTensor, event_dim: int) -> Tensor:
     return inputs[0].new_empty(_batch(inputs, event_dim), dtype=reference.compute_dtype(inputs))
 
 
 def _term_backward_fake(
-    grad: Tensor, inputs: list[Tensor], term: str, eps: float, floor: float, floor_at: OptTensor, event_dim: int, mask: list[bool]
+    grad: Tensor, inputs: list[Tensor], term: str, params: list[float], param_at: OptTensor, event_dim: int, mask: list[bool]
 ) -> list[Tensor]:
     return _empty_gradients(inputs, mask)
 
@@ -65,7 +65,7 @@ def _elbo_loss_with_grad_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> t
     return _elbo_loss_fake(x, z), _empty_gradients([*x, *z], rest[-1])
 
 
-def _linear_bernoulli_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float) -> Tensor:
+def _linear_bernoulli_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> Tensor:
     return h.new_empty(torch.broadcast_shapes(x.shape[:-1], h.shape[:-1]), dtype=reference.compute_dtype([h]))
 
 
@@ -73,14 +73,14 @@ def _linear_bernoulli_backward_fake(grad: Tensor, x: Tensor, h: Tensor, weight: 
     return _empty_gradients([x, h, weight] if bias is None else [x, h, weight, bias], rest[-1])
 
 
-def _linear_bernoulli_sum_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float, mean: bool) -> Tensor:
+def _linear_bernoulli_sum_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float], mean: bool) -> Tensor:
     return h.new_empty((), dtype=reference.compute_dtype([h]))
 
 
 def _linear_bernoulli_sum_with_grad_fake(
-    x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float, mean: bool, mask: list[bool]
+    x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float], mean: bool, mask: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
-    total = _linear_bernoulli_sum_fake(x, h, weight, bias, term, eps, mean)
+    total = _linear_bernoulli_sum_fake(x, h, weight, bias, term, params, mean)
     return total, _linear_bernoulli_backward_fake(total, x, h, weight, bias, mask)
 
 
@@ -111,7 +111,7 @@ def _reparameterize_with_kl_fake(
     inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, kl: str, num_samples: int, floor: float, event_dim: int
 ) -> tuple[Tensor, Tensor]:
     z = _reparameterize_fake(inputs, noise, rng_state, kl, num_samples)
-    return z, _term_fake(inputs, kl, 0.0, floor, None, event_dim)
+    return z, _term_fake(inputs, kl, [floor], None, event_dim)
 
 
 def _reparameterize_backward_fake(grad_z: OptTensor, grad_kl: OptTensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
@@ -181,7 +181,7 @@ def _differentiate_backward(op: str, formula: Callable[..., tuple[Any, Any]], up
         flat: list[Tensor] = []
         layout: list[tuple[str, Any, int]] = []
         for arg in inputs:
-            many = isinstance(arg, list | tuple) and all(isinstance(t, Tensor) for t in arg) and len(arg) > 0
+            many = isinstance(arg, list | tuple) and all(isinstance(t, Tensor) for t in arg)  # torch takes an empty list for one of tensors
             if many:
                 layout.append(("list", len(flat), len(arg)))
                 flat += list(arg)
@@ -222,19 +222,19 @@ def _differentiate_backward(op: str, formula: Callable[..., tuple[Any, Any]], up
     torch.library.register_autograd(f"vae_fast::{op}", backward, setup_context=setup_context)
 
 
-def _term_formula(inputs: list[Tensor], term: str, eps: float, floor: float, floor_at: OptTensor, event_dim: int) -> tuple[Any, Any]:
-    return (reference.term(term, inputs, eps, floor if floor_at is None else floor_at.detach(), event_dim),), inputs
+def _term_formula(inputs: list[Tensor], term: str, params: list[float], param_at: OptTensor, event_dim: int) -> tuple[Any, Any]:
+    return (reference.term(term, inputs, [*params] if param_at is None else [param_at.detach()], event_dim),), inputs
 
 
-def _elbo_formula(x: list[Tensor], z: list[Tensor], likelihood: str, kl: str, eps: float, *rest: Any) -> tuple[Any, Any]:
+def _elbo_formula(x: list[Tensor], z: list[Tensor], likelihood: str, params: list[float], kl: str, *rest: Any) -> tuple[Any, Any]:
     floor, floor_at, beta, beta_at, event_dim, latent_dim = rest
     floor, beta = floor if floor_at is None else floor_at.detach(), beta if beta_at is None else beta_at.detach()
-    return (reference.elbo(x, z, likelihood, kl, eps, floor, beta, event_dim, latent_dim),), [*x, *z]
+    return (reference.elbo(x, z, likelihood, params, kl, floor, beta, event_dim, latent_dim),), [*x, *z]
 
 
-def _linear_bernoulli_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, eps: float) -> tuple[Any, Any]:
+def _linear_bernoulli_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> tuple[Any, Any]:
     inputs = [x, h, weight] if bias is None else [x, h, weight, bias]
-    return (reference.linear_bernoulli(x, h, weight, bias, term, eps),), inputs
+    return (reference.linear_bernoulli(x, h, weight, bias, term, params),), inputs
 
 
 def _reparameterize_formula(
@@ -252,7 +252,7 @@ def _reparameterize_formula(
             else:
                 noise = torch.ops.vae_fast.reparameterize(unit, None, rng_state, "std", num_samples)
     z = reference.reparameterize(inputs[0], inputs[1], scale, num_samples or None, noise)
-    kl = reference.term(term, inputs, 0.0, floor, event_dim) if "." in term else z.new_zeros(())
+    kl = reference.term(term, inputs, [floor], event_dim) if "." in term else z.new_zeros(())
     return (z, kl), inputs
 
 

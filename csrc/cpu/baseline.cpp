@@ -1,6 +1,5 @@
-// The CPU kernels for the oldest processor of the family: what the compiler targets by default.
-#define VF_ISA baseline
-#define VF_VECTOR_BYTES 16
+// The CPU kernels for the oldest processor of the family, but for the terms of row sums.
+#include "target_baseline.h"
 
 #include "isa.h"
 

@@ -69,7 +69,7 @@ const KernelTable& table() {
 namespace {
 /// A term with the numbers that its pointers hold.
 void read_numbers(TermArgs& term) {
-  if (term.floor_at != nullptr) term.floor = *term.floor_at;
+  if (term.param_at != nullptr) term.param[0] = *term.param_at;
   if (term.scale_at != nullptr) {
     term.coefficient *= *term.scale_at;
     term.row_grad.constant *= *term.scale_at;

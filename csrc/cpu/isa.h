@@ -1,4 +1,4 @@
-// Included last by the one file of each instruction set: every kernel, and the table that points at them.
+// Included last by one file of each instruction set: every kernel but the terms of row sums, and the table that points at them all.
 #pragma once
 
 #include "lanes.h"
@@ -7,7 +7,7 @@
 #include "mixture.h"
 #include "probe.h"
 #include "reduce.h"
-#include "row_terms.h"
+#include "row_sums.h"
 #include "sample.h"
 #include "table.h"
 

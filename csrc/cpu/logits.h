@@ -136,7 +136,7 @@ double logits_row(const TermTiles<float>& tiles, int at, float upstream, int n, 
   constexpr int width = kWidth<float>;
   const float *x = tiles.in[0] + at, *a = tiles.in[1] + at;
   float *grad_x = tiles.grad[0] + at, *grad_a = tiles.grad[1] + at;
-  const Floats g = every(upstream), bound = every(params.logit_bound);
+  const Floats g = every(upstream), bound = every(params.at[math::kLogitBound]);
   LogitsSums sums;
   Floats dx{}, da{};
   const auto step = [&](LogitsSums& to, int j) {

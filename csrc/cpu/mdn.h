@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../math/mdn.h"
+#include "../math/scale.h"
 #include "logsumexp.h"
 #include "tile.h"
 

@@ -1,7 +1,9 @@
-// Row sums of a term and its gradients.
+// Row sums of a term and its gradients. Included last by the one file of each instruction set that has the terms.
 #pragma once
 
+#include "../term_table.h"
 #include "logits.h"
+#include "row_sums.h"
 #include "tile.h"
 
 namespace vae_fast {
@@ -46,6 +48,7 @@ template <typename T>
 struct TermMap {
   using Fn = void (*)(const TermTiles<T>&, const T* upstream, int n, const math::TermParams<T>&);
   int inputs;
+  math::TermParams<T> (*params)(const double (&given)[kMaxTermParams]);
   bool bounded;  // no derivative is out of range
   Fn value;      // value only
   Fn gradient;   // value and the gradients of inputs 1, 2, 3: the data of a likelihood seldom wants one
@@ -54,7 +57,12 @@ struct TermMap {
 
   template <class F>
   static constexpr TermMap of() {
-    return {F::kInputs,       math::IsBounded<F>::value, &map_tile<F, T, 1, false>, &map_tile<F, T, 1, true>, &map_tile<F, T, 0, true>,
+    return {F::kInputs,
+            &math::term_params<F, T>,
+            math::IsBounded<F>::value,
+            &map_tile<F, T, 1, false>,
+            &map_tile<F, T, 1, true>,
+            &map_tile<F, T, 0, true>,
             row_loops<F, T>()};
   }
 };
@@ -63,7 +71,7 @@ template <typename T>
 inline const TermMap<T>& term_map(int term) {
   using namespace math;
   static constexpr TermMap<T> maps[] = {
-#define VF_ROW(name, ...) TermMap<T>::template of<__VA_ARGS__>(),
+#define VF_ROW(name, kind, ...) TermMap<T>::template of<__VA_ARGS__>(),
       VF_FOR_EACH_TERM(VF_ROW)
 #undef VF_ROW
   };
@@ -106,13 +114,11 @@ inline void run_term(const TermArgs& a, const TermMap<T>& map, const math::TermP
   if (!map.bounded) stop_at_zero(tiles, upstream, r, first ? 0 : 1, map.inputs);
 }
 
-/// Adds coefficient * (sum over columns [c0, c1)) of rows [r0, r1) to acc[r - r0], if acc is not null, and writes the gradients of those
-/// elements.
 template <typename T>
 void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc) {
   alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile], value[kTile];
   const TermMap<T>& map = term_map<T>(a.term);
-  const math::TermParams<T> params = math::TermParams<T>::make(a.eps, a.floor);
+  const math::TermParams<T> params = map.params(a.param);
   bool with_grad = false;
   for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
   const bool first = a.grad[0].data != nullptr, by_row = map.rows.value != nullptr && a.columns >= kRowLoopColumns;
@@ -146,12 +152,11 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
   });
 }
 
-/// Rows of one column: writes coefficient * f of elements [r0, r1) to values, if that is not null, and their gradients.
 template <typename T>
 void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
   alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile], value_buffer[kTile];
   const TermMap<T>& map = term_map<T>(a.term);
-  const math::TermParams<T> params = math::TermParams<T>::make(a.eps, a.floor);
+  const math::TermParams<T> params = map.params(a.param);
   const T coefficient = static_cast<T>(a.coefficient);
   bool with_grad = false;
   for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
@@ -176,3 +181,9 @@ void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
 
 }  // namespace VF_ISA
 }  // namespace vae_fast
+
+#define VF_INSTANTIATE_TERMS                                                                                                 \
+  template void vae_fast::VF_ISA::term_rows<float>(const vae_fast::TermArgs&, int64_t, int64_t, int64_t, int64_t, double*);  \
+  template void vae_fast::VF_ISA::term_rows<double>(const vae_fast::TermArgs&, int64_t, int64_t, int64_t, int64_t, double*); \
+  template void vae_fast::VF_ISA::term_elements<float>(const vae_fast::TermArgs&, void*, int64_t, int64_t);                  \
+  template void vae_fast::VF_ISA::term_elements<double>(const vae_fast::TermArgs&, void*, int64_t, int64_t);

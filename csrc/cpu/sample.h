@@ -4,8 +4,9 @@
 
 #include <type_traits>
 
+#include "../math/gaussian.h"
 #include "lanes.h"
-#include "row_terms.h"
+#include "tile.h"
 
 namespace vae_fast {
 namespace VF_ISA {
@@ -182,7 +183,7 @@ template <typename T>
 void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0, int64_t r1, double* acc) {
   alignas(64) T in_buffer[kMaxTermInputs][kTile], std[kTile], noise_buffer[kTile], z_buffer[kTile], value[kTile];
   alignas(64) float raw[kTile];
-  const math::TermParams<T> params = math::TermParams<T>::make(a.kl.eps, a.kl.floor);
+  const math::TermParams<T> params = math::term_params<math::Kl<math::ScaleForm::kLogVar, false>, T>(a.kl.param);
   for_each_rect(r0, r1, 0, a.columns, a.columns, [&](const Rect& r) {
     const int n = r.count();
     TermTiles<T> tiles;
@@ -216,7 +217,7 @@ void sample_backward_rows(const SampleBackwardArgs& a, uint64_t seed, uint64_t o
   alignas(64) T in_buffer[kMaxTermInputs][kTile], grad_buffer[kMaxTermInputs][kTile];
   alignas(64) T noise_buffer[kTile], z_buffer[kTile], gz[kTile], gze[kTile], gkl[kTile + kSpill];
   alignas(64) float raw[kTile];
-  const math::TermParams<T> params = math::TermParams<T>::make(a.kl.eps, a.kl.floor);
+  const math::TermParams<T> params = math::term_params<math::Kl<math::ScaleForm::kLogVar, false>, T>(a.kl.param);
   const Stream* grads[kMaxTermInputs] = {&a.grad_mu, &a.grad_scale, &a.kl.grad[2], &a.kl.grad[3]};
   for_each_rect(r0, r1, 0, a.columns, a.columns, [&](const Rect& r) {
     const int n = r.count();

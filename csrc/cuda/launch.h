@@ -8,10 +8,10 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
-#define VF_LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+#define VF_START(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
 #else
 #include "cuda_shim.h"
-#define VF_LAUNCH(kernel, grid, block, stream, ...) vf_shim::launch(grid, block, [=] { kernel(__VA_ARGS__); })
+#define VF_START(kernel, grid, block, stream, ...) vf_shim::launch(grid, block, [=] { kernel(__VA_ARGS__); })
 #endif
 
 #define VF_DEVICE __device__ __forceinline__

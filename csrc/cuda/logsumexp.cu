@@ -20,10 +20,10 @@ template <typename C>
 cudaError_t forward(const LogSumExpArgs& args, cudaStream_t stream) {
   if (args.inner == 1) {
     const Groups groups = Groups::choose(args.outer, args.k, kRun);
-    VF_LAUNCH(logsumexp_rows_kernel<C>, capped_grid(ceil_div(args.outer, groups.rows_per_block)), kThreads, stream, args, groups);
+    VF_START(logsumexp_rows_kernel<C>, capped_grid(ceil_div(args.outer, groups.rows_per_block)), kThreads, stream, args, groups);
   } else {
     const Columns shape = columns_of(args);
-    VF_LAUNCH(logsumexp_columns_kernel<C>, capped_grid(ceil_div(args.outer * args.inner, shape.width)), kThreads, stream, args, shape);
+    VF_START(logsumexp_columns_kernel<C>, capped_grid(ceil_div(args.outer * args.inner, shape.width)), kThreads, stream, args, shape);
   }
   return cudaGetLastError();
 }
@@ -33,10 +33,10 @@ cudaError_t backward(const LogSumExpBackwardArgs& args, cudaStream_t stream) {
   const LogSumExpArgs& f = args.forward;
   if (f.inner == 1) {
     const Groups groups = Groups::choose(f.outer, f.k, kRun);
-    VF_LAUNCH(logsumexp_rows_backward_kernel<C>, capped_grid(ceil_div(f.outer, groups.rows_per_block)), kThreads, stream, args, groups);
+    VF_START(logsumexp_rows_backward_kernel<C>, capped_grid(ceil_div(f.outer, groups.rows_per_block)), kThreads, stream, args, groups);
   } else {
     const Columns shape = columns_of(f);
-    VF_LAUNCH(logsumexp_columns_backward_kernel<C>, capped_grid(ceil_div(f.outer * f.inner, shape.width)), kThreads, stream, args, shape);
+    VF_START(logsumexp_columns_backward_kernel<C>, capped_grid(ceil_div(f.outer * f.inner, shape.width)), kThreads, stream, args, shape);
   }
   return cudaGetLastError();
 }

@@ -27,9 +27,9 @@ cudaError_t backward(const MdnBackwardArgs& args, cudaStream_t stream) {
   const MdnShape shape = shape_of(f);
   const unsigned grid = grid_of(f, shape);
   if (shape.runs == 1 && f.components <= shape.of_components) {
-    VF_LAUNCH((mdn_backward_kernel<C, true>), grid, kThreads, stream, args, shape);
+    VF_START((mdn_backward_kernel<C, true>), grid, kThreads, stream, args, shape);
   } else {
-    VF_LAUNCH((mdn_backward_kernel<C, false>), grid, kThreads, stream, args, shape);
+    VF_START((mdn_backward_kernel<C, false>), grid, kThreads, stream, args, shape);
   }
   return cudaGetLastError();
 }
@@ -42,9 +42,9 @@ cudaError_t mdn(const MdnArgs& args, cudaStream_t stream) {
   const MdnShape shape = shape_of(args);
   const unsigned grid = grid_of(args, shape);
   if (args.is_double) {
-    VF_LAUNCH(mdn_kernel<double>, grid, kThreads, stream, args, shape);
+    VF_START(mdn_kernel<double>, grid, kThreads, stream, args, shape);
   } else {
-    VF_LAUNCH(mdn_kernel<float>, grid, kThreads, stream, args, shape);
+    VF_START(mdn_kernel<float>, grid, kThreads, stream, args, shape);
   }
   return cudaGetLastError();
 }

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t sum_pieces(const double* from, double* to, int64_t count, int32_t pieces, int64_t upper, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
-  VF_LAUNCH(mixture_pieces_kernel, capped_grid(ceil_div(count, kOutputs)), kThreads, stream, from, to, count, pieces, upper);
+  VF_START(mixture_pieces_kernel, capped_grid(ceil_div(count, kOutputs)), kThreads, stream, from, to, count, pieces, upper);
   return cudaGetLastError();
 }
 

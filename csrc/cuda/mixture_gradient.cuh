@@ -190,14 +190,14 @@ cudaError_t launch_mixture_gradient(const MixtureArgs& m, const Stream& grad_x, 
   if (m.full) {
     const int64_t tiles = ceil_div(rows.rows, Tile::kRows);
     const unsigned grid = static_cast<unsigned>(tiles < slabs ? tiles : slabs);
-    VF_LAUNCH(mixture_full_gradient_kernel<C>, grid, kThreads, stream, m, grad_x, rows);
+    VF_START(mixture_full_gradient_kernel<C>, grid, kThreads, stream, m, grad_x, rows);
     return cudaGetLastError();
   }
   constexpr int kDims = sizeof(C) == 8 ? 2 : 4;
   const auto launch = [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
     const int64_t units = ceil_div(rows.rows, Tile::kRowsPerThread * kThreads / kWidth) * ceil_div(m.dims, kWidth * kDims);
-    VF_LAUNCH((mixture_gradient_kernel<C, kWidth>), static_cast<unsigned>(units), kThreads, stream, m, grad_x, rows);
+    VF_START((mixture_gradient_kernel<C, kWidth>), static_cast<unsigned>(units), kThreads, stream, m, grad_x, rows);
   };
   if (m.dims <= kDims) {
     launch(std::integral_constant<int, 1>());

@@ -170,7 +170,7 @@ template <typename C>
 cudaError_t launch_mixture(const MixtureForwardArgs& args, cudaStream_t stream) {
   return with_joint<C>(args.mixture, [&](auto joint) {
     const unsigned grid = capped_grid(ceil_div(args.mixture.rows, MixtureTile<C>::kRows));
-    VF_LAUNCH((mixture_kernel<C, decltype(joint)>), grid, kThreads, stream, args);
+    VF_START((mixture_kernel<C, decltype(joint)>), grid, kThreads, stream, args);
     return cudaGetLastError();
   });
 }
@@ -179,7 +179,7 @@ template <typename C>
 cudaError_t launch_mixture_weights(const MixtureBackwardArgs& args, int64_t first_row, int64_t rows, void* to, cudaStream_t stream) {
   return with_joint<C>(args.mixture, [&](auto joint) {
     const unsigned grid = capped_grid(ceil_div(rows, MixtureTile<C>::kRows));
-    VF_LAUNCH((mixture_weights_kernel<C, decltype(joint)>), grid, kThreads, stream, args, first_row, rows, static_cast<C*>(to));
+    VF_START((mixture_weights_kernel<C, decltype(joint)>), grid, kThreads, stream, args, first_row, rows, static_cast<C*>(to));
     return cudaGetLastError();
   });
 }

@@ -309,9 +309,9 @@ template <typename C>
 cudaError_t launch_mixture_moments(const MixtureArgs& m, const SumsShape& shape, const PieceSums& to, cudaStream_t stream) {
   const unsigned grid = static_cast<unsigned>(shape.pieces * shape.left_tiles * shape.right_tiles);
   if (to.second != nullptr && !m.full) {
-    VF_LAUNCH((mixture_moments_kernel<C, true>), grid, kThreads, stream, m, shape, to);
+    VF_START((mixture_moments_kernel<C, true>), grid, kThreads, stream, m, shape, to);
   } else {
-    VF_LAUNCH((mixture_moments_kernel<C, false>), grid, kThreads, stream, m, shape, to);
+    VF_START((mixture_moments_kernel<C, false>), grid, kThreads, stream, m, shape, to);
   }
   return cudaGetLastError();
 }
@@ -319,7 +319,7 @@ cudaError_t launch_mixture_moments(const MixtureArgs& m, const SumsShape& shape,
 template <typename C>
 cudaError_t launch_mixture_products(const MixtureArgs& m, const SumsShape& shape, const PieceSums& to, cudaStream_t stream) {
   const unsigned grid = static_cast<unsigned>(shape.pieces * shape.matrices * shape.left_tiles * shape.right_tiles);
-  VF_LAUNCH(mixture_products_kernel<C>, grid, kThreads, stream, m, shape, to);
+  VF_START(mixture_products_kernel<C>, grid, kThreads, stream, m, shape, to);
   return cudaGetLastError();
 }
 

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) fma_probe_kernel(int64_t iterations,
 
 cudaError_t fma_probe(int64_t iterations, float* sink, double* flops, cudaStream_t stream) {
   const int64_t blocks = static_cast<int64_t>(processors()) * kBlocksResident;
-  VF_LAUNCH(fma_probe_kernel, static_cast<unsigned>(blocks), kThreads, stream, iterations, 0.5f, 0.25f, sink);
+  VF_START(fma_probe_kernel, static_cast<unsigned>(blocks), kThreads, stream, iterations, 0.5f, 0.25f, sink);
   *flops = 2.0 * static_cast<double>(iterations) * kChains * kThreads * static_cast<double>(blocks);
   return cudaGetLastError();
 }

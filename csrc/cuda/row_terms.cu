@@ -78,7 +78,7 @@ RowPlan<Compute<A>> plan_of(const RowTermsArgs& args) {
   plan.groups = Groups::choose(args.rows, units > second ? units : second, per_lane);
   plan.first_lane = static_cast<int32_t>(units % plan.groups.lanes);
   for (int t = 0; t < args.terms_used; ++t) {
-    plan.term[t].params = math::TermParams<C>::make(args.term[t].eps, args.term[t].floor);
+    plan.term[t].params = AllTerms::params<C>(args.term[t]);
     plan.term[t].inputs = AllTerms::inputs(args.term[t].term);
   }
   plan.sums = args.value != nullptr || args.loss != nullptr;

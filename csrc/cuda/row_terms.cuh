@@ -34,11 +34,11 @@ VF_DEVICE double coefficient_of(const TermArgs& term) {
   return term.scale_at == nullptr ? term.coefficient : term.coefficient * *term.scale_at;
 }
 
-/// The term's constants, with the floor that lies on the device, if one does.
+/// The term's parameters, with the one that lies on the device, if one does.
 template <typename C>
 VF_DEVICE math::TermParams<C> params_of(const TermArgs& term, const TermPlan<C>& plan) {
   math::TermParams<C> params = plan.params;
-  if (term.floor_at != nullptr) params.floor = static_cast<C>(*term.floor_at);
+  if (term.param_at != nullptr) params.at[0] = static_cast<C>(*term.param_at);
   return params;
 }
 
@@ -55,12 +55,12 @@ VF_DEVICE void load_or_splat(const T* row, bool broadcast, int at, Packed<T, kVe
 /// Sum over this thread's share of a row, and the gradients there, 16 bytes at a time.
 template <typename Term, typename A, typename X, bool kGrad, typename C>
 VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int full_units, const RowShare<C>& share) {
-  using First = std::conditional_t<KlTerms::kHas<Term>, A, X>;  // the data of a likelihood, or the mean of a KL
+  using First = std::conditional_t<AllTerms::kIsKl<Term>, A, X>;  // the data of a likelihood, or the mean of a KL
   constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps,
                 kPart = RowShape<A, Term>::kPart;
   const First* const first = reinterpret_cast<const First*>(share.in[0]);
   const ByteScale<C> scale(sizeof(First) == 1 ? term.in[0].dtype : DType::kBool);
-  const math::TermParams<C> params = KlTerms::kHas<Term> ? params_of(term, plan) : plan.params;  // only a KL has a floor
+  const math::TermParams<C> params = AllTerms::kIsKl<Term> ? params_of(term, plan) : plan.params;  // only a KL's may lie there
 
   const int units = full_units * (RowShape<A, Term>::kFull / kVector);
   double sum = 0.0;
@@ -222,9 +222,9 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
 template <typename A, typename X>
 cudaError_t launch_row_terms(const RowTermsArgs& args, const RowPlan<Compute<A>>& plan, unsigned grid, bool grad, cudaStream_t stream) {
   if (grad) {
-    VF_LAUNCH((row_terms_kernel<A, X, true>), grid, kThreads, stream, args, plan);
+    VF_START((row_terms_kernel<A, X, true>), grid, kThreads, stream, args, plan);
   } else {
-    VF_LAUNCH((row_terms_kernel<A, X, false>), grid, kThreads, stream, args, plan);
+    VF_START((row_terms_kernel<A, X, false>), grid, kThreads, stream, args, plan);
   }
   return cudaGetLastError();
 }

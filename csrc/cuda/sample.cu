@@ -63,7 +63,7 @@ SamplePlan<C> plan_of(const Args& args, int64_t rows) {
   const bool aligned = args.columns % kQuad == 0;
   plan.groups = Groups::choose(rows, ceil_div(args.columns + (aligned ? 0 : kQuad - 1), kQuad), 1);
   if (args.with_kl) {
-    plan.params = math::TermParams<C>::make(args.kl.eps, args.kl.floor);
+    plan.params = AllTerms::params<C>(args.kl);
     plan.kl_inputs = AllTerms::inputs(args.kl.term);
   }
   return plan;
@@ -72,7 +72,7 @@ SamplePlan<C> plan_of(const Args& args, int64_t rows) {
 template <typename Args>
 bool valid(const Args& args) {
   return args.samples >= 0 && args.rows >= 0 && args.columns >= 0 && args.form >= 0 && args.form < 5 &&
-         (!args.with_kl || (args.kl.term >= 0 && is_kl(args.kl.term)));
+         (!args.with_kl || is_kl(args.kl.term));
 }
 
 }  // namespace

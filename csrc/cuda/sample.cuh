@@ -243,9 +243,9 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
 template <typename T>
 cudaError_t launch_sample(const SampleArgs& args, const SamplePlan<Compute<T>>& plan, unsigned grid, cudaStream_t stream) {
   if (args.with_kl) {
-    VF_LAUNCH((sample_kernel<T, true>), grid, kThreads, stream, args, plan);
+    VF_START((sample_kernel<T, true>), grid, kThreads, stream, args, plan);
   } else {
-    VF_LAUNCH((sample_kernel<T, false>), grid, kThreads, stream, args, plan);
+    VF_START((sample_kernel<T, false>), grid, kThreads, stream, args, plan);
   }
   return cudaGetLastError();
 }
@@ -253,9 +253,9 @@ cudaError_t launch_sample(const SampleArgs& args, const SamplePlan<Compute<T>>& 
 template <typename T>
 cudaError_t launch_sample_backward(const SampleBackwardArgs& args, const SamplePlan<Compute<T>>& plan, unsigned grid, cudaStream_t stream) {
   if (args.with_kl) {
-    VF_LAUNCH((sample_backward_kernel<T, true>), grid, kThreads, stream, args, plan);
+    VF_START((sample_backward_kernel<T, true>), grid, kThreads, stream, args, plan);
   } else {
-    VF_LAUNCH((sample_backward_kernel<T, false>), grid, kThreads, stream, args, plan);
+    VF_START((sample_backward_kernel<T, false>), grid, kThreads, stream, args, plan);
   }
   return cudaGetLastError();
 }

@@ -40,9 +40,9 @@ cudaError_t launch(void* data, int64_t count, const void* scale, bool is_double,
   const int64_t blocks = ceil_div(ceil_div(count, kVector), kThreads);
   const unsigned grid = static_cast<unsigned>(blocks < cap ? blocks : cap);
   if (is_double) {
-    VF_LAUNCH((scale_kernel<T, double>), grid, kThreads, stream, data, count, static_cast<const double*>(scale), aligned, only_exactly);
+    VF_START((scale_kernel<T, double>), grid, kThreads, stream, data, count, static_cast<const double*>(scale), aligned, only_exactly);
   } else {
-    VF_LAUNCH((scale_kernel<T, float>), grid, kThreads, stream, data, count, static_cast<const float*>(scale), aligned, only_exactly);
+    VF_START((scale_kernel<T, float>), grid, kThreads, stream, data, count, static_cast<const float*>(scale), aligned, only_exactly);
   }
   return cudaGetLastError();
 }

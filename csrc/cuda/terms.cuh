@@ -4,6 +4,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "../term_table.h"
 #include "launch.h"
 
 namespace vae_fast {
@@ -16,54 +17,82 @@ struct Which {
   using type = T;
 };
 
-template <typename... Terms>
+/// A row of the table.
+template <TermKind kind, typename Struct>
+struct TermRow {
+  static constexpr TermKind kKind = kind;
+  using Term = Struct;
+};
+
+/// The rows, and a way from an index among all of them to the struct; `only_kl` compiles the KLs alone.
+template <bool only_kl, typename... Rows>
 struct TermList {
-  static constexpr int kCount = sizeof...(Terms);
+  static constexpr int kCount = sizeof...(Rows);
+  static constexpr TermKind kKinds[] = {Rows::kKind...};
 
+  /// Whether a struct is that of a KL.
   template <typename T>
-  static constexpr bool kHas = (std::is_same_v<T, Terms> || ...);
+  static constexpr bool kIsKl = ((std::is_same_v<T, typename Rows::Term> && Rows::kKind == TermKind::kKl) || ...);
 
+  static bool is_kl(int term) {
+    const TermKind kinds[] = {Rows::kKind...};
+    return term >= 0 && term < kCount && kinds[term] == TermKind::kKl;
+  }
   static int inputs(int term) {
-    const int table[] = {Terms::kInputs...};
+    const int table[] = {Rows::Term::kInputs...};
     return table[term];
   }
+  template <typename C>
+  static math::TermParams<C> params(const TermArgs& args) {
+    using Make = math::TermParams<C> (*)(const double (&)[kMaxTermParams]);
+    const Make table[] = {&math::term_params<typename Rows::Term, C>...};
+    return table[args.term](args.param);
+  }
 
+  static constexpr bool taken(int i) { return i < kCount && (!only_kl || kKinds[i < kCount ? i : 0] == TermKind::kKl); }
+  static constexpr int first_taken() {
+    int i = 0;
+    while (!taken(i)) ++i;
+    return i;
+  }
   template <int i>
-  using At = Which<std::tuple_element_t<(i < kCount ? i : 0), std::tuple<Terms...>>>;
+  using At = Which<typename std::tuple_element_t<(taken(i) ? i : first_taken()), std::tuple<Rows...>>::Term>;
 
   /// f(Which<the term>()).
   template <typename F>
   VF_DEVICE static auto call(int term, F&& f) {
-    static_assert(kCount <= 32, "add cases");
+    static_assert(kCount <= 64, "add cases");
     decltype(f(At<0>())) result{};
-#define VF_CASE(i)                                 \
-  case i:                                          \
-    if constexpr (i < kCount) result = f(At<i>()); \
+#define VF_CASE(i)                               \
+  case i:                                        \
+    if constexpr (taken(i)) result = f(At<i>()); \
     break;
 #define VF_CASES(i) VF_CASE(i) VF_CASE(i + 1) VF_CASE(i + 2) VF_CASE(i + 3)
-    switch (term) { VF_CASES(0) VF_CASES(4) VF_CASES(8) VF_CASES(12) VF_CASES(16) VF_CASES(20) VF_CASES(24) VF_CASES(28) }
+#define VF_MORE_CASES(i) VF_CASES(i) VF_CASES(i + 4) VF_CASES(i + 8) VF_CASES(i + 12)
+    switch (term) { VF_MORE_CASES(0) VF_MORE_CASES(16) VF_MORE_CASES(32) VF_MORE_CASES(48) }
+#undef VF_MORE_CASES
 #undef VF_CASES
 #undef VF_CASE
     return result;
   }
 };
 
-template <typename Skip, typename... Terms>
+template <typename Skip, typename... Rows>
 struct DropFirst {
-  using type = TermList<Terms...>;
+  using All = TermList<false, Rows...>;
+  using Kls = TermList<true, Rows...>;
 };
 
-#define VF_COMMA_TERM(name, ...) , __VA_ARGS__
+#define VF_COMMA_TERM(name, kind, ...) , TermRow<kind, __VA_ARGS__>
 namespace table {
 using namespace generic::math;
-using AllTerms = DropFirst<void VF_FOR_EACH_TERM(VF_COMMA_TERM)>::type;
-using KlTerms = DropFirst<void VF_FOR_EACH_KL(VF_COMMA_TERM)>::type;  // the first of AllTerms
+using Rows = DropFirst<void VF_FOR_EACH_TERM(VF_COMMA_TERM)>;
 }  // namespace table
 #undef VF_COMMA_TERM
-using table::AllTerms;
-using table::KlTerms;
+using AllTerms = table::Rows::All;
+using KlTerms = table::Rows::Kls;
 
-inline bool is_kl(int term) { return term < KlTerms::kCount; }
+inline bool is_kl(int32_t term) { return AllTerms::is_kl(term); }
 
 /// One run of a thread's elements: in[i][e] becomes g df/din_i, and the sum of f over from <= e < to is returned.
 /// A g of 0 makes it 0 even where the derivative is out of range.

@@ -8,6 +8,10 @@ VF_MATH_BEGIN
 
 enum class Clip { kNone, kClamp, kAdd, kBce };
 
+/// A clip's parameters: its constant and, for logits, log((1 - eps) / eps).
+constexpr int kEps = 0, kLogitBound = 1;
+VF_INLINE constexpr int clip_params(Clip clip) { return clip == Clip::kClamp || clip == Clip::kAdd ? 1 : 0; }
+
 /// x log y, with 0 log 0 = 0.
 template <typename T>
 VF_INLINE T xlogy(T x, T log_y) {
@@ -27,17 +31,19 @@ VF_INLINE T at_least(T a, T low) {
 /// clamp clips the logit; add is log(p + eps); bce floors the logs at -100 and scales the derivative by p q / max(p q, 1e-12).
 template <Clip clip>
 struct BernoulliLogits {
-  static constexpr int kInputs = 2;  // x, logits
+  static constexpr int kInputs = 2, kParams = clip_params(clip);  // x, logits
   static constexpr bool kBounded = true;
 
+  static void derive(double (&param)[kMaxTermParams]) { param[kLogitBound] = ::log1p(-param[kEps]) - ::log(param[kEps]); }
+
   template <typename T>
-  VF_INLINE static void eval(const T (&in)[kMaxInputs], const TermParams<T>& params, T& value, T (&d)[kMaxInputs]) {
+  VF_INLINE static void eval(const T (&in)[kMaxTermInputs], const TermParams<T>& params, T& value, T (&d)[kMaxTermInputs]) {
     const T x = in[0], a = in[1], y = T(1) - x;
     if constexpr (clip == Clip::kNone || clip == Clip::kClamp) {
       T c = a;
       if constexpr (clip == Clip::kClamp) {
-        c = c < -params.logit_bound ? -params.logit_bound : c;
-        c = c > params.logit_bound ? params.logit_bound : c;
+        c = c < -params.at[kLogitBound] ? -params.at[kLogitBound] : c;
+        c = c > params.at[kLogitBound] ? params.at[kLogitBound] : c;
       }
       const Logistic<T> s(c);
       const T w = s.negative ? x : y;
@@ -48,10 +54,10 @@ struct BernoulliLogits {
     } else if constexpr (clip == Clip::kAdd) {
       // s is the smaller of p and q; s / (s + eps) = e / (e + eps (1 + e)) with e = e^-|a|, which may be out of range
       const Logistic<T> l(a);
-      const T s = l.smaller, rest = T(1) - s, e = exp_minus_abs_scaled(a), eps = params.eps * T(0x1p120);
-      const T share = e / (e + eps / rest), rest_eps = rest + params.eps;
-      const T log_s = fma(T(0), s, log_normal_fused(s + params.eps));  // NaN where s is
-      const T log_rest = log_quotient(rest_eps, T(0), params.eps - s);
+      const T s = l.smaller, rest = T(1) - s, e = exp_minus_abs_scaled(a), eps = params.at[kEps] * T(0x1p120);
+      const T share = e / (e + eps / rest), rest_eps = rest + params.at[kEps];
+      const T log_s = fma(T(0), s, log_normal_fused(s + params.at[kEps]));  // NaN where s is
+      const T log_rest = log_quotient(rest_eps, T(0), params.at[kEps] - s);
       const T log_p = l.negative ? log_s : log_rest, log_q = l.negative ? log_rest : log_s;
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
@@ -98,13 +104,13 @@ struct LogPair {
 /// F.binary_cross_entropy.
 template <Clip clip>
 struct BernoulliProbs {
-  static constexpr int kInputs = 2;  // x, probs
+  static constexpr int kInputs = 2, kParams = clip_params(clip);  // x, probs
 
   template <typename T>
-  VF_INLINE static void eval(const T (&in)[kMaxInputs], const TermParams<T>& params, T& value, T (&d)[kMaxInputs]) {
+  VF_INLINE static void eval(const T (&in)[kMaxTermInputs], const TermParams<T>& params, T& value, T (&d)[kMaxTermInputs]) {
     const T x = in[0], p = in[1], y = T(1) - x, q = T(1) - p;
     if constexpr (clip == Clip::kAdd) {
-      const T p_eps = p + params.eps, q_eps = q + params.eps;
+      const T p_eps = p + params.at[kEps], q_eps = q + params.at[kEps];
       const T log_p = log(p_eps), log_q = log(q_eps);
       value = x * log_p + y * log_q;
       d[0] = log_p - log_q;
@@ -113,8 +119,8 @@ struct BernoulliProbs {
     }
     const T least = LogPair<T>::least(p, q);
     if constexpr (clip == Clip::kClamp) {
-      const bool clipped = least < params.eps;
-      const T s = clipped ? params.eps : least;  // NaN passes through
+      const bool clipped = least < params.at[kEps];
+      const T s = clipped ? params.at[kEps] : least;  // NaN passes through
       const LogPair<T> l(p, s, log_normal_fused(s));
       value = x * l.log_p + y * l.log_q;
       d[0] = l.log_p - l.log_q;

@@ -5,7 +5,7 @@
 
 VF_MATH_BEGIN
 
-/// What bounded() reads at most: the difference of two such numbers is finite.
+/// The farthest number that is read (bounded): the difference of two is finite.
 template <typename T>
 VF_INLINE constexpr T mixture_far() {
   return sizeof(T) == 8 ? static_cast<T>(8.9e307) : static_cast<T>(1.5e38f);
@@ -41,12 +41,6 @@ VF_INLINE T mixture_shift(T shift) {
 template <typename T>
 VF_INLINE T mixture_exponent(T constant, T low, T energy, T shift) {
   return ((constant - shift) + low) + energy;
-}
-
-/// q = grad e^(l - shift) / total, and 0 where shift is -infinity.
-template <typename T>
-VF_INLINE T mixture_weight(T grad, T l, T shift, T total) {
-  return mixture_share(grad, shift, total) * exp(l - mixture_shift(shift));
 }
 
 VF_MATH_END

@@ -1,16 +1,17 @@
 // A term is an elementwise function of up to four inputs that is summed over the event dimensions of a sample. Each is a struct with
-//   kInputs                                    how many inputs
+//   kInputs, kParams                           how many inputs, and how many parameters of the call
 //   eval(in, params, value, d)                 its value and its derivative in every input (what is not used is not computed)
-// and, if no derivative is ever out of range, kBounded = true.
+// and, where they apply,
+//   kBounded = true                            no derivative is ever out of range
+//   derive(param)                              fills in, on the host and in double, what follows from the parameters
 #pragma once
 
 #include <type_traits>
 
+#include "../term_args.h"
 #include "portable.h"
 
 VF_MATH_BEGIN
-
-constexpr int kMaxInputs = 4;
 
 /// Whether no derivative of a term is ever out of range.
 template <class Term, typename = void>
@@ -29,14 +30,26 @@ VF_INLINE double weighed(double coefficient, double sum) {
   return coefficient == 0.0 && (sum > largest<double>() || sum < -largest<double>()) ? 0.0 : coefficient * sum;
 }
 
-/// Constants of a call, with what is derived from them worked out once in double.
+/// The parameters of a call in the compute type, and what follows from them.
 template <typename T>
 struct TermParams {
-  T eps;          // Bernoulli clip constant
-  T logit_bound;  // log((1 - eps) / eps)
-  T floor;        // least value of a KL element
-
-  static TermParams make(double eps, double floor) { return {T(eps), T(::log1p(-eps) - ::log(eps)), T(floor)}; }
+  T at[kMaxTermParams];
 };
+
+template <class Term, typename = void>
+struct Derives : std::false_type {};
+template <class Term>
+struct Derives<Term, std::void_t<decltype(&Term::derive)>> : std::true_type {};
+
+/// The parameters of a call of a term, on the host, once a call.
+template <class Term, typename T>
+TermParams<T> term_params(const double (&given)[kMaxTermParams]) {
+  double param[kMaxTermParams];
+  for (int i = 0; i < kMaxTermParams; ++i) param[i] = given[i];
+  if constexpr (Derives<Term>::value) Term::derive(param);
+  TermParams<T> params;
+  for (int i = 0; i < kMaxTermParams; ++i) params.at[i] = static_cast<T>(param[i]);
+  return params;
+}
 
 VF_MATH_END

@@ -12,21 +12,24 @@ namespace {
 
 /// What a call says beside its tensors: VF_ELBO_SETTINGS in one piece.
 struct Settings {
-  string_view likelihood, kl;
-  double eps, floor;
+  string_view likelihood;
+  Numbers params;
+  string_view kl;
+  double floor;
   OptionalTensor floor_at;
   double beta;
   OptionalTensor beta_at;
   int64_t event_dim, latent_dim;
 };
-#define VF_SETTINGS_AS_GIVEN likelihood, kl, eps, floor, floor_at, beta, beta_at, event_dim, latent_dim
+#define VF_SETTINGS_AS_GIVEN likelihood, params, kl, floor, floor_at, beta, beta_at, event_dim, latent_dim
 #define VF_GIVEN_SETTINGS \
   Settings { VF_SETTINGS_AS_GIVEN }
-#define VF_SETTINGS(c) c.likelihood, c.kl, c.eps, c.floor, c.floor_at, c.beta, c.beta_at, c.event_dim, c.latent_dim
+#define VF_SETTINGS(c) c.likelihood, c.params, c.kl, c.floor, c.floor_at, c.beta, c.beta_at, c.event_dim, c.latent_dim
 
 struct ElboState {
   std::string likelihood, kl;
-  Settings settings;         // its names are those of the call, which is over when the backward pass begins
+  ParamList params;
+  Settings settings;         // its names and parameters are those of the call, which is over when the backward pass begins
   size_t likelihood_inputs;  // of the concatenated inputs
   bool mean, donate;
   Mask mask;
@@ -35,6 +38,7 @@ struct ElboState {
   Settings call() const {
     Settings c = settings;
     c.likelihood = likelihood;
+    c.params = params;
     c.kl = kl;
     return c;
   }
@@ -77,9 +81,9 @@ struct Head {
            {},
            {},
            {}};
-    h.likelihood = prepare_term(x, lik, h.data, h.is_double, c.eps, c.floor);
-    h.kl = prepare_term(z, div, h.latent, h.is_double, c.eps, c.floor);
-    h.kl.args.floor_at = number_at(c.floor_at, x[0]);
+    h.likelihood = prepare_term(x, lik, h.data, h.is_double, c.params);
+    h.kl = prepare_term(z, div, h.latent, h.is_double, c.floor);
+    h.kl.args.param_at = number_at(c.floor_at, x[0]);
     h.kl.args.scale_at = number_at(c.beta_at, x[0]);
     h.kl.args.coefficient = -beta(c);
     h.kl.args.row_grad.constant = -beta(c);
@@ -246,6 +250,7 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
 ElboState state_of(const Tensors& inputs, size_t likelihood_inputs, const Settings& c, bool mean, bool donate) {
   return {std::string(c.likelihood),
           std::string(c.kl),
+          ParamList(c.params),
           c,
           likelihood_inputs,
           mean,

@@ -8,52 +8,9 @@
 
 #include <algorithm>
 #include <numeric>
-#include <unordered_map>
 
 namespace vae_fast {
 namespace ops {
-namespace {
-
-struct TermInfo {
-  const char* name;
-  int inputs;
-};
-
-const std::vector<TermInfo>& terms() {
-  using namespace generic::math;
-  static const std::vector<TermInfo> all = {
-#define VF_ROW(name, ...) {name, __VA_ARGS__::kInputs},
-      VF_FOR_EACH_TERM(VF_ROW)
-#undef VF_ROW
-  };
-  return all;
-}
-
-}  // namespace
-
-int32_t term_index(c10::string_view name) {
-  const auto& all = terms();
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (name == all[i].name) return static_cast<int32_t>(i);
-  }
-  std::string names;
-  for (const auto& t : all) names += std::string(names.empty() ? "" : ", ") + t.name;
-  TORCH_CHECK_VALUE(false, "term='", name, "': expected one of ", names);
-}
-
-int term_inputs(int32_t term) { return terms()[static_cast<size_t>(term)].inputs; }
-
-bool is_kl(int32_t term) { return std::string(terms()[static_cast<size_t>(term)].name).rfind("kl", 0) == 0; }
-
-int32_t scale_form(c10::string_view name) {
-  static const char* const forms[] = {"logvar", "log_std", "std", "var", "softplus"};
-  const auto dot = name.find('.');
-  const c10::string_view form = dot == c10::string_view::npos ? name : name.substr(dot + 1);
-  for (int32_t i = 0; i < 5; ++i) {
-    if (form == forms[i]) return i;
-  }
-  TORCH_CHECK_VALUE(false, "scale='", form, "': expected one of logvar, log_std, std, var, softplus");
-}
 
 bool any_double(TensorList tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) { return t.scalar_type() == at::kDouble; });
@@ -205,15 +162,13 @@ Stream stream_of(const Tensor& input, const Layout& layout, bool is_double, std:
   return s;
 }
 
-Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, double eps, double floor) {
-  TORCH_CHECK_VALUE(static_cast<int>(inputs.size()) == term_inputs(term), "term '", terms()[static_cast<size_t>(term)].name, "' takes ",
-                    term_inputs(term), " inputs, got ", inputs.size());
+Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, at::ArrayRef<double> params) {
+  check_term(term, inputs.size(), params.size());
   Term t;
   t.args.term = term;
   t.args.is_double = is_double;
   t.args.columns = layout.columns;
-  t.args.eps = eps;
-  t.args.floor = floor;
+  std::copy(params.begin(), params.end(), t.args.param);
   for (size_t k = 0; k < inputs.size(); ++k) t.args.in[k] = stream_of(inputs[k], layout, is_double, t.keep);
   return t;
 }

@@ -7,21 +7,14 @@
 #include <vector>
 
 #include "../kernels.h"
+#include "term_names.h"
 
 namespace vae_fast {
 namespace ops {
 
 using at::Tensor;
 using at::TensorList;
-
-/// The index of a term in the table, or an error that lists the names.
-int32_t term_index(c10::string_view name);
-/// Inputs the term takes.
-int term_inputs(int32_t term);
-/// Whether the term is a KL divergence, not a likelihood.
-bool is_kl(int32_t term);
-/// The ScaleForm behind the dot of a term's name.
-int32_t scale_form(c10::string_view name);
+using ParamList = c10::SmallVector<double, kMaxTermParams>;  // of a term, kept for the backward pass
 
 /// True if any of the tensors is float64: then everything is computed in double.
 bool any_double(TensorList tensors);
@@ -66,7 +59,7 @@ Stream stream_of(const Tensor& t, const Layout& layout, bool is_double, std::vec
 /// A stream over a dense tensor of `columns` per row.
 Stream dense_stream(const Tensor& t, int64_t columns);
 
-Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, double eps, double floor);
+Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, at::ArrayRef<double> params);
 /// Where a number on the device lies, that takes the place of a Python number: float64, one element. Null for none.
 const double* number_at(const std::optional<Tensor>& number, const Tensor& like);
 

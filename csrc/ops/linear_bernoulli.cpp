@@ -22,13 +22,13 @@ struct Problem {
   at::DimVector batch;
   int64_t outer = 1, inner = 1, columns, chunk;
   int32_t term;
-  double eps;
+  ParamList params;
   bool is_double;
 
   /// `x_grad`: x gets a gradient, of its own shape: rows that its owner has expanded are not one row then.
-  Problem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name, double e,
+  Problem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name, Numbers given_params,
           bool x_grad = false)
-      : weight(w), columns(w.size(0)), term(term_index(name)), eps(e), is_double(given_h.scalar_type() == at::kDouble) {
+      : weight(w), columns(w.size(0)), term(term_index(name)), params(given_params), is_double(given_h.scalar_type() == at::kDouble) {
     TORCH_CHECK_VALUE(name.substr(0, 16) == "bernoulli_logits", "term='", name, "': expected one over Bernoulli logits");
     TORCH_CHECK_VALUE(given_x.device() == given_h.device() && w.device() == given_h.device(), "tensors on ", given_x.device(), ", ",
                       given_h.device(), " and ", w.device(), ": expected one device");
@@ -91,7 +91,7 @@ void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, cons
 
   const Layout layout(logits.sizes(), 1, logits, false);
   const Tensor inputs[2] = {x, logits};
-  Term term = prepare_term(inputs, p.term, layout, p.is_double, p.eps, -std::numeric_limits<double>::infinity());
+  Term term = prepare_term(inputs, p.term, layout, p.is_double, p.params);
   RowTermsArgs args;
   Tensor x_grad;
   if (grads.any()) {
@@ -151,7 +151,7 @@ Tensor empty_values(const Problem& p) { return at::empty({p.rows()}, p.h.options
 
 struct LinearBernoulliState {
   std::string term;
-  double eps;
+  ParamList params;
   bool mean;
   Mask mask;
   Tensors grads;  // of a sum: what its forward pass has already written
@@ -164,10 +164,10 @@ struct LinearBernoulliOp {
   static constexpr bool kSavesResult = false;
 
   static Tensor forward(bool plain, TensorList t, const State& s) {
-    return VF_CALL(plain, linear_bernoulli, t[0], t[1], t[2], bias_of(t), s.term, s.eps);
+    return VF_CALL(plain, linear_bernoulli, t[0], t[1], t[2], bias_of(t), s.term, s.params);
   }
   static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
-    return VF_CALL(plain, linear_bernoulli_backward, grad, t[0], t[1], t[2], bias_of(t), s.term, s.eps, s.mask);
+    return VF_CALL(plain, linear_bernoulli_backward, grad, t[0], t[1], t[2], bias_of(t), s.term, s.params, s.mask);
   }
 };
 
@@ -179,10 +179,10 @@ struct LinearBernoulliSumFunction : torch::autograd::Function<LinearBernoulliSum
     // A float16 gradient is not divided by the batch size before it is multiplied by a loss's scale: it waits for the backward pass.
     const bool half = inputs[1].scalar_type() == at::kHalf || (s.mask[0] && inputs[0].scalar_type() == at::kHalf);
     if (half) {
-      return VF_CALL(is_plain(inputs), linear_bernoulli_sum, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term, s.eps, s.mean);
+      return VF_CALL(is_plain(inputs), linear_bernoulli_sum, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term, s.params, s.mean);
     }
     auto [sum, grads] = VF_CALL(is_plain(inputs), linear_bernoulli_sum_with_grad, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term,
-                                s.eps, s.mean, s.mask);
+                                s.params, s.mean, s.mask);
     s.grads = std::move(grads);
     return sum;
   }
@@ -201,8 +201,8 @@ struct LinearBernoulliSumFunction : torch::autograd::Function<LinearBernoulliSum
   }
 };
 
-LinearBernoulliState state_of(string_view term, double eps, bool mean, TensorList inputs) {
-  return {std::string(term), eps, mean, requires_grad_mask(inputs), {}};
+LinearBernoulliState state_of(string_view term, Numbers params, bool mean, TensorList inputs) {
+  return {std::string(term), ParamList(params), mean, requires_grad_mask(inputs), {}};
 }
 
 Tensors inputs_of(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias) {
@@ -212,8 +212,8 @@ Tensors inputs_of(const Tensor& x, const Tensor& h, const Tensor& weight, const 
 }  // namespace
 
 Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                               double eps) {
-  const Problem p(x, h, weight, bias, term, eps);
+                               Numbers params) {
+  const Problem p(x, h, weight, bias, term, params);
   Tensor value = empty_values(p);
   Gradients none;
   run(p, RowGrad(), value, none);
@@ -221,8 +221,8 @@ Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& w
 }
 
 Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
-                                         const OptionalTensor& bias, string_view term, double eps, const Mask& mask) {
-  const Problem p(x, h, weight, bias, term, eps, mask[0]);
+                                         const OptionalTensor& bias, string_view term, Numbers params, const Mask& mask) {
+  const Problem p(x, h, weight, bias, term, params, mask[0]);
   Gradients grads(p, mask);
   std::vector<Tensor> keep;
   run(p, row_grad(grad, p.batch, p.is_double, keep), Tensor(), grads);
@@ -230,9 +230,9 @@ Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, co
 }
 
 std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
-                                                                  const OptionalTensor& bias, string_view term, double eps, bool mean,
+                                                                  const OptionalTensor& bias, string_view term, Numbers params, bool mean,
                                                                   const Mask& mask) {
-  const Problem p(x, h, weight, bias, term, eps, mask[0]);
+  const Problem p(x, h, weight, bias, term, params, mask[0]);
   const double scale = mean ? 1.0 / static_cast<double>(p.rows()) : 1.0;
   Tensor value = empty_values(p);
   Gradients grads(p, mask);
@@ -243,47 +243,47 @@ std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& 
 }
 
 Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                   double eps, bool mean) {
+                                   Numbers params, bool mean) {
   Mask none;
   for (int i = 0; i < 4; ++i) none.push_back(false);
-  return std::get<0>(linear_bernoulli_sum_with_grad_kernel(x, h, weight, bias, term, eps, mean, none));
+  return std::get<0>(linear_bernoulli_sum_with_grad_kernel(x, h, weight, bias, term, params, mean, none));
 }
 
 Tensor linear_bernoulli_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                 double eps) {
+                                 Numbers params) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
-  return OpFunction<LinearBernoulliOp>::apply(TensorList(inputs), state_of(term, eps, false, inputs));
+  return OpFunction<LinearBernoulliOp>::apply(TensorList(inputs), state_of(term, params, false, inputs));
 }
 
 Tensor linear_bernoulli_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                     double eps, bool mean) {
+                                     Numbers params, bool mean) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
   if (!wants_grad(inputs)) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return VF_CALL(is_plain(inputs), linear_bernoulli_sum, x, h, weight, bias, term, eps, mean);
+    return VF_CALL(is_plain(inputs), linear_bernoulli_sum, x, h, weight, bias, term, params, mean);
   }
-  return LinearBernoulliSumFunction::apply(TensorList(inputs), state_of(term, eps, mean, inputs));
+  return LinearBernoulliSumFunction::apply(TensorList(inputs), state_of(term, params, mean, inputs));
 }
 
 Tensor linear_bernoulli(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                        double eps) {
+                        Numbers params) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
   const bool plain = is_plain(inputs);
   if (plain && wants_grad(inputs)) {
     RECORD_FUNCTION("vae_fast::linear_bernoulli", std::vector<c10::IValue>());
-    return linear_bernoulli_autograd(x, h, weight, bias, term, eps);
+    return linear_bernoulli_autograd(x, h, weight, bias, term, params);
   }
-  return VF_CALL(plain, linear_bernoulli, x, h, weight, bias, term, eps);
+  return VF_CALL(plain, linear_bernoulli, x, h, weight, bias, term, params);
 }
 
 Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                            double eps, bool mean) {
+                            Numbers params, bool mean) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
   if (is_plain(inputs)) {
     RECORD_FUNCTION("vae_fast::linear_bernoulli_sum", std::vector<c10::IValue>());
-    return linear_bernoulli_sum_autograd(x, h, weight, bias, term, eps, mean);
+    return linear_bernoulli_sum_autograd(x, h, weight, bias, term, params, mean);
   }
-  return VF_CALL(false, linear_bernoulli_sum, x, h, weight, bias, term, eps, mean);
+  return VF_CALL(false, linear_bernoulli_sum, x, h, weight, bias, term, params, mean);
 }
 
 }  // namespace ops

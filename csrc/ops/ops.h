@@ -18,19 +18,21 @@ using c10::string_view;
 using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 using Mask = c10::List<bool>;
+using Numbers = at::ArrayRef<double>;  // a term's parameters
 
-// A row-summed term. Here and below `floor_at` and `beta_at`, where given, hold the number on the device and replace the one beside them:
+// A row-summed term with its parameters. Here and below `param_at` (of the first), `floor_at` and `beta_at`, where given, hold the number
+// on the device and replace the one beside them:
 // a number that changes from call to call then neither waits for the device nor makes torch.compile compile again.
-Tensor term_kernel(TensorList inputs, string_view term, double eps, double floor, const OptionalTensor& floor_at, int64_t event_dim);
+Tensor term_kernel(TensorList inputs, string_view term, Numbers params, const OptionalTensor& param_at, int64_t event_dim);
 /// Gradients of the inputs that `mask` marks, in order.
-Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, double eps, double floor,
-                             const OptionalTensor& floor_at, int64_t event_dim, const Mask& mask);
-Tensor term_autograd(TensorList inputs, string_view term, double eps, double floor, const OptionalTensor& floor_at, int64_t event_dim);
-Tensor term(const Tensors& inputs, const std::string& term, double eps, double floor, const OptionalTensor& floor_at, int64_t event_dim);
+Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, Numbers params, const OptionalTensor& param_at,
+                             int64_t event_dim, const Mask& mask);
+Tensor term_autograd(TensorList inputs, string_view term, Numbers params, const OptionalTensor& param_at, int64_t event_dim);
+Tensor term(const Tensors& inputs, const std::string& term, Numbers params, const OptionalTensor& param_at, int64_t event_dim);
 
 // Likelihood - beta KL. What a call says beside its tensors:
-#define VF_ELBO_SETTINGS                                                                                         \
-  string_view likelihood, string_view kl, double eps, double floor, const OptionalTensor &floor_at, double beta, \
+#define VF_ELBO_SETTINGS                                                                                             \
+  string_view likelihood, Numbers params, string_view kl, double floor, const OptionalTensor &floor_at, double beta, \
       const OptionalTensor &beta_at, int64_t event_dim, int64_t latent_dim
 Tensor elbo_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS);
 Tensors elbo_backward_kernel(const Tensor& grad, TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, const Mask& mask);
@@ -46,22 +48,22 @@ Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_
 
 // A decoder's last layer and its Bernoulli likelihood, by rows, or summed over them (or averaged) with the gradients of the same pass.
 Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                               double eps);
+                               Numbers params);
 Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
-                                         const OptionalTensor& bias, string_view term, double eps, const Mask& mask);
+                                         const OptionalTensor& bias, string_view term, Numbers params, const Mask& mask);
 std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
-                                                                  const OptionalTensor& bias, string_view term, double eps, bool mean,
+                                                                  const OptionalTensor& bias, string_view term, Numbers params, bool mean,
                                                                   const Mask& mask);
 Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                   double eps, bool mean);
+                                   Numbers params, bool mean);
 Tensor linear_bernoulli_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                 double eps);
+                                 Numbers params);
 Tensor linear_bernoulli_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                     double eps, bool mean);
+                                     Numbers params, bool mean);
 Tensor linear_bernoulli(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                        double eps);
+                        Numbers params);
 Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                            double eps, bool mean);
+                            Numbers params, bool mean);
 
 /// torch's linear layer, its products by the fastest library at hand (product.h); eager only.
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);

@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, c
   a.z = dense_stream(z, p.layout.columns);
   Term prepared;
   if (with_kl) {
-    prepared = prepare_term(inputs, term_index(scale_or_kl), p.layout, p.is_double, 0.0, floor);
+    prepared = prepare_term(inputs, term_index(scale_or_kl), p.layout, p.is_double, floor);
     kl = at::empty(p.layout.batch(), inputs[0].options().dtype(compute_type(p.is_double)));
     a.with_kl = true;
     a.kl = prepared.args;
@@ -208,7 +208,7 @@ Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const Optio
   a.is_double = p.is_double;
   a.form = scale_form(term);
   if (grad_kl) {
-    prepared = prepare_term(inputs, term_index(term), p.layout, p.is_double, 0.0, floor);
+    prepared = prepare_term(inputs, term_index(term), p.layout, p.is_double, floor);
     prepared.args.row_grad = row_grad(*grad_kl, p.layout.batch(), p.is_double, keep);
   }
   prepared.args.is_double = p.is_double;

@@ -10,11 +10,18 @@
 #include <vector>
 
 #include "../../csrc/kernels.h"
+#include "../../csrc/math/mixture.h"
 
 namespace native {
 
 using vae_fast::DType;
 using vae_fast::Stream;
+
+/// The farthest number that a mixture reads.
+inline double farthest(bool is_double) {
+  namespace math = vae_fast::generic::math;
+  return is_double ? math::mixture_far<double>() : static_cast<double>(math::mixture_far<float>());
+}
 
 /// Where an implementation's tensors live.
 struct Memory {

@@ -139,7 +139,7 @@ class Run {
   }
 
   void check_row(const Data& data, int64_t n) {
-    const double unit = c.unit(), far = vae_fast::kMixtureFar[c.is_double ? 1 : 0];
+    const double unit = c.unit(), far = farthest(c.is_double);
     const size_t components = static_cast<size_t>(c.components), elements = components * static_cast<size_t>(c.dims);
     std::vector<double> l(components), error(components), log_w(components), u(elements), inverse(elements), in_scale(elements);
     double top_logit = -HUGE_VAL, weights = 0.0;

@@ -180,7 +180,7 @@ struct Data {
 
 /// x or a mean as it is read.
 inline double bounded(double v, bool is_double) {
-  const double far = vae_fast::kMixtureFar[is_double ? 1 : 0];
+  const double far = farthest(is_double);
   return v > far ? far : v < -far ? -far : v;
 }
 

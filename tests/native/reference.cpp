@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "../../csrc/term_table.h"
 
 namespace native {
 
@@ -138,31 +142,76 @@ Element gaussian(int form, bool unit, const double (&in)[4]) {
 }
 
 }  // namespace
+namespace {
 
-TermName term_name(int term) {
-  if (term < 5) return {Family::kKl, term, 2};
-  if (term < 10) return {Family::kKlPrior, term - 5, 4};
-  if (term < 14) return {Family::kLogits, term - 10, 2};
-  if (term < 18) return {Family::kProbs, term - 14, 2};
-  if (term == 18) return {Family::kGaussianUnit, 0, 2};
-  return {Family::kGaussian, term - 19, 3};
+Element kl_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[2]) { return kl(t.form, t.inputs == 4, in, param[0]); }
+Element logits_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[2]) {
+  return logits(t.clip, in[0], in[1], param[0]);
+}
+Element probs_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[2]) {
+  return probs(t.clip, in[0], in[1], param[0]);
+}
+Element gaussian_of_inputs(const TermName& t, const double (&in)[4], const double (&)[2]) { return gaussian(t.form, t.form < 0, in); }
+
+/// What the struct itself makes of doubles.
+template <class Struct>
+Element struct_in_double(const double (&in)[4], const double (&param)[2]) {
+  Element e = {};
+  Struct::eval(in, vae_fast::generic::math::term_params<Struct, double>(param), e.value, e.d);
+  e.magnitude = std::fabs(e.value) + 1;
+  return e;
 }
 
-Element evaluate(const TermName& name, const double (&in)[4], double eps, double floor) {
-  switch (name.family) {
-    case Family::kKl:
-      return kl(name.variant, false, in, floor);
-    case Family::kKlPrior:
-      return kl(name.variant, true, in, floor);
-    case Family::kLogits:
-      return logits(name.variant, in[0], in[1], eps);
-    case Family::kProbs:
-      return probs(name.variant, in[0], in[1], eps);
-    case Family::kGaussianUnit:
-      return gaussian(0, true, in);
-    default:
-      return gaussian(name.variant, false, in);
+int place(const std::string& name, std::initializer_list<const char*> names) {
+  const auto at = std::find(names.begin(), names.end(), name);
+  return at == names.end() ? -1 : static_cast<int>(at - names.begin());
+}
+
+template <class Struct>
+TermName row(int index, const std::string& name, vae_fast::TermKind kind) {
+  const size_t dot = name.find('.');
+  const std::string family = name.substr(0, dot), variant = dot == std::string::npos ? "" : name.substr(dot + 1);
+  TermName t{index, name, family, kind, Struct::kInputs, Struct::kParams};
+  t.form = place(variant, {"logvar", "log_std", "std", "var", "softplus"});
+  t.clip = place(variant, {"none", "clamp", "add", "bce"});
+  t.in_double = &struct_in_double<Struct>;
+  if (family == "kl" || family == "kl_prior") t.formula = &kl_of_inputs;
+  if (family == "bernoulli_logits") t.formula = &logits_of_inputs;
+  if (family == "bernoulli_probs") t.formula = &probs_of_inputs;
+  if (family == "gaussian" || family == "gaussian_unit") t.formula = &gaussian_of_inputs;
+  return t;
+}
+
+}  // namespace
+
+const std::vector<TermName>& terms() {
+  static const std::vector<TermName> all = [] {
+    using namespace vae_fast::generic::math;
+    using vae_fast::TermKind;
+    std::vector<TermName> rows;
+#define VF_ROW(name, kind, ...) rows.push_back(row<__VA_ARGS__>(static_cast<int>(rows.size()), name, kind));
+    VF_FOR_EACH_TERM(VF_ROW)
+#undef VF_ROW
+    return rows;
+  }();
+  return all;
+}
+
+const TermName& term_named(const std::string& name) {
+  for (const TermName& t : terms()) {
+    if (t.name == name) return t;
   }
+  std::fprintf(stderr, "no term is called %s\n", name.c_str());
+  std::exit(3);
+}
+
+const TermName& kl_of(int form, bool prior) {
+  static const char* const forms[] = {"logvar", "log_std", "std", "var", "softplus"};
+  return term_named((prior ? "kl_prior." : "kl.") + std::string(forms[form]));
+}
+
+Element evaluate(const TermName& t, const double (&in)[4], const double (&param)[2]) {
+  return t.formula != nullptr ? t.formula(t, in, param) : t.in_double(in, param);
 }
 
 double std_of(int form, double t) {

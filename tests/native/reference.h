@@ -2,27 +2,43 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
-namespace native {
+#include "../../csrc/term_args.h"
 
-/// The terms in the order of the table in csrc/terms.h.
-enum class Family { kKl, kKlPrior, kLogits, kProbs, kGaussianUnit, kGaussian };
-struct TermName {
-  Family family;
-  int variant;  // scale form (logvar, log_std, std, var, softplus) or clip mode (none, clamp, add, bce)
-  int inputs;
-  bool is_kl() const { return family == Family::kKl || family == Family::kKlPrior; }
-};
-constexpr int kTermNames = 24;
-TermName term_name(int term);
+namespace native {
 
 struct Element {
   double value;
   double d[4];
   double magnitude;  // what the value's rounding error is relative to
 };
-Element evaluate(const TermName& name, const double (&in)[4], double eps, double floor);
+
+/// A row of csrc/term_table.h: names, kinds and counts are taken from there.
+struct TermName {
+  int index = 0;
+  std::string name, family;
+  vae_fast::TermKind kind = vae_fast::TermKind::kLikelihood;
+  int inputs = 0, params = 0;
+  int form = -1;  // of a scale, if the name says one: logvar, log_std, std, var, softplus
+  int clip = -1;  // none, clamp, add, bce
+  /// The formula here; null for a family that has none, which is held against the struct's own arithmetic in double.
+  Element (*formula)(const TermName&, const double (&in)[4], const double (&param)[2]) = nullptr;
+  Element (*in_double)(const double (&in)[4], const double (&param)[2]) = nullptr;
+
+  bool is_kl() const { return kind == vae_fast::TermKind::kKl; }
+  bool is_bernoulli() const { return family == "bernoulli_logits" || family == "bernoulli_probs"; }
+  /// Whether input i is a scale.
+  bool is_scale(int i) const { return form >= 0 && (is_kl() ? i % 2 == 1 : i == inputs - 1); }
+};
+const std::vector<TermName>& terms();
+/// By name; ends the tests if there is none.
+const TermName& term_named(const std::string& name);
+/// The KL in a scale form, against N(0, 1) or another Gaussian.
+const TermName& kl_of(int form, bool prior);
+
+Element evaluate(const TermName& name, const double (&in)[4], const double (&param)[2]);
 
 double std_of(int form, double t);
 double d_std_of(int form, double t);

@@ -15,15 +15,14 @@ using vae_fast::TermArgs;
 
 /// A value that input i of a term may well have.
 double draw_input(Random& random, const TermName& name, int i) {
-  const bool scale = name.is_kl() ? i % 2 == 1 : i == 2;
-  if (scale) {
-    if (name.variant < 2) return 0.7 * random.normal();
-    if (name.variant < 4) return std::exp(0.5 * random.normal());
+  if (name.is_scale(i)) {
+    if (name.form < 2) return 0.7 * random.normal();
+    if (name.form < 4) return std::exp(0.5 * random.normal());
     return 2.0 * random.normal();
   }
-  if (name.family == Family::kLogits || name.family == Family::kProbs) {
+  if (name.is_bernoulli()) {
     if (i == 0) return random.coin(0.4) ? static_cast<double>(random.coin()) : random.uniform();
-    if (name.family == Family::kLogits) return random.coin(0.1) ? 40.0 * random.normal() : 3.0 * random.normal();
+    if (name.family == "bernoulli_logits") return random.coin(0.1) ? 40.0 * random.normal() : 3.0 * random.normal();
     return random.coin(0.1) ? random.one_of({1e-6, 1.0 - 1e-4, 0.5}) : random.uniform(0.001, 0.999);
   }
   return 1.5 * random.normal();
@@ -61,25 +60,25 @@ std::unique_ptr<Tensor> make(Memory& memory, DType dtype, int64_t rows, int64_t 
   return std::make_unique<Tensor>(memory, dtype, rows, columns, layout);
 }
 
-Term draw_term(Random& random, Memory& memory, int term, int64_t rows, int64_t columns, bool is_double, std::string& label) {
+Term draw_term(Random& random, Memory& memory, const TermName& name, int64_t rows, int64_t columns, bool is_double, std::string& label) {
   Term t;
-  t.name = term_name(term);
-  t.args.term = term;
+  t.name = name;
+  t.args.term = name.index;
   t.args.is_double = is_double;
   t.args.columns = columns;
   t.args.coefficient = random.one_of({1.0, -1.0, 0.25});
-  t.args.eps = random.one_of({1e-9, 1e-3});
-  t.args.floor = t.name.is_kl() && random.coin(0.3) ? 0.3 : -HUGE_VAL;
+  const double eps = random.one_of({1e-9, 1e-3});
+  t.args.param[0] = !name.is_kl() ? eps : random.coin(0.3) ? 0.3 : -HUGE_VAL;
   const bool mixed = random.coin(0.25), dense = random.coin();
   const DType common = random.one_of({DType::kFloat, DType::kHalf, DType::kBFloat16, DType::kFloat});
   const bool grads = random.coin(0.7);
-  label += text(" term %d columns %ld%s", term, static_cast<long>(columns), grads ? " grads" : "");
+  label += text(" term %s columns %ld%s", name.name.c_str(), static_cast<long>(columns), grads ? " grads" : "");
   for (int i = 0; i < t.name.inputs; ++i) {
     DType dtype = draw_dtype(random, is_double, mixed, common);
     if (i == 0 && !t.name.is_kl()) {
       const int kind = static_cast<int>(random.below(4));
       if (kind == 0) dtype = DType::kUInt8;
-      if (kind == 1 && t.name.family != Family::kGaussian && t.name.family != Family::kGaussianUnit) dtype = DType::kBool;
+      if (kind == 1 && name.is_bernoulli()) dtype = DType::kBool;
       if (kind == 2 && !is_double) dtype = DType::kFloat;
     }
     const Layout layout =
@@ -148,7 +147,7 @@ void run(Implementation& implementation, Case& c) {
       for (int64_t k = 0; k < t.args.columns; ++k) {
         double in[4] = {};
         for (int i = 0; i < t.name.inputs; ++i) in[i] = t.in[static_cast<size_t>(i)]->value(r, k);
-        const Element e = evaluate(t.name, in, t.args.eps, t.args.floor);
+        const Element e = evaluate(t.name, in, t.args.param);
         want += t.args.coefficient * e.value;
         magnitude += std::fabs(t.args.coefficient) * e.magnitude;
         for (int i = 0; i < t.name.inputs; ++i) {
@@ -177,7 +176,7 @@ void run(Implementation& implementation, Case& c) {
   }
 }
 
-Case draw_case(Random& random, Memory& memory, int term) {
+Case draw_case(Random& random, Memory& memory, const TermName& term) {
   Case c;
   c.is_double = random.coin(0.2);
   c.rows = random.coin(0.15) ? random.one_of({0, 1, 200, 701}) : random.one_of({1, 2, 3, 7, 12, 33});
@@ -191,24 +190,25 @@ Case draw_case(Random& random, Memory& memory, int term) {
   c.terms.push_back(draw_term(random, memory, term, c.rows, columns, c.is_double, c.label));
   if (!c.terms[0].name.is_kl() && random.coin()) {
     const int64_t latents = random.one_of({1, 2, 5, 20, 32, 130});
-    c.terms.push_back(draw_term(random, memory, static_cast<int>(random.below(10)), c.rows, latents, c.is_double, c.label));
+    const TermName& kl = kl_of(static_cast<int>(random.below(5)), random.coin());
+    c.terms.push_back(draw_term(random, memory, kl, c.rows, latents, c.is_double, c.label));
   }
   return c;
 }
 
 /// A call of one float term over dense rows.
-Case plain_case(Memory& memory, int term, int64_t rows, int64_t columns, const std::function<double(int)>& draw) {
+Case plain_case(Memory& memory, const TermName& name, int64_t rows, int64_t columns, const std::function<double(int)>& draw) {
   Case c;
   c.rows = rows;
   c.is_double = false;
   c.value = c.loss = true;
   c.loss_scale = 1.0;
-  c.label = text(" plain term %d rows %ld columns %ld", term, static_cast<long>(rows), static_cast<long>(columns));
+  c.label = text(" plain term %s rows %ld columns %ld", name.name.c_str(), static_cast<long>(rows), static_cast<long>(columns));
   Term t;
-  t.name = term_name(term);
-  t.args.term = term;
+  t.name = name;
+  t.args.term = name.index;
   t.args.columns = columns;
-  t.args.floor = -HUGE_VAL;
+  t.args.param[0] = name.is_kl() ? -HUGE_VAL : 1e-9;
   for (int i = 0; i < t.name.inputs; ++i) {
     t.in.push_back(make(memory, DType::kFloat, rows, columns, Layout::kDense));
     t.in.back()->fill([&] { return draw(i); });
@@ -224,8 +224,8 @@ Case plain_case(Memory& memory, int term, int64_t rows, int64_t columns, const s
 
 void check_row_terms(Implementation& implementation, int rounds) {
   for (int round = 0; round < rounds; ++round) {
-    for (int term = 0; term < kTermNames; ++term) {
-      Random random(static_cast<uint64_t>(round * kTermNames + term));
+    for (const TermName& term : terms()) {
+      Random random(static_cast<uint64_t>(round) * terms().size() + static_cast<uint64_t>(term.index));
       if (implementation.disturb) implementation.disturb(static_cast<unsigned>(round));
       Case c = draw_case(random, *implementation.memory, term);
       run(implementation, c);
@@ -237,6 +237,7 @@ void check_row_terms(Implementation& implementation, int rounds) {
 /// multiplies.
 void check_numbers_in_memory(Implementation& implementation) {
   Memory& memory = *implementation.memory;
+  const TermName& kl = term_named("kl.logvar");
   const double numbers[2] = {0.3, 0.7};
   Block floor(memory, sizeof(double)), scale(memory, sizeof(double)), factor(memory, sizeof(float));
   floor.write(&numbers[0]);
@@ -245,7 +246,7 @@ void check_numbers_in_memory(Implementation& implementation) {
     std::vector<unsigned char> images[2];
     for (const bool in_memory : {false, true}) {
       Random random(5);
-      Case c = plain_case(memory, 0, rows, 20, [&](int i) { return draw_input(random, term_name(0), i); });
+      Case c = plain_case(memory, kl, rows, 20, [&](int i) { return draw_input(random, kl, i); });
       Tensor value(memory, DType::kFloat, 1, rows), loss(memory, DType::kFloat, 1, 1);
       RowTermsArgs args;
       args.rows = rows;
@@ -255,10 +256,10 @@ void check_numbers_in_memory(Implementation& implementation) {
       args.term[0].coefficient = in_memory ? -1.0 : -numbers[1];
       args.term[0].row_grad.constant = in_memory ? 2.0 : 2.0 * numbers[1];
       if (in_memory) {
-        args.term[0].floor_at = static_cast<const double*>(floor.data());
+        args.term[0].param_at = static_cast<const double*>(floor.data());
         args.term[0].scale_at = static_cast<const double*>(scale.data());
       } else {
-        args.term[0].floor = numbers[0];
+        args.term[0].param[0] = numbers[0];
       }
       implementation.row_terms(args);
       for (Tensor* t : {&value, &loss, c.terms[0].grad[0].get(), c.terms[0].grad[1].get()}) {
@@ -270,7 +271,7 @@ void check_numbers_in_memory(Implementation& implementation) {
   }
   for (const float by : {1.0f, 2.0f, 0.25f, -4.0f, 0.0f, 3.0f, 1e-45f, HUGE_VALF}) {
     Random random(6);
-    Case c = plain_case(memory, 0, 5, 20, [&](int i) { return draw_input(random, term_name(0), i); });
+    Case c = plain_case(memory, kl, 5, 20, [&](int i) { return draw_input(random, kl, i); });
     factor.write(&by);
     Tensor& grad = *c.terms[0].grad[0];
     grad.fill([] { return 17.0; });
@@ -294,34 +295,34 @@ void check_row_terms_edges(Implementation& implementation) {
   check_numbers_in_memory(implementation);
   Random random(7);
   // More rows than the grid has places for, and rows long enough that a float sum would drift.
-  for (const int term : {0, 10}) {
-    const TermName name = term_name(term);
-    Case many = plain_case(memory, term, 40001, 4, [&](int i) { return draw_input(random, name, i); });
+  const TermName& logits = term_named("bernoulli_logits.none");
+  for (const char* const called : {"kl.logvar", "bernoulli_logits.none"}) {
+    const TermName& name = term_named(called);
+    Case many = plain_case(memory, name, 40001, 4, [&](int i) { return draw_input(random, name, i); });
     run(implementation, many);
-    Case longer = plain_case(memory, term, 3, 300001, [&](int i) { return draw_input(random, name, i); });
+    Case longer = plain_case(memory, name, 3, 300001, [&](int i) { return draw_input(random, name, i); });
     run(implementation, longer);
-    Case aligned = plain_case(memory, term, 2, 65536, [&](int i) { return draw_input(random, name, i); });
+    Case aligned = plain_case(memory, name, 2, 65536, [&](int i) { return draw_input(random, name, i); });
     run(implementation, aligned);
   }
   // Blocks that take several long rows one after another.
   for (unsigned disturbance = 0; disturbance < 3; ++disturbance) {
     if (implementation.disturb) implementation.disturb(disturbance);
-    Case c = plain_case(memory, 10, 300, 4100, [&](int i) { return draw_input(random, term_name(10), i); });
+    Case c = plain_case(memory, logits, 300, 4100, [&](int i) { return draw_input(random, logits, i); });
     run(implementation, c);
   }
   // Extremes: no NaN from what is finite.
-  for (int term = 0; term < kTermNames; ++term) {
-    const TermName name = term_name(term);
-    Case c = plain_case(memory, term, 16, 24, [&](int i) {
-      const bool scale = name.is_kl() ? i % 2 == 1 : i == 2;
-      if (scale)
-        return name.variant < 2   ? random.one_of({-400.0, -89.0, -40.0, 0.0, 40.0, 178.0, 3e38})
-               : name.variant < 4 ? random.one_of({1e-45, 1e-39, 1e-12, 1.0, 1e12, 3e38})
-                                  : random.one_of({-400.0, -80.0, 0.0, 1e4, 3e38});
-      if (name.family == Family::kLogits) return i == 0 ? random.one_of({0.0, 0.3, 1.0}) : random.one_of({-1e4, -100.0, 0.0, 100.0, 1e4});
-      if (name.family == Family::kProbs)
+  for (const TermName& name : terms()) {
+    Case c = plain_case(memory, name, 16, 24, [&](int i) {
+      if (name.is_scale(i))
+        return name.form < 2   ? random.one_of({-400.0, -89.0, -40.0, 0.0, 40.0, 178.0, 3e38})
+               : name.form < 4 ? random.one_of({1e-45, 1e-39, 1e-12, 1.0, 1e12, 3e38})
+                               : random.one_of({-400.0, -80.0, 0.0, 1e4, 3e38});
+      if (name.family == "bernoulli_logits")
+        return i == 0 ? random.one_of({0.0, 0.3, 1.0}) : random.one_of({-1e4, -100.0, 0.0, 100.0, 1e4});
+      if (name.family == "bernoulli_probs")
         return i == 0 ? random.one_of({0.0, 1.0})
-                      : (name.variant == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
+                      : (name.clip == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
       return random.one_of({-3e38, -1e3, 0.0, 1e-39, 1e3, 3e38});
     });
     RowTermsArgs args;
@@ -337,12 +338,11 @@ void check_row_terms_edges(Implementation& implementation) {
       g->download();
       for (int64_t i = 0; i < c.rows * 24; ++i) nan = nan || std::isnan(g->result(i / 24, i % 24));
     }
-    tally.check(!nan, implementation.name + text(" term %d: NaN at extremes", term));
+    tally.check(!nan, implementation.name + " " + name.name + ": NaN at extremes");
   }
   // NaN stays in its own row, whichever input it comes in.
-  for (int term = 0; term < kTermNames; ++term) {
-    const TermName name = term_name(term);
-    Case c = plain_case(memory, term, 9, 20, [&](int i) { return draw_input(random, name, i); });
+  for (const TermName& name : terms()) {
+    Case c = plain_case(memory, name, 9, 20, [&](int i) { return draw_input(random, name, i); });
     c.terms[0].in[1]->set(4, 13, std::nan(""));
     c.terms[0].in[1]->upload();
     Tensor value(memory, DType::kFloat, 1, c.rows);
@@ -358,14 +358,14 @@ void check_row_terms_edges(Implementation& implementation) {
       g->download();
       for (int64_t i = 0; i < c.rows * 20; ++i) ok = ok && (i == 4 * 20 + 13 || !std::isnan(g->result(i / 20, i % 20)));
     }
-    tally.check(ok, implementation.name + text(" term %d: NaN leaves its row or is lost", term));
+    tally.check(ok, implementation.name + " " + name.name + ": NaN leaves its row or is lost");
   }
   // The same bits whatever the order of threads and blocks.
   std::vector<unsigned char> first;
   for (unsigned disturbance = 0; disturbance < 4; ++disturbance) {
     if (implementation.disturb) implementation.disturb(disturbance);
     Random same(99);
-    Case c = plain_case(memory, 10, 500, 100, [&](int i) { return draw_input(same, term_name(10), i); });
+    Case c = plain_case(memory, logits, 500, 100, [&](int i) { return draw_input(same, logits, i); });
     Tensor loss(memory, DType::kFloat, 1, 1);
     RowTermsArgs args;
     args.rows = c.rows;
@@ -391,7 +391,7 @@ void check_huge(Implementation& implementation) {
     RowTermsArgs args;
     args.rows = 3;
     args.value = value.data();
-    args.term[0].term = 10;
+    args.term[0].term = term_named("bernoulli_logits.none").index;
     args.term[0].columns = columns;
     args.term[0].in[0].data = x.data();
     args.term[0].in[0].dtype = DType::kBool;
@@ -413,8 +413,9 @@ void check_huge(Implementation& implementation) {
     RowTermsArgs args;
     args.rows = rows;
     args.loss = loss.data();
+    args.term[0].term = term_named("kl.logvar").index;
     args.term[0].columns = 1;
-    args.term[0].floor = -HUGE_VAL;
+    args.term[0].param[0] = -HUGE_VAL;
     args.term[0].in[0] = mu.stream();
     args.term[0].in[1] = logvar.stream();
     implementation.row_terms(args);

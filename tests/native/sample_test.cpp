@@ -86,10 +86,10 @@ double noise_at(const Case& c, int64_t q, int64_t k) {
 
 TermArgs kl_args(const Case& c) {
   TermArgs kl;
-  kl.term = c.form + (c.with_prior ? 5 : 0);
+  kl.term = kl_of(c.form, c.with_prior).index;
   kl.is_double = c.is_double;
   kl.columns = c.columns;
-  kl.floor = c.floor;
+  kl.param[0] = c.floor;
   kl.coefficient = c.coefficient;
   kl.in[0] = c.mu->stream();
   kl.in[1] = c.scale->stream();
@@ -103,7 +103,7 @@ TermArgs kl_args(const Case& c) {
 Element kl_element(const Case& c, int64_t r, int64_t k) {
   const double in[4] = {c.mu->value(r, k), c.scale->value(r, k), c.with_prior ? c.prior_mu->value(r, k) : 0.0,
                         c.with_prior ? c.prior_scale->value(r, k) : 0.0};
-  return evaluate(term_name(c.form + (c.with_prior ? 5 : 0)), in, 1e-9, c.floor);
+  return evaluate(kl_of(c.form, c.with_prior), in, {c.floor, 0.0});
 }
 
 double stored(double v, DType dtype) {

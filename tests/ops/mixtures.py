@@ -162,6 +162,7 @@ MDNS = [
     for suffix, form in (("", "own"), (".shared", "shared"))
 ]
 MIXTURES = [*LOG_PROBS, *RESPONSIBILITIES, *MDNS]
+MIXTURE_CASES = {case.name: case for case in MIXTURES}
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------

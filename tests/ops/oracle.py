@@ -221,6 +221,7 @@ def _sample(scale):
 
 SAMPLES = [_sample(scale) for scale in SCALES]
 ALL = [*TERMS, *ELBOS, *LOGSUMEXPS, *SAMPLES]
+CASES = {case.name: case for case in ALL}
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------

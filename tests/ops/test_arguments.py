@@ -264,21 +264,23 @@ def test_ops_called_directly_check_too():
     """torch.ops.vae_fast has callers that skipped the Python checks."""
     ops, none = torch.ops.vae_fast, -float("inf")
     with pytest.raises(ValueError, match=r"term='kl\.sigma': expected one of"):
-        ops.term([A, A], "kl.sigma", 0.0, none, None, 1)
+        ops.term([A, A], "kl.sigma", [none], None, 1)
     with pytest.raises(ValueError, match="takes 2 inputs, got 3"):
-        ops.term([A, A, A], "kl.logvar", 0.0, none, None, 1)
+        ops.term([A, A, A], "kl.logvar", [none], None, 1)
+    with pytest.raises(ValueError, match=r"term 'kl.logvar' takes 1 parameters, got 0"):
+        ops.term([A, A], "kl.logvar", [], None, 1)
     with pytest.raises(ValueError, match="event_dim=3"):
-        ops.term([A, A], "kl.logvar", 0.0, none, None, 3)
+        ops.term([A, A], "kl.logvar", [none], None, 3)
     with pytest.raises(RuntimeError, match=r"must match|broadcast"):
-        ops.term([A, B], "kl.logvar", 0.0, none, None, 1)
+        ops.term([A, B], "kl.logvar", [none], None, 1)
     with pytest.raises(TypeError, match="expected float16, bfloat16"):
-        ops.term([LONG, A], "kl.logvar", 0.0, none, None, 1)
+        ops.term([LONG, A], "kl.logvar", [none], None, 1)
     with pytest.raises(ValueError, match="scale='sigma'"):
         ops.reparameterize([A, A], A, None, "sigma", 0)
     with pytest.raises(ValueError, match="noise or gradient has shape"):
         ops.reparameterize([A, A], B, None, "logvar", 0)
     with pytest.raises(ValueError, match="expected a likelihood and a KL"):
-        ops.elbo([A, A], [A, A], "kl.logvar", "kl.logvar", 0.0, none, None, 1.0, None, 1, 1)
+        ops.elbo([A, A], [A, A], "kl.logvar", [none], "kl.logvar", none, None, 1.0, None, 1, 1)
     with pytest.raises(IndexError, match="out of range"):
         ops.logsumexp(A, None, 5)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.utils
-from mixtures import COVARIANCES, LOG_PROBS, MDNS, MIXTURES, problem
-from oracle import ALL, ELBOS, LOGSUMEXPS, SAMPLES, SCALES, TERMS, leaves, needs_kernels, value_and_grads
+from mixtures import COVARIANCES, MDNS, MIXTURE_CASES, MIXTURES, problem
+from oracle import ALL, CASES, LOGSUMEXPS, SAMPLES, SCALES, leaves, needs_kernels, value_and_grads
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import vae_fast
@@ -37,7 +37,19 @@ def same_as_eager(f, g, tensors, wanted=None):
         assert a is None or a.dtype == b.dtype
 
 
-INDUCTOR = [TERMS[0], TERMS[8], TERMS[10], TERMS[15], TERMS[19], ELBOS[0], ELBOS[9], *LOGSUMEXPS, SAMPLES[0], LOG_PROBS[0], MDNS[0]]
+INDUCTOR = [
+    CASES["kl.logvar"],
+    CASES["kl_prior.var"],
+    CASES["bernoulli_logits.none"],
+    CASES["bernoulli_probs.clamp"],
+    CASES["gaussian.logvar"],
+    CASES["elbo.bernoulli"],
+    CASES["elbo.gaussian.pair.prior"],
+    *LOGSUMEXPS,
+    CASES["reparameterize.logvar"],
+    MIXTURE_CASES["mixture.diag"],
+    MIXTURE_CASES["mdn"],
+]
 
 
 @pytest.mark.parametrize("case", INDUCTOR, ids=str)
@@ -56,9 +68,9 @@ def test_aot_eager(case, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_loss(reduction, dtype, device):
     def loss(*t):
-        return ELBOS[0].ours(*t, f=vae_fast.elbo_loss, reduction=reduction)
+        return CASES["elbo.bernoulli"].ours(*t, f=vae_fast.elbo_loss, reduction=reduction)
 
-    tensors = ELBOS[0].tensors((6, 11), (6, 4), dtype, device)
+    tensors = CASES["elbo.bernoulli"].tensors((6, 11), (6, 4), dtype, device)
     same_as_eager(loss, compiled(loss), tensors)
     same_as_eager(loss, compiled(loss), tensors, wanted=[False, True, True, True])
 
@@ -70,7 +82,7 @@ def test_the_loss_in_the_middle_of_a_graph(device):
     def step(x, h, mu, logvar):
         return 3.0 * vae_fast.elbo_loss(x, layer(h), mu * 2, logvar - 1).exp().log() + mu.square().sum()
 
-    same_as_eager(step, compiled(step), ELBOS[0].tensors((6, 11), (6, 4), torch.float32, device))
+    same_as_eager(step, compiled(step), CASES["elbo.bernoulli"].tensors((6, 11), (6, 4), torch.float32, device))
 
 
 @pytest.mark.parametrize("with_kl", [False, True], ids=["sample", "sample_with_kl"])
@@ -137,12 +149,14 @@ def test_dynamic_shapes(f, device):
     """One graph for every batch size and width."""
     g = compiled(f, dynamic=True, backend="aot_eager")
     for batch, width, latent in ((4, 11, 3), (7, 13, 5), (32, 5, 2)):
-        tensors = ELBOS[0].tensors((batch, width), (batch, latent), torch.float32, device)
+        tensors = CASES["elbo.bernoulli"].tensors((batch, width), (batch, latent), torch.float32, device)
         same_as_eager(f, g, tensors)
     assert graphs_compiled() == 1
 
 
-@pytest.mark.parametrize("case", [LOG_PROBS[0], LOG_PROBS[3], MIXTURES[4], *MDNS], ids=str)
+@pytest.mark.parametrize(
+    "case", [MIXTURE_CASES["mixture.diag"], MIXTURE_CASES["mixture.full"], MIXTURE_CASES["responsibilities.diag"], *MDNS], ids=str
+)
 def test_dynamic_shapes_of_mixtures(case, device):
     g = compiled(lambda *t: case.ours(*t), dynamic=True, backend="aot_eager")
     for batch, width in ((4, 11), (7, 13), (32, 5)):
@@ -185,7 +199,7 @@ def test_dynamic_shapes_with_inductor(device):
 
     g = compiled(loss, dynamic=True)
     for batch in (4, 9):
-        same_as_eager(loss, g, ELBOS[0].tensors((batch, 11), (batch, 3), torch.float32, device))
+        same_as_eager(loss, g, CASES["elbo.bernoulli"].tensors((batch, 11), (batch, 3), torch.float32, device))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -199,7 +213,7 @@ def test_options_are_constants_of_the_graph(scale, device):
 
 def test_a_beta_that_changes_each_step(device):
     """KL annealing: a new Python number each call must not break the graph, and must take effect."""
-    tensors = ELBOS[0].tensors((6, 11), (6, 4), torch.float32, device)
+    tensors = CASES["elbo.bernoulli"].tensors((6, 11), (6, 4), torch.float32, device)
 
     def loss(*t, beta):
         return vae_fast.elbo_loss(*t, beta=beta)
@@ -264,7 +278,7 @@ def test_a_module_with_the_loss_exports(device):
         def forward(self, x, logits, mu, logvar):
             return vae_fast.elbo(x, logits, mu, logvar, clip="clamp"), vae_fast.gaussian_kl(mu, logvar)
 
-    tensors = tuple(ELBOS[0].tensors((6, 11), (6, 4), torch.float32, device))
+    tensors = tuple(CASES["elbo.bernoulli"].tensors((6, 11), (6, 4), torch.float32, device))
     program = torch.export.export(Head(), tensors)
     torch.testing.assert_close(program.module()(*tensors), Head()(*tensors))
     assert "vae_fast.elbo" in str(program.graph)
@@ -278,7 +292,7 @@ def test_make_fx_traces_forward_and_backward(device):
         t = [v.detach().requires_grad_() for v in t]
         return torch.autograd.grad(vae_fast.elbo_loss(*t), t)
 
-    tensors = ELBOS[0].tensors((6, 11), (6, 4), torch.float32, device)
+    tensors = CASES["elbo.bernoulli"].tensors((6, 11), (6, 4), torch.float32, device)
     for mode in ("real", "fake", "symbolic"):
         traced = make_fx(step, tracing_mode=mode)(*tensors)
         assert "vae_fast.elbo_loss_with_grad" in traced.code

@@ -12,6 +12,7 @@ from mixtures import (
     ARGUMENTS,
     COVARIANCES,
     LOG_PROBS,
+    MIXTURE_CASES,
     MIXTURES,
     RESPONSIBILITIES,
     assert_gradient_within_contract,
@@ -66,7 +67,7 @@ def test_float32_gradients_are_within_the_contract(case, size, device):
 @needs_kernels
 def test_components_of_very_different_widths(covariance_type, d, narrow, device):
     """A component whose log-determinant is thousands of nats away takes nothing from the accuracy of the others."""
-    case, rounds = LOG_PROBS[COVARIANCES.index(covariance_type)], []
+    case, rounds = MIXTURE_CASES[f"mixture.{covariance_type}"], []
     for _ in range(3):
         x, logits, means, scale = problem(30 if covariance_type == "full" else 300, 3, d, covariance_type, torch.float32, device)
         x = x + means[1:].mean(0)

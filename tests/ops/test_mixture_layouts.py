@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mixtures import COVARIANCES, LOG_PROBS, MDNS, RESPONSIBILITIES, mdn_problem, problem
+from mixtures import COVARIANCES, LOG_PROBS, MDNS, MIXTURE_CASES, RESPONSIBILITIES, mdn_problem, problem
 from oracle import needs_kernels, value_and_grads
 from test_layouts import LAYOUTS
 
@@ -53,11 +53,13 @@ def test_expanded_parameters(covariance_type, device, backend):
     x, logits, means, scale = problem(9, 3, 4, covariance_type, device=device)
     small = [x, logits[:1], means[:1], scale if covariance_type == "tied" else scale[:1]]
     views = [keep, lambda t: t.expand(3), lambda t: t.expand(3, 4), keep if covariance_type == "tied" else lambda t: t.expand(scale.shape)]
-    case = LOG_PROBS[COVARIANCES.index(covariance_type)]
+    case = MIXTURE_CASES[f"mixture.{covariance_type}"]
     torch.testing.assert_close(gradients_through(case.ours, small, views), gradients_through(case.plain, small, views), **EXACT)
 
 
-@pytest.mark.parametrize("case", [LOG_PROBS[0], LOG_PROBS[3], RESPONSIBILITIES[0], *MDNS], ids=str)
+@pytest.mark.parametrize(
+    "case", [MIXTURE_CASES["mixture.diag"], MIXTURE_CASES["mixture.full"], MIXTURE_CASES["responsibilities.diag"], *MDNS], ids=str
+)
 def test_permuted_batches(case, device, backend):
     tensors = case.tensors((2, 3, 4, 5), device=device)
     value, grads = value_and_grads(case.ours, tensors)
@@ -115,5 +117,5 @@ def test_one_set_of_parameters_for_all_targets(shared, device, backend):
         [y, logits, means, log_std],
         [keep, lambda t: t.expand(50, 3), lambda t: t.expand(50, 3, 4), lambda t: t.expand(50, *t.shape)],
     )
-    want = value_and_grads(LOG_PROBS[1 if shared else 0].ours, [y, logits, means, log_std])
+    want = value_and_grads(MIXTURE_CASES["mixture.spherical" if shared else "mixture.diag"].ours, [y, logits, means, log_std])
     torch.testing.assert_close(found, want, **EXACT)

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 import vae_fast
-from vae_fast import reference
+from vae_fast import _backend, reference, terms
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import mixture as mixture_functions
+from vae_fast.likelihoods import LIKELIHOODS, Likelihood
 from vae_fast.models import VAE, MixtureDistribution, MixtureOfGaussians, _em
+from vae_fast.terms import SCALES, TERMS, names
 from vae_fast.training import warmup
 
 X, MU = torch.rand(3, 4), torch.zeros(3, 2)
@@ -16,8 +18,9 @@ X, MU = torch.rand(3, 4), torch.zeros(3, 2)
 
 @pytest.fixture
 def poisson(monkeypatch):
-    """A likelihood that somebody has begun to add."""
-    monkeypatch.setattr(check, "LIKELIHOODS", (*check.LIKELIHOODS, "poisson"))
+    """A likelihood that somebody has begun to add: an entry, and no term."""
+    entry = Likelihood("poisson", ("rate",), "poisson", mean=lambda p: p[0] + 7, draw=lambda p, generator: p[0])
+    monkeypatch.setitem(LIKELIHOODS, "poisson", entry)
 
 
 def vae(**kwargs):
@@ -38,8 +41,18 @@ USES = {
 @pytest.mark.parametrize("name", USES)
 @pytest.mark.usefixtures("poisson")
 def test_a_new_likelihood_is_not_taken_for_another(name, backend):
-    with pytest.raises(ValueError, match="likelihood='poisson': expected"):
-        USES[name](vae(likelihood="poisson"))
+    """What needs the term has none; a mean is the entry's own."""
+    model = vae(likelihood="poisson")
+    if name in ("mean_of", "sample", "reconstruct"):
+        torch.manual_seed(0)
+        mean = USES[name](model)
+        monkey = vae(likelihood="gaussian")
+        monkey.load_state_dict(model.state_dict())
+        torch.manual_seed(0)
+        assert torch.equal(mean, USES[name](monkey) + 7)
+        return
+    with pytest.raises(ValueError, match="term='poisson': expected one of kl"):
+        USES[name](model)
 
 
 @pytest.mark.parametrize("name", USES)
@@ -58,7 +71,7 @@ def test_functions_refuse_it_too(backend):
         lambda: vae_fast.elbo_loss(X, X, MU, MU, likelihood="poisson", reduction="none"),
         lambda: vae_fast.iwae_loss(X, X[None], MU[None], MU, MU, likelihood="poisson"),
     ):
-        with pytest.raises(ValueError, match="likelihood='poisson': expected"):
+        with pytest.raises(ValueError, match="term='poisson': expected one of kl"):
             call()
 
 
@@ -68,18 +81,49 @@ def test_functions_refuse_it_too(backend):
 )
 def test_reference_knows_its_terms(name):
     with pytest.raises(ValueError, match=f"term='{name}': expected one of kl.logvar, "):
-        reference.term(name, [X, X, X, X], 0.1, 0.0, 1)
+        reference.term(name, [X, X, X, X], [0.1], 1)
 
 
 def test_every_term_of_the_kernels_is_known():
-    """What the checks of values ask of each, and the reference's formulas, by the same names."""
-    from vae_fast.functional import _values
+    """The extension's table and the one in plain torch have the same names, and every formula takes what is asked of its inputs."""
+    if _backend.C is not None:
+        with pytest.raises(ValueError, match="expected one of") as refused:
+            _backend.C.term([X, X], "poisson", [], None, 1)
+        assert str(refused.value).splitlines()[0].partition("expected one of ")[2].split(", ") == names()
+    for name in names():
+        inputs = [X[:, :1]] * len(TERMS[name.partition(".")[0]].inputs)
+        assert reference.term(name, inputs, [0.1], 1).shape == (3,)
 
-    assert set(_values._TERMS) == set(reference._VARIANTS)
-    for family, variants in reference._VARIANTS.items():
-        for variant in variants:
-            count = len(_values._TERMS[family])
-            assert reference.term(f"{family}.{variant}", [X[:, :1]] * count, 0.1, 0.0, 1).shape == (3,)
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_an_entry_is_whole(name, backend):
+    """Every likelihood has terms, for each clip and each way to give its parameters; its mean is that of its draws."""
+    entry = LIKELIHOODS[name]
+    assert entry.name == name
+    assert entry.data == TERMS[entry.family].inputs[0]
+    torch.manual_seed(3)
+    all_of_it = [torch.rand(2, 5) * 0.8 + 0.1 for _ in entry.parameters]
+    for given in range(1, len(all_of_it) + 1):
+        parameters = all_of_it[:given]
+        recon = parameters[0] if given == 1 else tuple(parameters)
+        for clip in entry.clips:
+            assert entry.term(len(entry.completed(parameters)), clip) in names()
+            value = vae_fast.elbo(torch.ones(2, 5), recon, MU[:2], MU[:2], likelihood=name, clip=clip)
+            assert value.shape == (2,) and value.isfinite().all()
+        draws = entry.draw([p.expand(40_000, 2, 5) for p in parameters], torch.Generator().manual_seed(1))
+        assert (draws.mean(0) - entry.mean(parameters)).abs().max() < 6 * draws.std(0).max() / 200
+    layer = entry.mean_layer
+    assert layer is None or torch.equal(layer()(all_of_it[0]), entry.mean(all_of_it[:1]))
+
+
+@pytest.mark.parametrize("name", [n for n, entry in LIKELIHOODS.items() if entry.scale])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_density_integrates_to_one(name, scale, backend):
+    entry = LIKELIHOODS[name]
+    x = torch.linspace(-60, 60, 200_001, dtype=torch.float64).unsqueeze(-1)
+    inputs = [x, torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)]
+    density = reference.term(f"{entry.family}.{scale}", inputs, [], 1).exp()
+    assert torch.trapezoid(density, x[:, 0]).item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_reductions():
@@ -124,7 +168,7 @@ def test_schedules(monkeypatch):
         warmup(1, "step", 10)(5)
 
 
-@pytest.mark.parametrize("form", [reference.std, reference.log_std])
+@pytest.mark.parametrize("form", [terms.std, terms.log_std])
 def test_reference_knows_its_scales(form):
     with pytest.raises(ValueError, match="scale='sigma': expected one of logvar, log_std, std, var, softplus"):
         form(X, "sigma")

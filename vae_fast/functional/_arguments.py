@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_fast.reference import SCALES
+from vae_fast.likelihoods import CLIPS, LIKELIHOODS, Likelihood
+from vae_fast.terms import SCALES
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 TARGETS = FLOATS | {torch.uint8, torch.bool}
 REDUCTIONS = ("none", "mean", "sum")
-CLIPS = (None, "clamp", "add", "bce")
-LIKELIHOODS = ("bernoulli", "bernoulli_probs", "gaussian")
 LARGEST = 2**63 - 1  # of torch's sizes
 _NAMES = (str, torch.dtype, type(None))  # an array or a tensor has an == of its own
 _NUMBERS = (int, float, torch.SymFloat, torch.SymInt, np.floating, np.integer)
@@ -211,6 +210,28 @@ def _way_to_shape(name: str, t: Tensor, shape: torch.Size) -> str:
     what = "flatten" if len(t.shape) > len(shape) else "reshape"
     sizes = ", ".join(map(str, (-1, *shape[1:])))
     return f"; {what} {name} to {tuple(shape)}: {name}.{'view' if t.is_contiguous() else 'reshape'}({sizes})"
+
+
+def observed(x: Tensor, event_dim: int, **parameters: Tensor) -> None:
+    """Check data and the parameters of its distribution, the first of which has the event's shape."""
+    tensor("x", x, TARGETS)
+    for name, t in parameters.items():
+        tensor(name, t)
+    same_device(x=x, **parameters)
+    name, first = next(iter(parameters.items()))
+    event_dims("event_dim", event_dim, name, first.shape)
+    same_event(event_dim, **{"x": x, name: first})
+    broadcast(x=x, **parameters)
+
+
+def likelihood(name: str, clip_mode: str | None, eps: float) -> Likelihood:
+    """The entry of a likelihood that has the clip mode."""
+    one_of("likelihood", name, tuple(LIKELIHOODS))
+    found = LIKELIHOODS[name]
+    if clip_mode is not None and found.clips == (None,):
+        raise ValueError(f"clip={shown(clip_mode)}: expected None for likelihood={name!r}")
+    clip(clip_mode, eps)
+    return found
 
 
 def gaussian(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> torch.Size:

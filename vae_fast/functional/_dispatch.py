@@ -17,7 +17,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from vae_fast import _backend, reference
-from vae_fast.functional._numbers import Number, as_kernel_arguments
+from vae_fast.functional._numbers import Number
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -78,10 +78,11 @@ def reduce(t: torch.Tensor, reduction: str) -> torch.Tensor:
     return total
 
 
-def row_sum(term: str, inputs: list[torch.Tensor], eps: float, floor: Number, event_dim: int) -> torch.Tensor:
-    """A row-summed term (see :func:`vae_fast.reference.term`) on the backend in use."""
+def row_sum(term: str, inputs: list[torch.Tensor], params: list[Number], event_dim: int) -> torch.Tensor:
+    """A row-summed term (see :func:`vae_fast.terms.term`) on the backend in use."""
     k = kernels()
     if k is None:
-        return reference.term(term, inputs, eps, floor, event_dim)
-    out: torch.Tensor = k.term(inputs, term, eps, *as_kernel_arguments(floor), event_dim)
+        return reference.term(term, inputs, params, event_dim)
+    at = params[0] if params and isinstance(params[0], torch.Tensor) else None
+    out: torch.Tensor = k.term(inputs, term, params if at is None else [0.0], at, event_dim)
     return out

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.functional._dispatch import is_dtensor
+from vae_fast.terms import TERMS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,15 +42,6 @@ EXPECTED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "log weight": ("finite numbers, or -inf for a weight of zero", lambda t: t < torch.inf),
 }
 _SCALES = {"logvar": "finite", "log_std": "finite", "std": "positive", "var": "positive", "softplus": "finite"}
-#: What the inputs of the kernels' terms are asked to be, by family; "scale" is settled by the variant.
-_TERMS = {
-    "bernoulli_logits": ("unit", "finite"),
-    "bernoulli_probs": ("unit", "unit"),
-    "gaussian_unit": ("finite", "finite"),
-    "gaussian": ("finite", "finite", "scale"),
-    "kl": ("finite", "scale"),
-    "kl_prior": ("finite", "scale", "finite", "scale"),
-}
 Asked = tuple[str, Tensor | None, str]
 
 
@@ -116,7 +108,7 @@ def wanted(check_data: bool = False) -> bool:
 def term(name: str, inputs: Sequence[Tensor], names: Sequence[str]) -> list[Asked]:
     """What is asked of the inputs of a kernel's term, which the caller knows as ``names``."""
     family, _, variant = name.partition(".")
-    kinds = (_SCALES[variant] if kind == "scale" else kind for kind in _TERMS[family])
+    kinds = (_SCALES[variant] if kind == "scale" else kind for kind in TERMS[family].inputs)
     return list(zip(names, inputs, kinds, strict=False))
 
 
@@ -133,7 +125,7 @@ def finite(**tensors: Tensor | None) -> list[Asked]:
 
 def data_names(data: Sequence[Tensor]) -> tuple[str, ...]:
     """What the caller of an ELBO knows the inputs of its likelihood as."""
-    return ("x", "recon") if len(data) == 2 else ("x", "recon[0]", "recon[1]")
+    return ("x", "recon") if len(data) == 2 else ("x", *(f"recon[{i}]" for i in range(len(data) - 1)))
 
 
 def head(data: Sequence[Tensor], latent: Sequence[Tensor], likelihood: str, kl: str) -> list[Asked]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from typing import cast
 
 from torch import Tensor
 
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
+from vae_fast.likelihoods import term_params
 
 
 @overridable
@@ -62,22 +63,10 @@ def bernoulli_log_prob(
     if (logits is None) == (probs is None):
         came = "neither" if logits is None else "both"
         raise ValueError(f"logits, probs: expected exactly one of them, got {came}")
-    recon, name = (logits, "logits") if logits is not None else (probs, "probs")
-    term, inputs = bernoulli_term(x, recon, name, clip, eps, event_dim)
+    name, recon = ("logits", logits) if logits is not None else ("probs", cast(Tensor, probs))
+    check.clip(clip, eps)
+    check.observed(x, event_dim, **{name: recon})
+    term, inputs = f"bernoulli_{name}.{clip or 'none'}", [x, recon]
     if values.wanted(check_data):
         values.require(*values.term(term, inputs, ("x", name)))
-    return row_sum(term, inputs, eps, -math.inf, event_dim)
-
-
-def bernoulli_term(
-    x: Tensor, recon: Tensor | None, kind: str, clip: str | None, eps: float, event_dim: int, name: str | None = None
-) -> tuple[str, list[Tensor]]:
-    """Check a Bernoulli likelihood and name its kernel; ``kind`` is "logits" or "probs", ``name`` the caller's word for it."""
-    name = name or kind
-    x, recon = check.tensor("x", x, check.TARGETS), check.tensor(name, recon)
-    check.clip(clip, eps)
-    check.same_device(**{"x": x, name: recon})
-    check.event_dims("event_dim", event_dim, name, recon.shape)
-    check.same_event(event_dim, **{"x": x, name: recon})
-    check.broadcast(**{"x": x, name: recon})
-    return f"bernoulli_{kind}.{clip or 'none'}", [x, recon]
+    return row_sum(term, inputs, [*term_params(clip, eps)], event_dim)

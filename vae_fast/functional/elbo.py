@@ -14,50 +14,55 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, as_kernel_arguments, number
-from vae_fast.functional.bernoulli import bernoulli_term
-from vae_fast.functional.gaussian import floor_of, gaussian_log_prob, gaussian_term, kl_term
+from vae_fast.functional._own_likelihood import Head, LogProb
+from vae_fast.functional._own_likelihood import log_prob as own_log_prob
+from vae_fast.functional.gaussian import floor_of, gaussian_log_prob, kl_term
 from vae_fast.functional.logsumexp import iwae_bound
+from vae_fast.likelihoods import LIKELIHOODS, term_params
 
-Recon = Tensor | tuple[Tensor, Tensor]
-
-
-def _likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> tuple[str, list[Tensor]]:
-    check.one_of("likelihood", likelihood, check.LIKELIHOODS)
-    if likelihood in ("bernoulli", "bernoulli_probs"):
-        kind = "logits" if likelihood == "bernoulli" else "probs"
-        return bernoulli_term(x, recon, kind, clip, eps, event_dim, "recon")  # type: ignore[arg-type]
-    if likelihood == "gaussian":
-        if clip is not None:
-            raise ValueError(f"clip={clip!r}: expected None for likelihood='gaussian'")
-        if isinstance(recon, tuple | list):
-            if len(recon) != 2:
-                raise ValueError(f"recon: expected a tensor or a (mean, logvar) pair, got {len(recon)} items")
-            check.tensor("recon[1]", recon[1])
-            return gaussian_term(x, recon[0], recon[1], "logvar", event_dim, ("recon[0]", "recon[1]"))
-        return gaussian_term(x, recon, None, "logvar", event_dim, ("recon", ""))
-    raise ValueError(f"likelihood={likelihood!r}: expected 'bernoulli', 'bernoulli_probs' or 'gaussian'")
+Recon = Tensor | tuple[Tensor, ...]
 
 
-def log_likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> Tensor:
+#: A likelihood's term, its inputs and its parameters, as the kernels take them.
+_Likelihood = tuple[str, list[Tensor], list[float]]
+
+
+def _likelihood(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> _Likelihood:
+    found = check.likelihood(likelihood, clip, eps)
+    many = len(found.parameters) > 1 and isinstance(recon, tuple | list)
+    if many and len(recon) != len(found.parameters):
+        raise ValueError(f"recon: expected a tensor or a ({', '.join(found.parameters)}) pair, got {len(recon)} items")
+    given = {f"recon[{i}]": t for i, t in enumerate(recon)} if many else {"recon": recon}
+    check.observed(x, event_dim, **given)
+    parameters: list[Tensor] = list(given.values())  # type: ignore[arg-type]
+    return found.term(len(parameters), clip), [x, *found.completed(parameters)], term_params(clip, eps)
+
+
+def log_likelihood(x: Tensor, recon: Recon, likelihood: str | LogProb, clip: str | None, eps: float, event_dim: int) -> Tensor:
     """``log p(x|z)`` of each sample, the first term of :func:`elbo`."""
-    term, data = _likelihood(x, recon, likelihood, clip, eps, event_dim)
+    if callable(likelihood):
+        return own_log_prob(likelihood, x, recon)
+    term, data, params = _likelihood(x, recon, likelihood, clip, eps, event_dim)
     if values.STATE.on:
         values.require(*values.term(term, data, values.data_names(data)))
-    return row_sum(term, data, eps, -math.inf, event_dim)
+    return row_sum(term, data, [*params], event_dim)
 
 
-#: The kernels' names of the likelihoods over one tensor, by (likelihood, clip).
-_TERMS = {("bernoulli", c): f"bernoulli_logits.{c or 'none'}" for c in check.CLIPS}
-_TERMS |= {("bernoulli_probs", c): f"bernoulli_probs.{c or 'none'}" for c in check.CLIPS}
-_TERMS[("gaussian", None)] = "gaussian_unit"
+#: The kernels' names of the likelihoods over one tensor alone, by (likelihood, clip).
+_TERMS = {
+    (found.name, clip): found.term(1, clip)
+    for found in LIKELIHOODS.values()
+    for clip in found.clips
+    if len(found.parameters) == 1 or found.family_alone is not None
+}
 
-_Arguments = tuple[list[Tensor], list[Tensor], str, str, float, Number, Number, int, int]
+_Arguments = tuple[list[Tensor], list[Tensor], str, list[float], str, Number, Number, int, int]
 
 
 def _for_kernels(args: _Arguments) -> tuple[Any, ...]:
     """The same as the kernels' ops take them."""
-    *tensors_and_names, eps, floor, beta, event_dim, latent_dim = args
-    return *tensors_and_names, eps, *as_kernel_arguments(floor), *as_kernel_arguments(beta), event_dim, latent_dim
+    *tensors_and_names, floor, beta, event_dim, latent_dim = args
+    return *tensors_and_names, *as_kernel_arguments(floor), *as_kernel_arguments(beta), event_dim, latent_dim
 
 
 def _arguments(
@@ -96,8 +101,8 @@ def _arguments(
     if ordinary:
         check.clip(clip, eps)
         data: list[Any] = [x, recon]
-        return data, [mu, logvar], _TERMS[(likelihood, clip)], "kl.logvar", eps, floor, beta, event_dim, latent_dim
-    lik, lik_inputs = _likelihood(x, recon, likelihood, clip, eps, event_dim)
+        return data, [mu, logvar], _TERMS[(likelihood, clip)], term_params(clip, eps), "kl.logvar", floor, beta, event_dim, latent_dim
+    lik, lik_inputs, params = _likelihood(x, recon, likelihood, clip, eps, event_dim)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar")
     check.event_dims("latent_dim", latent_dim, "mu", shape)
     if mu.device != lik_inputs[1].device:
@@ -115,7 +120,32 @@ def _arguments(
                 f"(latent_dim={latent_dim}): expected shapes that broadcast to one another{hint}"
             ) from None
     kl, kl_inputs = kl_term(mu, logvar, prior_mu, prior_logvar, "logvar")
-    return lik_inputs, kl_inputs, lik, kl, eps, floor, beta, event_dim, latent_dim
+    return lik_inputs, kl_inputs, lik, params, kl, floor, beta, event_dim, latent_dim
+
+
+def _own_head(
+    f: LogProb,
+    x: Any,
+    recon: Any,
+    mu: Tensor,
+    logvar: Tensor,
+    beta: float | Tensor,
+    clip: str | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    free_bits: float | Tensor | None,
+    latent_dim: int,
+    check_data: bool,
+) -> Head:
+    """An ELBO whose likelihood is a function."""
+    if clip is not None:
+        raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
+    head = Head(
+        f, x, recon, mu, logvar, beta=beta, prior_mu=prior_mu, prior_logvar=prior_logvar, free_bits=free_bits, latent_dim=latent_dim
+    )
+    if values.wanted(check_data):
+        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
+    return head
 
 
 @overridable
@@ -125,7 +155,7 @@ def elbo(
     mu: Tensor,
     logvar: Tensor,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | LogProb = "bernoulli",
     beta: float | Tensor = 1.0,
     clip: str | None = None,
     eps: float = 1e-9,
@@ -149,7 +179,9 @@ def elbo(
             or a (mean, logvar) pair for ``"gaussian"``.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance.
-        likelihood: ``"bernoulli"``, ``"bernoulli_probs"`` or ``"gaussian"``.
+        likelihood: ``"bernoulli"``, ``"bernoulli_probs"`` or ``"gaussian"``; or a function ``f(x, recon)``, ``f(x, *recon)`` for a tuple,
+            that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does. ``x`` and ``recon`` are then what
+            it takes them for; ``clip`` and ``event_dim`` are not its business.
         beta: weight of the KL: a number, or a 0-d tensor, which is read on the device: nothing waits for it, and a value that changes
             is not compiled anew. It gets no gradient. 0 leaves nothing of the KL or its gradient, even where they are out of range, as
             0 times their true values would not either (a warm-up may begin at 0); NaN still shows.
@@ -174,10 +206,13 @@ def elbo(
         >>> vae_fast.elbo(x, logits, mu, logvar).shape
         torch.Size([4])
     """
+    if callable(likelihood):
+        head = _own_head(likelihood, x, recon, mu, logvar, beta, clip, prior_mu, prior_logvar, free_bits, latent_dim, check_data)
+        return head.elbo(*head.arguments)
     k = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
-        values.require(*values.head(*args[:4]))
+        values.require(*values.head(args[0], args[1], args[2], args[4]))
     out: Tensor = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
     return out
 
@@ -189,7 +224,7 @@ def elbo_loss(
     mu: Tensor,
     logvar: Tensor,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | LogProb = "bernoulli",
     beta: float | Tensor = 1.0,
     clip: str | None = None,
     eps: float = 1e-9,
@@ -237,10 +272,16 @@ def elbo_loss(
     check.one_of("reduction", reduction, check.REDUCTIONS)
     if donate_recon is not False:
         check.flag("donate_recon", donate_recon)
+    if callable(likelihood):
+        if donate_recon:
+            raise ValueError("donate_recon=True: expected a likelihood by name, a function may need recon; use donate_recon=False here")
+        return _own_head(likelihood, x, recon, mu, logvar, beta, clip, prior_mu, prior_logvar, free_bits, latent_dim, check_data).loss(
+            reduction
+        )
     k: Any = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
-        values.require(*values.head(*args[:4]))
+        values.require(*values.head(args[0], args[1], args[2], args[4]))
     if k is None or reduction == "none":
         if donate_recon:
             _check_donation(recon, args, reduction)
@@ -305,7 +346,7 @@ def iwae_loss(
     mu: Tensor,
     logvar: Tensor,
     *,
-    likelihood: str = "bernoulli",
+    likelihood: str | LogProb = "bernoulli",
     clip: str | None = None,
     eps: float = 1e-9,
     prior_mu: Tensor | None = None,
@@ -348,32 +389,58 @@ def iwae_loss(
     check.tensor("z", z)
     _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"), latent_dim)
     check.same_device(mu=mu, z=z)
-    term, data = _likelihood(x, recon, likelihood, clip, eps, event_dim)
-    if data[1].ndim != x.ndim + 1 or data[1].shape[0] != z.shape[0]:
-        raise ValueError(
-            f"recon has shape {tuple(data[1].shape)}, x has shape {tuple(x.shape)}: "
-            f"expected recon (K, *x.shape) with the K={z.shape[0]} of z"
-        )
-    check.same_device(mu=mu, recon=data[1])
-    batch, latent = data[1].shape[: data[1].ndim - event_dim], z.shape[: z.ndim - latent_dim]
-    check.broadcast_shapes("batch dimensions: ", recon=batch, z=latent)
     posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
     if values.wanted(check_data):
-        values.require(*values.term(term, data, values.data_names(data)), ("z", z, "finite"))
-        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
+        values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
+    if callable(likelihood):
+        if clip is not None:
+            raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
+        log_p_x = own_log_prob(likelihood, x, recon)
+        batch = z.shape[: z.ndim - latent_dim]
+        if log_p_x.shape != batch:
+            raise ValueError(f"likelihood gives shape {tuple(log_p_x.shape)}, z has batch shape {tuple(batch)}: expected one per sample")
+        dtype = reference.compute_dtype([log_p_x, z, *posterior])
+    else:
+        log_p_x, dtype = _log_prob_of_samples(x, recon, z, posterior, likelihood, clip, eps, event_dim, latent_dim, check_data)
     # One precision for all three terms before they are summed. Of half samples too: the gradients of both densities would each be rounded
     # to a half, and may be out of its range where their sum is not.
-    dtype = reference.compute_dtype([*data, z, *posterior])
     z = z.to(dtype)
-    if dtype == torch.float64:
-        data[1] = data[1].double()
-    log_p_x = row_sum(term, data, eps, -math.inf, event_dim)
     zero = z.new_zeros(()) if prior_mu is None else prior_mu
     log_p = log_p_x + gaussian_log_prob(z, zero.expand(z.shape), prior_logvar, event_dim=latent_dim)
     log_q = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
     # No posterior drew a sample whose density is out of range: it has no weight if that under the model is out of range too.
     log_q = log_q.masked_fill((log_q == -math.inf) & (log_p == -math.inf), 0.0)
     return reduce(-iwae_bound(log_p - log_q, dim=0), reduction)
+
+
+def _log_prob_of_samples(
+    x: Tensor,
+    recon: Recon,
+    z: Tensor,
+    posterior: list[Tensor],
+    likelihood: str,
+    clip: str | None,
+    eps: float,
+    event_dim: int,
+    latent_dim: int,
+    check_data: bool,
+) -> tuple[Tensor, torch.dtype]:
+    """``log p(x|z_k)``, and the precision in which the bound is computed."""
+    term, data, params = _likelihood(x, recon, likelihood, clip, eps, event_dim)
+    if data[1].ndim != x.ndim + 1 or data[1].shape[0] != z.shape[0]:
+        raise ValueError(
+            f"recon has shape {tuple(data[1].shape)}, x has shape {tuple(x.shape)}: "
+            f"expected recon (K, *x.shape) with the K={z.shape[0]} of z"
+        )
+    check.same_device(mu=posterior[0], recon=data[1])
+    batch, latent = data[1].shape[: data[1].ndim - event_dim], z.shape[: z.ndim - latent_dim]
+    check.broadcast_shapes("batch dimensions: ", recon=batch, z=latent)
+    if values.wanted(check_data):
+        values.require(*values.term(term, data, values.data_names(data)))
+    dtype = reference.compute_dtype([*data, z, *posterior])
+    if dtype == torch.float64:
+        data[1] = data[1].double()
+    return row_sum(term, data, [*params], event_dim), dtype
 
 
 def _check_samples(z: Tensor, mu: Tensor, logvar: Tensor, full: torch.Size, latent_dim: int) -> None:

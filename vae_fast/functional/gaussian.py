@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, number
+from vae_fast.terms import SCALES, UNIT_SCALE
 
 
 def kl_term(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> tuple[str, list[Tensor]]:
@@ -21,7 +21,7 @@ def kl_term(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: T
     if prior_mu is None:
         prior_mu = torch.zeros((), dtype=mu.dtype, device=mu.device)
     if prior_logvar is None:
-        prior_logvar = torch.full((), reference.UNIT_SCALE[scale], dtype=torch.promote_types(mu.dtype, torch.float32), device=mu.device)
+        prior_logvar = torch.full((), UNIT_SCALE[scale], dtype=torch.promote_types(mu.dtype, torch.float32), device=mu.device)
     return f"kl_prior.{scale}", [mu, logvar, prior_mu, prior_logvar]
 
 
@@ -78,7 +78,7 @@ def gaussian_kl(
     if values.STATE.on:
         values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
-    return reduce(row_sum(name, inputs, 0.0, floor, event_dim), reduction)
+    return reduce(row_sum(name, inputs, [floor], event_dim), reduction)
 
 
 @overridable
@@ -114,26 +114,10 @@ def gaussian_log_prob(
         >>> vae_fast.gaussian_log_prob(torch.zeros(1, 2), torch.zeros(1, 2))
         tensor([-1.8379])
     """
-    name, inputs = gaussian_term(x, mu, logvar, scale, event_dim)
+    check.one_of("scale", scale, SCALES)
+    given = {"mu": mu} if logvar is None else {"mu": mu, "logvar": logvar}
+    check.observed(x, event_dim, **given)
+    name, inputs = "gaussian_unit" if logvar is None else f"gaussian.{scale}", [x, *given.values()]
     if values.wanted(check_data):
-        values.require(*values.term(name, inputs, ("x", "mu", "logvar")))
-    return row_sum(name, inputs, 0.0, -math.inf, event_dim)
-
-
-def gaussian_term(
-    x: Tensor, mu: Tensor, logvar: Tensor | None, scale: str, event_dim: int, names: tuple[str, str] = ("mu", "logvar")
-) -> tuple[str, list[Tensor]]:
-    """Check a Gaussian likelihood and name its kernel; ``names`` are the caller's words for mean and scale."""
-    check.tensor("x", x, check.TARGETS)
-    check.tensor(names[0], mu)
-    check.one_of("scale", scale, reference.SCALES)
-    given = {"x": x, names[0]: mu}
-    if logvar is not None:
-        given[names[1]] = check.tensor(names[1], logvar)
-    check.same_device(**given)
-    check.event_dims("event_dim", event_dim, names[0], mu.shape)
-    check.same_event(event_dim, **{"x": x, names[0]: mu})
-    check.broadcast(**given)
-    if logvar is None:
-        return "gaussian_unit", [x, mu]
-    return f"gaussian.{scale}", [x, mu, logvar]
+        values.require(*values.term(name, inputs, ("x", *given)))
+    return row_sum(name, inputs, [], event_dim)

@@ -9,6 +9,7 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable
+from vae_fast.likelihoods import term_params
 
 
 @overridable
@@ -73,14 +74,14 @@ def linear_bernoulli_log_prob(
     check.one_of("reduction", reduction, check.REDUCTIONS)
     if values.wanted(check_data):
         values.require(("x", x, "unit"), *values.finite(h=h, weight=weight, bias=bias))
-    term = f"bernoulli_logits.{clip or 'none'}"
+    term, params = f"bernoulli_logits.{clip or 'none'}", term_params(clip, eps)
     k = kernels()
     if k is None:
-        return reference.reduce(reference.linear_bernoulli(x, h, weight, bias, term, eps), reduction)
+        return reference.reduce(reference.linear_bernoulli(x, h, weight, bias, term, params), reduction)
     if reduction == "none":
-        rows: Tensor = k.linear_bernoulli(x, h, weight, bias, term, eps)
+        rows: Tensor = k.linear_bernoulli(x, h, weight, bias, term, params)
         return rows
-    total: Tensor = k.linear_bernoulli_sum(x, h, weight, bias, term, eps, reduction == "mean")
+    total: Tensor = k.linear_bernoulli_sum(x, h, weight, bias, term, params, reduction == "mean")
     return total
 
 

@@ -144,7 +144,7 @@ def reparameterize_with_kl(
     # Two passes: for a prior with more batch dimensions than the posterior, and for a floor that is read on the device.
     if k is None or sample_shape != shape or isinstance(floor, Tensor):
         z = reparameterize(mu, logvar, scale=scale, num_samples=num_samples, generator=generator, noise=noise)
-        kl = row_sum(name, inputs, 0.0, floor, event_dim)
+        kl = row_sum(name, inputs, [floor], event_dim)
     else:
         origin = _origin(mu, generator, noise)
         z, kl = k.reparameterize_with_kl(inputs, noise, origin, name, num_samples or 0, floor, event_dim)

@@ -12,10 +12,12 @@ from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
 from vae_fast.functional._numbers import setting
+from vae_fast.functional._own_likelihood import LogProb
 from vae_fast.functional.elbo import log_likelihood
+from vae_fast.likelihoods import Likelihood
 from vae_fast.models._posterior import posterior_of
 
-Recon = Tensor | tuple[Tensor, Tensor]
+Recon = Tensor | tuple[Tensor, ...]
 
 
 class VAEOutput(NamedTuple):
@@ -48,7 +50,8 @@ class VAE(nn.Module):
         latent_dim: size of z, or its shape for a latent with several dimensions. None: one dimension of any size; only
             :meth:`sample` needs to know it.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"bernoulli_probs"`` (probabilities) or ``"gaussian"``
-            (the mean, or a pair ``(mean, logvar)``).
+            (the mean, or a pair ``(mean, logvar)``); or a function ``f(x, recon)`` (``f(x, *recon)`` for a tuple) that gives one
+            log-probability per sample, see :func:`vae_fast.elbo`. Such a model is trained, but has no :meth:`sample` of its own.
         clip: clip mode of the Bernoulli likelihoods, see :func:`vae_fast.bernoulli_log_prob`.
         eps: the constant of the clip mode.
         beta: weight of the KL divergence in the loss: a number, or a tensor of no dimensions. It is an attribute and may be changed
@@ -91,7 +94,7 @@ class VAE(nn.Module):
         decoder: nn.Module,
         *,
         latent_dim: int | Sequence[int] | None = None,
-        likelihood: str = "bernoulli",
+        likelihood: str | LogProb = "bernoulli",
         clip: str | None = None,
         eps: float = 1e-9,
         beta: float | Tensor = 1.0,
@@ -103,10 +106,10 @@ class VAE(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
-        check.one_of("likelihood", likelihood, check.LIKELIHOODS)
-        if likelihood == "gaussian" and clip is not None:
-            raise ValueError(f"clip={clip!r}: expected None for likelihood='gaussian'")
-        check.clip(clip, eps)
+        if not callable(likelihood):
+            check.likelihood(likelihood, clip, eps)
+        elif clip is not None:
+            raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             check.module(name, part)
         check.positive_int("event_dim", event_dim)
@@ -176,13 +179,31 @@ class VAE(nn.Module):
         return recon
 
     def mean_of(self, recon: Recon) -> Tensor:
-        """The mean of ``p(x|z)`` for the decoder's output: pixel values in [0, 1] for the Bernoulli likelihoods."""
-        mean = recon if isinstance(recon, Tensor) else recon[0]
-        if self.likelihood == "bernoulli":
-            return torch.sigmoid(mean)
-        if self.likelihood in ("bernoulli_probs", "gaussian"):
-            return mean
-        raise ValueError(f"likelihood={self.likelihood!r}: expected 'bernoulli', 'bernoulli_probs' or 'gaussian'")
+        """The mean of ``p(x|z)`` for the decoder's output: pixel values in [0, 1] for the Bernoulli likelihoods; it has gradients."""
+        return self._entry().mean(_parameters(recon))
+
+    def _entry(self) -> Likelihood:
+        if callable(self.likelihood):
+            raise ValueError("likelihood is a function: the mean of p(x|z) and how to draw from it are not known; call decode(z)")
+        return check.likelihood(self.likelihood, self.clip, self.eps)
+
+    def draw_of(self, recon: Recon, *, generator: torch.Generator | None = None) -> Tensor:
+        """A draw from ``p(x|z)`` for the decoder's output: black and white pixels for the Bernoulli likelihoods.
+
+        Args:
+            recon: what :meth:`decode` gave.
+            generator: where it is drawn from; None is torch's default for the device.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> vae = MLPVAE(latent_dim=2)
+            >>> vae.draw_of(vae.decode(torch.zeros(3, 2))).unique()
+            tensor([0., 1.])
+        """
+        parameters = _parameters(recon)
+        check.generator(generator, parameters[0].device, "recon")
+        return self._entry().draw([t.detach() for t in parameters], generator)
 
     def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z, decode.
@@ -357,10 +378,8 @@ class VAE(nn.Module):
             count = min(at_once, num_samples - start)
             z = F.reparameterize(mu, logvar, num_samples=count, generator=generator)
             recon = self.decode(z.flatten(0, 1))
-            if isinstance(recon, Tensor):
-                recon = recon.unflatten(0, (count, -1))
-            else:
-                recon = (recon[0].unflatten(0, (count, -1)), recon[1].unflatten(0, (count, -1)))
+            each = [t.unflatten(0, (count, -1)) for t in _parameters(recon)]
+            recon = each[0] if isinstance(recon, Tensor) else tuple(each)
             log_p = self.log_likelihood(x, recon) + self._log_prior(z)
             weights.append(log_p - F.gaussian_log_prob(z, mu, logvar, event_dim=self.latent_ndim))
         return torch.cat(weights)
@@ -368,10 +387,16 @@ class VAE(nn.Module):
     # --- generation ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """The mean of ``p(x|z)`` for ``n`` draws of z from the prior, ``(n, *event)``.
+    def sample(self, n: int, *, generator: torch.Generator | None = None, mean: bool = True) -> Tensor:
+        """``n`` draws of z from the prior, and of each the mean of ``p(x|z)``, ``(n, *event)``.
+
+        Args:
+            n: how many.
+            generator: where all is drawn from; None is torch's default for the device.
+            mean: False: draw x from ``p(x|z)`` instead, see :meth:`draw_of`.
 
         Raises:
+            TypeError: if an argument is not of its kind.
             ValueError: if the model was built without ``latent_dim``.
 
         Example:
@@ -380,6 +405,7 @@ class VAE(nn.Module):
             torch.Size([3, 784])
         """
         check.positive_int("n", n)
+        check.flag("mean", mean)
         if self.latent_shape is None:
             raise ValueError("latent_dim is not known: build the model with VAE(..., latent_dim=L) to sample from it")
         like = self._anchor()
@@ -387,11 +413,13 @@ class VAE(nn.Module):
         if self.prior is not None:
             drawn = self.prior.sample(n) if generator is None else self.prior.sample(n, generator=generator)
             z = torch.as_tensor(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=like.dtype, device=like.device)
-            return self.mean_of(self.decode(z.reshape(n, *self.latent_shape)))
+            recon = self.decode(z.reshape(n, *self.latent_shape))
+            return self.mean_of(recon) if mean else self.draw_of(recon, generator=generator)
         zero = torch.zeros((n, *self.latent_shape), dtype=like.dtype, device=like.device)
         mu = zero if self.prior_mu is None else self.prior_mu.expand_as(zero)
         logvar = zero if self.prior_logvar is None else self.prior_logvar.expand_as(zero)
-        return self.mean_of(self.decode(F.reparameterize(mu, logvar, generator=generator)))
+        recon = self.decode(F.reparameterize(mu, logvar, generator=generator))
+        return self.mean_of(recon) if mean else self.draw_of(recon, generator=generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -409,6 +437,10 @@ class VAE(nn.Module):
         """The settings that the printed submodules do not show."""
         shown = {"likelihood": self.likelihood, "clip": self.clip, "beta": self.beta, "event_dim": self.event_dim}
         return ", ".join(f"{k}={v!r}" for k, v in shown.items())
+
+
+def _parameters(recon: Recon) -> Sequence[Tensor]:
+    return (recon,) if isinstance(recon, Tensor) else recon
 
 
 def _broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vae_fast._files import atomic_write
 from vae_fast._optional import optional_import
+from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.models.vae import VAE
 from vae_fast.plots._figure import GRID, INK, ORANGE, PathLike, bare, new_figure, save
 from vae_fast.plots.mixture import bounds_of
@@ -316,8 +317,8 @@ def _network(plane: LatentPlane) -> dict[str, Any] | None:
     layers = _flat_layers(plane.model.decoder)
     if layers is None:
         return None
-    if plane.model.likelihood == "bernoulli":
-        layers.append(nn.Sigmoid())
+    if (mean := LIKELIHOODS[str(plane.model.likelihood)].mean_layer) is not None:
+        layers.append(mean())
     for dtype in ("float16", "float32"):
         weights = [_rounded(layer, dtype) for layer in layers if isinstance(layer, nn.Linear)]
         error = _difference(plane, layers, weights)

@@ -1,0 +1,22 @@
+// Included first by the files of x86-64 processors with AVX-512 (Skylake-X, Zen 4 and later): all that follows is compiled for them.
+// Library headers come before the target pragma: their inline functions must not be.
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#define VF_ISA avx512
+#define VF_FMA
+#define VF_VECTOR_BYTES 64
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512"))), \
+                             apply_to = function)
+#define VF_TARGET_END _Pragma("clang attribute pop")
+#else
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")
+#define VF_TARGET_END
+#endif

@@ -1,0 +1,22 @@
+// The table of terms as the ops know it: by name.
+#pragma once
+
+#include <c10/util/string_view.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace vae_fast {
+namespace ops {
+
+/// The index of a term in the table, or an error that lists the names.
+int32_t term_index(c10::string_view name);
+/// Refuse another number of inputs or parameters than the term takes.
+void check_term(int32_t term, size_t inputs, size_t params);
+/// Whether the term is a KL divergence, not a likelihood.
+bool is_kl(int32_t term);
+/// The ScaleForm behind the dot of a term's name.
+int32_t scale_form(c10::string_view name);
+
+}  // namespace ops
+}  // namespace vae_fast

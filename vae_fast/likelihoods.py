@@ -1,0 +1,115 @@
+"""The likelihoods a decoder can have: what its output means, the kernels' term for it, its mean, and how to draw from it.
+
+:data:`LIKELIHOODS` is read by :func:`vae_fast.elbo_loss` and its kin, :class:`vae_fast.models.VAE`, the explorer and the tests: a name that
+stands here works in all of them. A new one is a struct in ``csrc/math`` and its row in ``csrc/term_table.h``, the same formula and its row
+in :mod:`vae_fast.terms`, and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vae_fast.terms import TERMS, UNIT_SCALE, std
+
+#: The clip modes of the Bernoulli likelihoods; None is exact.
+CLIPS = (None, "clamp", "add", "bce")
+_WITH_CONSTANT = ("clamp", "add")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """One entry of :data:`LIKELIHOODS`."""
+
+    name: str
+    #: What the decoder gives: one tensor, or a tuple of them. Only the first may be given where the other is a scale, which is 1 then.
+    parameters: tuple[str, ...]
+    #: The family of the kernels' terms over all of them, and where only the first is given (None: the scale of 1 is filled in).
+    family: str
+    #: The mean of ``p(x|z)``, and a draw from it; from the parameters that are given.
+    mean: Callable[[Sequence[Tensor]], Tensor]
+    draw: Callable[[Sequence[Tensor], torch.Generator | None], Tensor]
+    family_alone: str | None = None
+    #: What form the scale is given in, see :func:`vae_fast.gaussian_log_prob`.
+    scale: str | None = None
+    clips: tuple[str | None, ...] = (None,)
+    #: The layer that makes the mean of the first parameter; None if that is the mean itself.
+    mean_layer: type[nn.Module] | None = None
+
+    @property
+    def data(self) -> str:
+        """What the values of x have to be: "unit" (in [0, 1]) or "finite"."""
+        return TERMS[self.family].inputs[0]
+
+    def term(self, given: int, clip: str | None) -> str:
+        """The kernels' name for it, with ``given`` of its parameters."""
+        if given < len(self.parameters) and self.family_alone is not None:
+            return self.family_alone
+        variant = self.scale if self.scale is not None else (clip or "none") if len(self.clips) > 1 else ""
+        return f"{self.family}.{variant}".rstrip(".")
+
+    def completed(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs of :meth:`term` beside x: a scale of 1 is filled in where there is no term without one."""
+        if len(parameters) == len(self.parameters) or self.family_alone is not None or self.scale is None:
+            return list(parameters)
+        first = parameters[0]
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        return [*parameters, torch.full((), UNIT_SCALE[self.scale], dtype=dtype, device=first.device)]
+
+
+def term_params(clip: str | None, eps: float) -> list[float]:
+    """The parameters of a likelihood's term: a clip mode's constant, if it has one."""
+    return [eps] if clip in _WITH_CONSTANT else []
+
+
+def _first(parameters: Sequence[Tensor]) -> Tensor:
+    return parameters[0]
+
+
+def _scale(parameters: Sequence[Tensor], form: str) -> Tensor:
+    return std(parameters[1], form) if len(parameters) > 1 else torch.ones_like(parameters[0])
+
+
+def _draw_bernoulli(p: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.bernoulli(p, generator=generator)
+
+
+def _draw_gaussian(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    mean, scale = torch.broadcast_tensors(parameters[0], _scale(parameters, "logvar"))
+    return torch.normal(mean, scale, generator=generator)
+
+
+LIKELIHOODS = {
+    entry.name: entry
+    for entry in (
+        Likelihood(
+            "bernoulli",
+            ("logits",),
+            "bernoulli_logits",
+            mean=lambda p: p[0].sigmoid(),
+            draw=lambda p, generator: _draw_bernoulli(p[0].sigmoid(), generator),
+            clips=CLIPS,
+            mean_layer=nn.Sigmoid,
+        ),
+        Likelihood(
+            "bernoulli_probs",
+            ("probs",),
+            "bernoulli_probs",
+            mean=_first,
+            draw=lambda p, generator: _draw_bernoulli(p[0], generator),
+            clips=CLIPS,
+        ),
+        Likelihood(
+            "gaussian",
+            ("mean", "logvar"),
+            "gaussian",
+            family_alone="gaussian_unit",
+            scale="logvar",
+            mean=_first,
+            draw=_draw_gaussian,
+        ),
+    )
+}

@@ -1,0 +1,250 @@
+"""Every term of a row sum in plain torch: the formula of one element, by the names that the kernels' table has (csrc/term_table.h).
+
+This is the first part of :mod:`vae_fast.reference`: the oracle of the tests, the backend where the extension was not built, and what second
+derivatives and ``torch.func`` transforms go through. It favours clarity over speed, but never over numerics: no finite input gives NaN.
+
+A new term is a function here and a row in :data:`TERMS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+#: What the scale of a distribution may be given as; ``std = softplus(t)`` for ``"softplus"``.
+SCALES = ("logvar", "log_std", "std", "var", "softplus")
+#: Clip modes of the Bernoulli log-likelihood, by their name inside term names.
+CLIPS = ("none", "clamp", "add", "bce")
+#: The tensor that stands for a standard deviation of one, in each scale form.
+UNIT_SCALE = {"logvar": 0.0, "log_std": 0.0, "std": 1.0, "var": 1.0, "softplus": math.log(math.expm1(1.0))}
+
+Number = float | Tensor
+
+
+def to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
+    """The value kernels compute with: float32 for halves and float32, float64 for float64; uint8 is ``t / 255``."""
+    dtype = torch.float64 if torch.float64 in (t.dtype, like) else torch.float32
+    return t.to(dtype) / 255.0 if t.dtype == torch.uint8 else t.to(dtype)
+
+
+def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any of the tensors is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def compute_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """All of them, in one precision."""
+    like = compute_dtype(tensors)
+    return [to_compute(t, like) for t in tensors]
+
+
+def softplus(t: Tensor) -> Tensor:
+    """``log(1 + e^t)`` for every t (``F.softplus`` turns linear at 20, an error of 2e-9)."""
+    return torch.logaddexp(t, torch.zeros_like(t))
+
+
+# --- scale forms -----------------------------------------------------------------------------------------------------
+
+
+def std(t: Tensor, scale: str) -> Tensor:
+    """The standard deviation that ``t`` stands for in the given form."""
+    if scale == "logvar":
+        return (0.5 * t).exp()
+    if scale == "log_std":
+        return t.exp()
+    if scale == "std":
+        return t
+    if scale == "var":
+        return t.sqrt()
+    if scale == "softplus":
+        return softplus(t)
+    raise _unknown_scale(scale)
+
+
+def _unknown_scale(scale: str) -> ValueError:
+    return ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
+
+
+def log_std(t: Tensor, scale: str) -> Tensor:
+    """log of :func:`std`, without leaving the log domain where the form allows it."""
+    if scale == "logvar":
+        return 0.5 * t
+    if scale == "log_std":
+        return t
+    if scale == "std":
+        return t.log()
+    if scale == "var":
+        return 0.5 * t.log()
+    if scale != "softplus":
+        raise _unknown_scale(scale)
+    # log softplus(t) is t to rounding where softplus itself would underflow. The unused branch is fed a harmless value, or its gradient
+    # would be 0 * inf.
+    low = t < (-37.0 if t.dtype == torch.float64 else -17.0)
+    return torch.where(low, t, softplus(t.masked_fill(low, 0.0)).log())
+
+
+def wide(*tensors: Tensor | None) -> list[Tensor]:
+    """In float64, where differences, squares and exponentials of float32 numbers stay in range; None is zero."""
+    like = next(t for t in tensors if t is not None)
+    return [like.new_zeros((), dtype=torch.float64) if t is None else t.double() for t in tensors]
+
+
+def _standardised(x: Tensor, mu: Tensor, s: Tensor, scale: str) -> Tensor:
+    # (x - mu) / std: of half the difference where that overflows, and in the log forms by the root of 1 / std, which seldom does
+    difference = x - mu
+    over = difference.isinf()
+    difference = torch.where(over, 0.5 * x - 0.5 * mu, difference)
+    if scale in ("std", "var"):
+        z = difference / std(s, scale)
+    else:  # at the mean any scale does: zero times infinity would be NaN
+        root = (-0.5 * torch.where(difference == 0, torch.zeros_like(difference), log_std(s, scale))).exp()
+        z = (difference * root) * root
+    return torch.where(over, 2.0 * z, z)
+
+
+def _compare(s: Tensor, t: Tensor, scale: str) -> tuple[Tensor, Tensor]:
+    # log r and (r^2 - 1) / 2 of the quotient r of two standard deviations, without cancellation where r is near 1
+    if scale not in ("std", "var"):
+        w = log_std(s, scale) - log_std(t, scale)
+        return w.clamp(max=torch.finfo(w.dtype).max), 0.5 * torch.expm1(2.0 * w)
+    near = (s - t).abs() < 0.5 * t
+    excess = torch.where(near, s - t, torch.zeros_like(t)) / t
+    w = torch.where(near, excess.log1p(), s.log() - t.log()) * (1.0 if scale == "std" else 0.5)
+    r = std(s, scale) / std(t, scale)
+    half = torch.where(near, excess * (1.0 + 0.5 * excess) if scale == "std" else 0.5 * excess, (0.5 * r) * r - 0.5)
+    return w, half
+
+
+# --- elementwise terms -----------------------------------------------------------------------------------------------
+
+
+def _kl(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tensor:
+    # KL(N(m, s^2) || N(p, t^2)) = (e^2w - 1) / 2 - w + z^2 / 2 with w = log s - log t and z = (m - p) / t
+    m, wide_s, p = wide(inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None)
+    if len(inputs) == 2:
+        w, z, sd = log_std(wide_s, scale), m - p, std(wide_s, scale)
+        half = 0.5 * torch.expm1(2.0 * w) if scale in ("logvar", "log_std") else (0.5 * (sd - 1.0)) * (sd + 1.0)
+    else:
+        t = inputs[3].double()
+        (w, half), z = _compare(wide_s, t, scale), _standardised(m, p, t, scale)
+    kl = (half - w + (0.5 * z) * z).to(inputs[0].dtype)
+    (floor,) = params
+    if isinstance(floor, Tensor):
+        return kl.clamp(min=floor.to(kl.dtype))
+    return kl if floor == -math.inf else kl.clamp(min=floor)
+
+
+def _constant(params: Sequence[Number]) -> float:
+    # of the clip modes that have one
+    return float(params[0]) if params else math.nan
+
+
+def _bernoulli_logits(inputs: Sequence[Tensor], clip: str, params: Sequence[Number]) -> Tensor:
+    x, a = inputs
+    eps = _constant(params)
+    if clip == "clamp":
+        bound = math.log1p(-eps) - math.log(eps)
+        a = a.clamp(-bound, bound)
+    if clip in ("none", "clamp"):
+        # x log sigmoid(a) + (1 - x) log sigmoid(-a): no cancellation of x a against a
+        return -(x * softplus(-a) + (1.0 - x) * softplus(a))
+    dtype = a.dtype
+    x, a = wide(x, a)  # a probability below float32's range still counts beside a small eps
+    p, q = torch.sigmoid(a), torch.sigmoid(-a)
+    if clip == "add":
+        return (x * (p + eps).log() + (1.0 - x) * (q + eps).log()).to(dtype)
+    logs = -softplus(-a), -softplus(a)
+    return _bce_element(x, p, q, logs, logs).to(dtype)
+
+
+def _bernoulli_probs(inputs: Sequence[Tensor], clip: str, params: Sequence[Number]) -> Tensor:
+    x, p = inputs
+    eps = _constant(params)
+    q = 1.0 - p
+    if clip == "bce":
+        inside = p.masked_fill(p * q < 1e-12, 0.5)  # or the unused branch's gradient would be 0 * inf
+        return _bce_element(x, p, q, (p.log(), torch.log1p(-p)), (inside.log(), torch.log1p(-inside)))
+    if clip == "add":
+        return x * (p + eps).log() + (1.0 - x) * (q + eps).log()
+    if clip == "clamp":
+        # Clip log p and log(1 - p), not p: in float32 1 - 1e-9 is 1, and log(1 - 1) is -inf.
+        low, high = p < eps, q < eps
+        inside = torch.where(low | high, torch.full_like(p, 0.5), p)
+        log_eps, log1m_eps = math.log(eps), math.log1p(-eps)
+        log_p = inside.log().masked_fill(low, log_eps).masked_fill(high, log1m_eps)
+        log_q = torch.log1p(-inside).masked_fill(low, log1m_eps).masked_fill(high, log_eps)
+        return x * log_p + (1.0 - x) * log_q
+    # 0 log 0 = 0, in the value and in the derivative in p
+    log_p = p.masked_fill((x == 0) & (p == 0), 0.5).log()
+    log_q = torch.log1p(-p.masked_fill((x == 1) & (p == 1), 0.5))
+    return x * log_p + (1.0 - x) * log_q
+
+
+def _bce_element(x: Tensor, p: Tensor, q: Tensor, logs: tuple[Tensor, Tensor], inside: tuple[Tensor, Tensor]) -> Tensor:
+    # F.binary_cross_entropy floors both logs at -100 but differentiates as (x - p) / max(p q, 1e-12). Where p q < 1e-12 the
+    # value comes from the floored logs and the gradient from a line with that slope; elsewhere both from the logs `inside`.
+    log_p, log_q = (t.detach().clamp(min=-100.0) for t in logs)
+    line = (x.detach() - 0.5 * p) * (1e12 * p)
+    floored = x * log_p + (1.0 - x) * log_q
+    return torch.where(p * q < 1e-12, floored + (line - line.detach()), x * inside[0] + (1.0 - x) * inside[1])
+
+
+def _gaussian_unit(inputs: Sequence[Tensor], variant: str, params: Sequence[Number]) -> Tensor:
+    # -log(2 pi) / 2 - (x - m)^2 / 2
+    x, m = wide(*inputs)
+    return (-0.5 * LOG_2PI - (0.5 * (x - m)) * (x - m)).to(inputs[0].dtype)
+
+
+def _gaussian(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tensor:
+    # -log s - log(2 pi) / 2 - ((x - m) / s)^2 / 2
+    wide_x, m, wide_s = wide(*inputs)
+    z = _standardised(wide_x, m, wide_s, scale)
+    return (-log_std(wide_s, scale) - 0.5 * LOG_2PI - (0.5 * z) * z).to(inputs[0].dtype)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Term:
+    """A family of terms: one formula, in variants that the part of the name behind the dot tells apart."""
+
+    #: ``element(inputs, variant, params)``: the inputs in one precision, broadcast against each other.
+    element: Callable[[Sequence[Tensor], str, Sequence[Number]], Tensor]
+    #: What the values of each input have to be, by the names in :mod:`vae_fast.functional._values`; "scale": as the variant has it.
+    inputs: tuple[str, ...]
+    variants: tuple[str, ...] = ("",)
+
+
+TERMS = {
+    "kl": Term(_kl, ("finite", "scale"), SCALES),
+    "kl_prior": Term(_kl, ("finite", "scale", "finite", "scale"), SCALES),
+    "bernoulli_logits": Term(_bernoulli_logits, ("unit", "finite"), CLIPS),
+    "bernoulli_probs": Term(_bernoulli_probs, ("unit", "unit"), CLIPS),
+    "gaussian_unit": Term(_gaussian_unit, ("finite", "finite")),
+    "gaussian": Term(_gaussian, ("finite", "finite", "scale"), SCALES),
+}
+
+
+def names() -> list[str]:
+    """The names of all terms, as the kernels' table has them."""
+    return [f"{family}.{variant}".rstrip(".") for family, term in TERMS.items() for variant in term.variants]
+
+
+def term(name: str, inputs: Sequence[Tensor], params: Sequence[Number], event_dim: int) -> Tensor:
+    """A row-summed term by the name the kernels know it by, e.g. ``"kl.logvar"`` or ``"bernoulli_logits.clamp"``.
+
+    ``inputs`` broadcast against each other; the last ``event_dim`` dimensions are summed. ``params`` are the term's own: the constant of
+    the Bernoulli clip modes ``"clamp"`` and ``"add"``; the least value of an element of the KL terms (free bits; ``-inf`` for none).
+    """
+    family, _, variant = name.partition(".")
+    if family not in TERMS or variant not in TERMS[family].variants or name.endswith("."):
+        raise ValueError(f"term={name!r}: expected one of {', '.join(names())}")
+    element = TERMS[family].element(compute_all(inputs), variant, params)
+    return element.flatten(-event_dim).sum(-1) if event_dim else element
