@@ -7,6 +7,7 @@
 
 #include "math/bernoulli.h"
 #include "math/gaussian.h"
+#include "math/laplace.h"
 #include "term_args.h"
 
 #define VF_FOR_EACH_SCALE(X, family, kind, Struct)       \
@@ -23,11 +24,13 @@
 #define VF_KL(form) Kl<form, false>
 #define VF_KL_PRIOR(form) Kl<form, true>
 #define VF_GAUSSIAN(form) Gaussian<form>
+#define VF_LAPLACE(form) Laplace<form>
 
-#define VF_FOR_EACH_TERM(X)                                    \
-  VF_FOR_EACH_SCALE(X, "kl", TermKind::kKl, VF_KL)             \
-  VF_FOR_EACH_SCALE(X, "kl_prior", TermKind::kKl, VF_KL_PRIOR) \
-  VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits)     \
-  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)       \
-  X("gaussian_unit", TermKind::kLikelihood, GaussianUnit)      \
-  VF_FOR_EACH_SCALE(X, "gaussian", TermKind::kLikelihood, VF_GAUSSIAN)
+#define VF_FOR_EACH_TERM(X)                                            \
+  VF_FOR_EACH_SCALE(X, "kl", TermKind::kKl, VF_KL)                     \
+  VF_FOR_EACH_SCALE(X, "kl_prior", TermKind::kKl, VF_KL_PRIOR)         \
+  VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits)             \
+  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)               \
+  X("gaussian_unit", TermKind::kLikelihood, GaussianUnit)              \
+  VF_FOR_EACH_SCALE(X, "gaussian", TermKind::kLikelihood, VF_GAUSSIAN) \
+  VF_FOR_EACH_SCALE(X, "laplace", TermKind::kLikelihood, VF_LAPLACE)

@@ -82,6 +82,12 @@ def _draw_gaussian(parameters: Sequence[Tensor], generator: torch.Generator | No
     return torch.normal(mean, scale, generator=generator)
 
 
+def _draw_laplace(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    loc, scale = torch.broadcast_tensors(parameters[0], _scale(parameters, "log_std"))
+    up, down = torch.empty((2, *loc.shape), dtype=loc.dtype, device=loc.device).exponential_(generator=generator)
+    return torch.addcmul(loc, scale, up - down)
+
+
 LIKELIHOODS = {
     entry.name: entry
     for entry in (
@@ -111,5 +117,6 @@ LIKELIHOODS = {
             mean=_first,
             draw=_draw_gaussian,
         ),
+        Likelihood("laplace", ("loc", "log_scale"), "laplace", scale="log_std", mean=_first, draw=_draw_laplace),
     )
 }

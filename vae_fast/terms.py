@@ -208,6 +208,14 @@ def _gaussian(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) ->
     return (-log_std(wide_s, scale) - 0.5 * LOG_2PI - (0.5 * z) * z).to(inputs[0].dtype)
 
 
+def _laplace(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tensor:
+    # -log(2 b) - |x - m| / b
+    x, m, s = wide(*inputs)
+    size = _standardised(x, m, s, scale).abs()
+    density = -size - log_std(s, scale) - math.log(2.0)
+    return torch.where(size == math.inf, -size, density).to(inputs[0].dtype)
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +237,7 @@ TERMS = {
     "bernoulli_probs": Term(_bernoulli_probs, ("unit", "unit"), CLIPS),
     "gaussian_unit": Term(_gaussian_unit, ("finite", "finite")),
     "gaussian": Term(_gaussian, ("finite", "finite", "scale"), SCALES),
+    "laplace": Term(_laplace, ("finite", "finite", "scale"), SCALES),
 }
 
 

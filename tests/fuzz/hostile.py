@@ -29,6 +29,7 @@ CALLS = {
     "reparameterize": {**_MU, "scale": "'logvar'", "num_samples": "2", "noise": "torch.zeros(2, 3, 2)", "generator": "None"},
     "reparameterize_with_kl": {**_MU, **_PRIOR, **_KL, "num_samples": "2", "generator": "None"},
     "bernoulli_log_prob": {**_X, "logits": "torch.zeros(3, 5)", **_CLIP, "event_dim": "1"},
+    "laplace_log_prob": {**_X, "loc": "torch.zeros(3, 5)", "log_scale": "torch.zeros(3, 5)", "scale": "'std'", "event_dim": "1"},
     "gaussian_log_prob": {**_X, "mu": "torch.zeros(3, 5)", "logvar": "torch.zeros(3, 5)", "scale": "'logvar'", "event_dim": "1"},
     "elbo": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1"},
     "elbo_loss": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1", "reduction": "'sum'"},

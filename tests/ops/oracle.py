@@ -80,10 +80,16 @@ def gaussian_log_prob(x, mu, s=None, scale="logvar", event_dim=1):
     return total(Normal(mu, std, validate_args=False).log_prob(x), event_dim)
 
 
+def laplace_log_prob(x, loc, s, scale="log_std", event_dim=1):
+    return total(torch.distributions.Laplace(loc, std_of(s, scale), validate_args=False).log_prob(x), event_dim)
+
+
 def elbo(x, recon, mu, logvar, *prior, likelihood="bernoulli", clip=None, eps=EPS, beta=1.0, free_bits=None, event_dim=1, latent_dim=1):
     if likelihood == "gaussian":
         recon = recon if isinstance(recon, tuple) else (recon,)
         log_prob = gaussian_log_prob(x, *recon, event_dim=event_dim)
+    elif likelihood == "laplace":
+        log_prob = laplace_log_prob(x, *recon, event_dim=event_dim)
     else:
         formula = bernoulli_logits if likelihood == "bernoulli" else bernoulli_probs
         log_prob = formula(x, recon, clip, eps, event_dim)
@@ -163,10 +169,20 @@ def _gaussian(scale):
     )
 
 
+def _laplace(scale):
+    return Case(
+        f"laplace.{scale}",
+        ("location", "location", scale),
+        lambda *t, **kw: vae_fast.laplace_log_prob(*t, scale=scale, **kw),
+        lambda *t, **kw: laplace_log_prob(*t, scale=scale, **kw),
+    )
+
+
 TERMS = [
     *(_kl(scale, prior) for prior in (False, True) for scale in SCALES),
     *(_bernoulli(space, clip) for space in ("logits", "probs") for clip in CLIPS),
     *(_gaussian(scale) for scale in (None, *SCALES)),
+    *(_laplace(scale) for scale in SCALES),
 ]
 
 
@@ -198,6 +214,7 @@ ELBOS = [
     _elbo("elbo.probs.bce.prior", ("target", "probs"), prior=True, likelihood="bernoulli_probs", clip="bce", beta=4.0),
     _elbo("elbo.gaussian", ("location", "location"), likelihood="gaussian"),
     _elbo("elbo.gaussian.pair.prior", ("location", "location", "logvar"), prior=True, likelihood="gaussian", free_bits=0.1, beta=2.0),
+    _elbo("elbo.laplace", ("location", "location", "log_std"), likelihood="laplace"),
 ]
 
 LOGSUMEXPS = [

@@ -141,6 +141,11 @@ RANGES = {
         {"x": A, "mu": A, "logvar": with_one(A, -1.0, (1, 2)), "scale": "var"},
         ["logvar[1, 2]", POSITIVE],
     ),
+    "scale of a Laplace": (
+        "laplace_log_prob",
+        {"x": A, "loc": A, "log_scale": with_one(A, 0.0, (1, 2)), "scale": "std"},
+        ["log_scale[1, 2] = 0.0", POSITIVE],
+    ),
     "std of a sample": (
         "reparameterize",
         {"mu": A, "logvar": with_one(A, -1.0, (0, 0)), "scale": "std"},

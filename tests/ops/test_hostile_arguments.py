@@ -102,6 +102,7 @@ GOOD = {
     "elbo_loss": {"x": A, "recon": A, **LATENT},
     "gaussian_kl": {**SAMPLE},
     "gaussian_log_prob": {"x": A, **SAMPLE},
+    "laplace_log_prob": {"x": A, "loc": A, "log_scale": A},
     "iwae_bound": {"log_w": A},
     "iwae_loss": {"x": A, "recon": f(5, 3, 4), "z": f(5, 3, 2), **LATENT},
     "linear_bernoulli_log_prob": {"x": A, "h": D, "weight": f(4, 2), "bias": f(4)},

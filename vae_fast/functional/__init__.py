@@ -4,6 +4,7 @@ from vae_fast.functional._values import checks
 from vae_fast.functional.bernoulli import bernoulli_log_prob
 from vae_fast.functional.elbo import elbo, elbo_loss, iwae_loss
 from vae_fast.functional.gaussian import gaussian_kl, gaussian_log_prob
+from vae_fast.functional.laplace import laplace_log_prob
 from vae_fast.functional.linear import linear_bernoulli_log_prob
 from vae_fast.functional.logsumexp import iwae_bound, logsumexp
 from vae_fast.functional.mdn import mdn_log_prob
@@ -20,6 +21,7 @@ __all__ = [
     "gaussian_log_prob",
     "iwae_bound",
     "iwae_loss",
+    "laplace_log_prob",
     "linear_bernoulli_log_prob",
     "logsumexp",
     "mdn_log_prob",

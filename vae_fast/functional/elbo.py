@@ -176,12 +176,12 @@ def elbo(
         x: data, any floating dtype, bool, or uint8 (read as ``x / 255``), shape ``(*batch, *event)``; in [0, 1] for the Bernoulli
             likelihoods, which is not looked at unless it is asked for, see :func:`bernoulli_log_prob`.
         recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean (of unit variance)
-            or a (mean, logvar) pair for ``"gaussian"``.
+            or a (mean, logvar) pair for ``"gaussian"``, the location (of scale 1) or a (loc, log_scale) pair for ``"laplace"``.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance.
-        likelihood: ``"bernoulli"``, ``"bernoulli_probs"`` or ``"gaussian"``; or a function ``f(x, recon)``, ``f(x, *recon)`` for a tuple,
-            that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does. ``x`` and ``recon`` are then what
-            it takes them for; ``clip`` and ``event_dim`` are not its business.
+        likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"`` or ``"laplace"``; or a function ``f(x, recon)``
+            (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does:
+            ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business.
         beta: weight of the KL: a number, or a 0-d tensor, which is read on the device: nothing waits for it, and a value that changes
             is not compiled anew. It gets no gradient. 0 leaves nothing of the KL or its gradient, even where they are out of range, as
             0 times their true values would not either (a warm-up may begin at 0); NaN still shows.

@@ -49,9 +49,9 @@ class VAE(nn.Module):
         decoder: ``decoder(z)`` gives the parameters of ``p(x|z)``, see ``likelihood``; shape ``(batch, *event)``.
         latent_dim: size of z, or its shape for a latent with several dimensions. None: one dimension of any size; only
             :meth:`sample` needs to know it.
-        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"bernoulli_probs"`` (probabilities) or ``"gaussian"``
-            (the mean, or a pair ``(mean, logvar)``); or a function ``f(x, recon)`` (``f(x, *recon)`` for a tuple) that gives one
-            log-probability per sample, see :func:`vae_fast.elbo`. Such a model is trained, but has no :meth:`sample` of its own.
+        likelihood: ``"bernoulli"`` (the decoder gives logits), ``"bernoulli_probs"`` (probabilities), ``"gaussian"`` (the mean, or a pair
+            ``(mean, logvar)``) or ``"laplace"`` (``loc``, or a pair ``(loc, log_scale)``); or a function ``f(x, recon)`` (``f(x, *recon)``
+            for a tuple) that gives one log-probability per sample, see :func:`vae_fast.elbo`: such a model has no :meth:`sample`.
         clip: clip mode of the Bernoulli likelihoods, see :func:`vae_fast.bernoulli_log_prob`.
         eps: the constant of the clip mode.
         beta: weight of the KL divergence in the loss: a number, or a tensor of no dimensions. It is an attribute and may be changed

@@ -1,0 +1,46 @@
+"""The Laplace log-density."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
+from vae_fast.functional._dispatch import overridable, row_sum
+from vae_fast.terms import SCALES
+
+
+@overridable
+def laplace_log_prob(
+    x: Tensor, loc: Tensor, log_scale: Tensor, *, scale: str = "log_std", event_dim: int = 1, check_data: bool = False
+) -> Tensor:
+    r"""Log-density of independent Laplace distributions, in nats.
+
+    .. math:: \log \mathrm{Laplace}(x; m, b) = -\sum_j \log 2 b_j + \frac{|x_j - m_j|}{b_j}
+
+    Args:
+        x: observations, any floating dtype, bool or uint8 (read as ``x / 255``), shape ``(*batch, *event)``.
+        loc: m; same event shape, batch dimensions broadcast. Its derivative is 0 where ``x == loc``.
+        log_scale: b, in the form that ``scale`` says, broadcast against ``loc``.
+        scale: the form, as of a standard deviation in :func:`gaussian_log_prob`: ``"log_std"`` is log b, ``"std"`` b itself, ``"var"``
+            b squared and ``"logvar"`` its logarithm, ``"softplus"`` b = softplus(t).
+        event_dim: number of trailing dimensions that are summed.
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
+
+    Returns:
+        float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in every tensor.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> vae_fast.laplace_log_prob(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(2))
+        tensor([-1.3863])
+    """
+    check.one_of("scale", scale, SCALES)
+    check.observed(x, event_dim, loc=loc, log_scale=log_scale)
+    name, inputs = f"laplace.{scale}", [x, loc, log_scale]
+    if values.wanted(check_data):
+        values.require(*values.term(name, inputs, ("x", "loc", "log_scale")))
+    return row_sum(name, inputs, [], event_dim)
