@@ -392,3 +392,12 @@ def test_one_line_in_every_process(ranks, name, kind, words):
         assert got_kind == kind
         assert "\n" not in got
         assert re.search(words, got)
+
+
+def test_a_kind_that_has_no_place_is_named():
+    from vae_fast import _dtensor
+
+    call = object.__new__(_dtensor._Call)
+    call.name, call.batch, call.sizes = "mdn", (), {}
+    with pytest.raises(ValueError, match=r"^vae_fast::mdn: a tensor of kind 'gradients' has no place on a mesh: expected 'batch'"):
+        call.axes_of("gradients")

@@ -91,30 +91,34 @@ def _mdn(a: dict[str, Any]) -> list[_Arg]:
     return [_Arg(a[name], _lead(a[name], event_dim)) for name, event_dim in events.items()]
 
 
+_Settle = Callable[[dict[str, Any]], list[_Arg]]
+_Op = tuple[_Settle, tuple[str, ...]]
+
+
+def _op(name: str, settle: _Settle, *results: str) -> dict[str, _Op]:
+    """An op with these results, and its backward pass."""
+    return {name: (settle, results), f"{name}_backward": (settle, ("gradients",))}
+
+
+def _total(name: str, settle: _Settle) -> dict[str, _Op]:
+    """A sum over the batch, alone and with the gradients that are written on the way."""
+    return {name: (settle, ("total",)), f"{name}_with_grad": (settle, ("total", "gradients"))}
+
+
 #: Each op: the function above, and the kinds of its results (see _Call.axes_of).
-_OPS: dict[str, tuple[Callable[[dict[str, Any]], list[_Arg]], tuple[str, ...]]] = {
-    "term": (_term, ("batch",)),
-    "term_backward": (_term, ("gradients",)),
-    "elbo": (_elbo, ("batch",)),
-    "elbo_backward": (_elbo, ("gradients",)),
-    "elbo_loss": (_elbo, ("total",)),
-    "elbo_loss_with_grad": (_elbo, ("total", "gradients")),
-    "linear_bernoulli": (_linear_bernoulli, ("batch",)),
-    "linear_bernoulli_backward": (_linear_bernoulli, ("gradients",)),
-    "linear_bernoulli_sum": (_linear_bernoulli, ("total",)),
-    "linear_bernoulli_sum_with_grad": (_linear_bernoulli, ("total", "gradients")),
-    "reparameterize": (_reparameterize, ("sample",)),
+_OPS: dict[str, _Op] = {
+    **_op("term", _term, "batch"),
+    **_op("elbo", _elbo, "batch"),
+    **_total("elbo_loss", _elbo),
+    **_op("linear_bernoulli", _linear_bernoulli, "batch"),
+    **_total("linear_bernoulli_sum", _linear_bernoulli),
+    **_op("reparameterize", _reparameterize, "sample"),
     "reparameterize_with_kl": (_reparameterize, ("sample", "batch")),
-    "reparameterize_backward": (_reparameterize, ("gradients",)),
-    "logsumexp": (_logsumexp, ("batch",)),
-    "logsumexp_backward": (_logsumexp, ("gradients",)),
-    "mixture": (_mixture, ("batch", "normaliser")),
-    "mixture_backward": (_mixture, ("gradients",)),
-    "mixture_responsibilities": (_mixture, ("responsibilities",)),
-    "mixture_responsibilities_backward": (_mixture, ("gradients",)),
+    **_op("logsumexp", _logsumexp, "batch"),
+    **_op("mixture", _mixture, "batch", "normaliser"),
+    **_op("mixture_responsibilities", _mixture, "responsibilities"),
     "mixture_statistics": (_mixture, ("statistics log_prob", "total", "total", "total")),
-    "mdn": (_mdn, ("batch",)),
-    "mdn_backward": (_mdn, ("gradients",)),
+    **_op("mdn", _mdn, "batch"),
 }
 
 #: The kinds of all other tensor arguments, which follow; by name, with one exception (see local_arguments).
@@ -191,7 +195,10 @@ class _Call:
             return (*self.batch, None), (*sizes, self.args["means"].shape[0])
         if kind == "total":
             return (), ()
-        raise NotImplementedError(f"vae_fast::{self.name}: no axes for a tensor of kind {kind!r}")
+        raise ValueError(
+            f"vae_fast::{self.name}: a tensor of kind {kind!r} has no place on a mesh: expected 'batch', 'sample', 'normaliser', "
+            "'responsibilities' or 'total'"
+        )
 
     def placements(self, axes: Axes, shape: Sequence[int], otherwise: Placement) -> list[Placement]:
         """Shard along the sharded batch dimensions that a tensor has, ``otherwise`` where it has them not."""

@@ -220,6 +220,16 @@ Case plain_case(Memory& memory, const TermName& name, int64_t rows, int64_t colu
   return c;
 }
 
+/// Runs a plain case with what `args` says beside its rows and its term; brings back its gradients, and its values if those are given.
+void launch(Implementation& implementation, Case& c, Tensor* value, RowTermsArgs args = {}) {
+  args.rows = c.rows;
+  args.value = value == nullptr ? nullptr : value->data();
+  args.term[0] = c.terms[0].args;
+  implementation.row_terms(args);
+  if (value != nullptr) value->download();
+  for (auto& g : c.terms[0].grad) g->download();
+}
+
 }  // namespace
 
 void check_row_terms(Implementation& implementation, int rounds) {
@@ -276,11 +286,8 @@ void check_numbers_in_memory(Implementation& implementation) {
     Tensor& grad = *c.terms[0].grad[0];
     grad.fill([] { return 17.0; });
     RowTermsArgs args;
-    args.rows = c.rows;
     args.unless_power_of_two = factor.data();
-    args.term[0] = c.terms[0].args;
-    implementation.row_terms(args);
-    grad.download();
+    launch(implementation, c, nullptr, args);
     int exponent = 0;
     const bool power = std::isnormal(by) && std::fabs(std::frexp(by, &exponent)) == 0.5f;
     int kept = 0;
@@ -325,17 +332,11 @@ void check_row_terms_edges(Implementation& implementation) {
                       : (name.clip == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
       return random.one_of({-3e38, -1e3, 0.0, 1e-39, 1e3, 3e38});
     });
-    RowTermsArgs args;
     Tensor value(memory, DType::kFloat, 1, c.rows);
-    args.rows = c.rows;
-    args.value = value.data();
-    args.term[0] = c.terms[0].args;
-    implementation.row_terms(args);
-    value.download();
+    launch(implementation, c, &value);
     bool nan = false;
     for (int64_t r = 0; r < c.rows; ++r) nan = nan || std::isnan(value.result(0, r));
     for (auto& g : c.terms[0].grad) {
-      g->download();
       for (int64_t i = 0; i < c.rows * 24; ++i) nan = nan || std::isnan(g->result(i / 24, i % 24));
     }
     tally.check(!nan, implementation.name + " " + name.name + ": NaN at extremes");
@@ -346,16 +347,10 @@ void check_row_terms_edges(Implementation& implementation) {
     c.terms[0].in[1]->set(4, 13, std::nan(""));
     c.terms[0].in[1]->upload();
     Tensor value(memory, DType::kFloat, 1, c.rows);
-    RowTermsArgs args;
-    args.rows = c.rows;
-    args.value = value.data();
-    args.term[0] = c.terms[0].args;
-    implementation.row_terms(args);
-    value.download();
+    launch(implementation, c, &value);
     bool ok = true;
     for (int64_t r = 0; r < c.rows; ++r) ok = ok && std::isnan(value.result(0, r)) == (r == 4);
     for (auto& g : c.terms[0].grad) {
-      g->download();
       for (int64_t i = 0; i < c.rows * 20; ++i) ok = ok && (i == 4 * 20 + 13 || !std::isnan(g->result(i / 20, i % 20)));
     }
     tally.check(ok, implementation.name + " " + name.name + ": NaN leaves its row or is lost");
