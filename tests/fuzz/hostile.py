@@ -13,8 +13,8 @@ import torch
 
 import vae_fast
 
-from .checks import reference_backend
 from .judge import Finding
+from .runs import reference_backend
 
 _MU = {"mu": "torch.zeros(3, 2)", "logvar": "torch.zeros(3, 2)"}
 _PRIOR = {"prior_mu": "torch.zeros(3, 2)", "prior_logvar": "torch.zeros(3, 2)"}

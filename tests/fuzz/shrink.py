@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 
 from .case import Case, shape_of
-from .checks import leaves_of, numbers_of
 from .families import FAMILIES
 from .judge import Finding
+from .runs import leaves_of, numbers_of
 
 T = TypeVar("T")
 

@@ -1,0 +1,143 @@
+"""The verdict: a case's values and gradients against the float64 formula, and what autograd may expect of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .case import Case, exact, is_wild, stable_hash
+from .families import FAMILIES
+from .judge import NEIGHBOURS, Finding, Judge, neighbour, same_bits
+from .runs import Tensors, dtype_of, is_double, numbers_of, run, run_plain
+
+
+def truth(case: Case, slack: float | None = None) -> Finding | None:
+    numbers = numbers_of(case)
+    outs, grads, upstreams, leaves = run(case, numbers)
+    return _rules(case, numbers, outs, grads, leaves) or against_truth(case, numbers, outs, grads, upstreams, slack)
+
+
+def against_truth(
+    case: Case, numbers: Tensors, outs: list[Tensor], grads: Tensors, upstreams: list[Tensor], slack: float | None = None
+) -> Finding | None:
+    """The values and gradients against the float64 formula."""
+    double, strict = is_double(case), slack is None
+    slack = (1e-9 if double else 1e-6) if slack is None else slack
+    if case.family == "linear":  # the products are a library's, in its own order
+        slack *= 3
+    want, want_grads = run_plain(case, numbers, torch.float64, upstreams)
+    if case.family in ("mixture", "mdn"):  # documented: a row whose density is out of range adds nothing to any gradient
+        kept = [g.masked_fill(w.isnan() | (w.abs() > torch.finfo(o.dtype).max), 0.0) for g, w, o in zip(upstreams, want, outs, strict=True)]
+        if not all(torch.equal(a, b) for a, b in zip(kept, upstreams, strict=True)):
+            upstreams = kept
+            _, want_grads = run_plain(case, numbers, torch.float64, upstreams)
+    plain, plain_grads = ([None] * len(want), {}) if double else run_plain(case, numbers, torch.float32, upstreams)
+    if len(outs) != len(want):
+        return Finding("count", "outputs", f"{len(outs)} outputs, expected {len(want)}")
+    unit = max([1e-30, *(g.abs().max().item() for g in upstreams if g.numel())])
+    of_exponents = 0.0
+    if case.family in ("logsumexp", "iwae", "mixture", "mdn"):  # gradients are e^(l - L) with the L that was rounded, as in torch
+        size = max([0.0, *(w.abs().nan_to_num(0.0, 0.0, 0.0).max().item() for w in want if w.numel())])
+        of_exponents = size * (1e-15 if double else 1.2e-7)
+        of_exponents = math.inf if of_exponents > 0.1 else of_exponents
+    judged: list[tuple[Judge, Tensor]] = []
+    for i, (got, true) in enumerate(zip(outs, want, strict=True)):
+        expected = dtype_of(case, i, double)
+        if got.dtype != expected:
+            return Finding("dtype", f"out{i}", f"has dtype {got.dtype}, expected {expected}")
+        judged.append((Judge(f"out{i}", true, plain[i], slack), got))
+    for name, true in want_grads.items():
+        if name not in grads:
+            return Finding("missing", f"grad {name}", "no gradient")
+        by_tensor = FAMILIES[case.family].by_tensor
+        # plain torch adds gradients that were each rounded to the leaf's dtype
+        allowed = slack + of_exponents if strict else max(slack + of_exponents, 4 * torch.finfo(numbers[name].dtype).eps)
+        judged.append((Judge(f"grad {name}", true, plain_grads.get(name), allowed, unit, by_tensor), grads[name]))
+    failed = [(j, got) for j, got in judged if j.verdict(got)]
+    if failed and is_wild(case):
+        _exempt(case, numbers, upstreams, want, {j.what[5:]: j for j, _ in failed if j.what.startswith("grad")})
+    if any(found.kind == "error" for j, got in failed if (found := j.verdict(got))) and not double:
+        _appeal(case, numbers, upstreams, {j.what: j for j, _ in failed})
+    return next((found for j, got in failed if (found := j.verdict(got))), None) or _undefined(case, numbers, outs, grads, want, want_grads)
+
+
+def _exempt(case: Case, numbers: Tensors, upstreams: list[Tensor], want: list[Tensor], judges: dict[str, Judge]) -> None:
+    """Where the derivative itself is out of range, its product with a small upstream gradient, or with zero, need not be in it.
+
+    Nor has a row a gradient whose importance weights are all out of range.
+    """
+    rows = next(iter(numbers.values())).numel() if case.options.get("reduction") == "mean" else 1
+    unit = [torch.full_like(g, float(rows)) for g in upstreams]
+    _, derivatives = run_plain(case, numbers, torch.float64, unit)
+    lost = case.family == "iwae" and any((w.abs() > 3.4e38).any() for w in want)
+    for name, judge in judges.items():
+        slope = derivatives[name]
+        out_of_range = slope.isnan() | (slope.abs() > torch.finfo(numbers[name].dtype).max)
+        judge.want = judge.want.masked_fill(torch.ones_like(out_of_range) if lost else out_of_range, torch.nan)
+
+
+def _appeal(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[str, Judge]) -> None:
+    few = sum(t.numel() for t in numbers.values()) < 500  # then any of them may be exact by luck
+    for i in range(5 * NEIGHBOURS if few else NEIGHBOURS):
+        near = {n: neighbour(t, stable_hash(case.seed, i, n), 4 ** (1 + i % 6)) for n, t in numbers.items()}
+        results = [run_plain(case, near, d, upstreams) for d in (torch.float64, torch.float32)]
+        for name, judge in judges.items():
+            want, plain = ((o[int(name[3:])] if name.startswith("out") else g.get(name[5:])) for o, g in results)
+            if want is not None and plain is not None:
+                judge.appeal(want, plain)
+
+
+def _undefined(case: Case, numbers: Tensors, outs: list[Tensor], grads: Tensors, want: list[Tensor], want_grads: Tensors) -> Finding | None:
+    """Where the float64 formula has no number either, finite inputs still give no NaN: but for means over nothing."""
+    if not all(t.numel() for t in numbers.values()):
+        return None
+    if case.family == "iwae" and case.options["reduction"] != "none" and all(w.isnan().all() for w in want):  # see its plain formula
+        return None
+    for i, (got, true) in enumerate(zip(outs, want, strict=True)):
+        if (bad := got.isnan() & true.isnan()).any():
+            return Finding("nan-too", f"out{i}", f"NaN in {int(bad.sum())} of {bad.numel()}, as in the float64 formula, for finite inputs")
+    for name, true in want_grads.items():
+        if (bad := grads[name].isnan() & true.isnan()).any() and all(o.isfinite().all() for o in outs):
+            return Finding(
+                "nan-too", f"grad {name}", f"NaN in {int(bad.sum())} of {bad.numel()}, as in the float64 formula, for finite inputs"
+            )
+    return None
+
+
+def _rules(case: Case, numbers: Tensors, outs: list[Tensor], grads: Tensors, leaves: Tensors) -> Finding | None:
+    """What autograd may expect: inputs as they were, gradients like their leaves."""
+    for spec in case.specs:
+        t = leaves[spec.name]
+        if not same_bits(
+            exact(t.detach(), t.dtype if t.is_floating_point() else torch.float64),
+            exact(numbers[spec.name], t.dtype if t.is_floating_point() else torch.float64),
+        ):
+            return Finding("modified", spec.name, "the argument's values were changed")
+        g = grads.get(spec.name)
+        if g is None:
+            continue
+        if (g.shape, g.dtype) != (t.shape, t.dtype):
+            return Finding("gradient", spec.name, f"gradient is {g.dtype} {tuple(g.shape)}, its leaf {t.dtype} {tuple(t.shape)}")
+        if spec.layout != "expanded" and _dense(t) and g.stride() != t.stride() and g.numel() > 1 and 1 not in t.shape:
+            return Finding(
+                "gradient strides", spec.name, f"gradient of shape {tuple(g.shape)} has strides {g.stride()}, its leaf {t.stride()}"
+            )
+    if case.family == "sample" and case.options["num_samples"] is None:
+        mu, logvar = (leaves[n] for n in ("mu", "logvar"))
+        usual = (mu.detach() + logvar.detach()).stride()
+        if (
+            mu.shape == logvar.shape
+            and mu.stride() == logvar.stride()
+            and _dense(mu)
+            and 1 not in mu.shape
+            and mu.numel()
+            and outs[0].stride() != usual
+        ):
+            return Finding("strides", "z", f"z of shape {tuple(mu.shape)} has strides {outs[0].stride()}, mu + logvar {usual}")
+    return None
+
+
+def _dense(t: Tensor) -> bool:
+    return t.numel() > 0 and t._is_view() is not None and torch.empty_like(t, memory_format=torch.preserve_format).stride() == t.stride()
