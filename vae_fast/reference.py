@@ -25,7 +25,10 @@ def reduce(t: Tensor, reduction: str) -> Tensor:
     """``"none"``, ``"mean"`` or ``"sum"`` over every remaining (batch) dimension."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction={reduction!r}: expected 'none', 'mean' or 'sum'")
-    return t if reduction == "none" else t.mean() if reduction == "mean" else t.sum()
+    if reduction == "none":
+        return t
+    wide = t.double()  # a mean may be in range where the sum is not
+    return (wide.mean() if reduction == "mean" else wide.sum()).to(t.dtype)
 
 
 # --- a VAE's head ----------------------------------------------------------------------------------------------------
@@ -125,13 +128,14 @@ def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
     if a.shape[dim] == 0:
         return a.sum(dim).to(dtype) - math.inf
     top = torch.where(w != 0, a.detach(), -math.inf).amax(dim, keepdim=True)
-    top = torch.where(top.isfinite(), top, torch.zeros_like(top))
+    infinite = top == math.inf  # then the result is, and no shares are known of it
+    a, top = a.masked_fill(infinite, 0.0), torch.where(top.isfinite(), top, torch.zeros_like(top))
     # An entry of weight zero may lie far above `top`; the bound keeps 0 * inf out of the sum.
     shifted = a - top
     e = torch.where(w == 0, shifted.clamp(max=700.0), shifted).exp()
     total = (w * e).sum(dim, keepdim=True)
     empty = total == 0  # then the result is -inf, and no entry moves it
-    out: Tensor = (total.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -math.inf)
+    out: Tensor = (total.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -math.inf).masked_fill(infinite, math.inf)
     return out.squeeze(dim).to(dtype)
 
 

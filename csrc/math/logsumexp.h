@@ -5,16 +5,16 @@
 
 VF_MATH_BEGIN
 
-/// g e^(a - l): the upstream gradient g of l = log sum_k w_k e^{a_k}, as it reaches w_k (and, times w_k, a_k). 0 where nothing was summed
-/// (l = -infinity). In two factors where a lies far above l, as entries of weight zero may: the product may be finite where e^(a - l) is
-/// not.
+/// g e^(a - l): the upstream gradient g of l = log sum_k w_k e^{a_k}, as it reaches w_k (and, times w_k, a_k). 0 where l is infinite: where
+/// nothing was summed, and where an entry was infinite, so that no shares are known. In two factors where a lies far above l, as entries of
+/// weight zero may: the product may be finite where e^(a - l) is not.
 template <typename T>
 VF_INLINE T logsumexp_gradient(T g, T a, T l) {
   const T x = a - l;
   const bool far = x > T(64);
   const T e = g * exp(far ? x - T(64) : x);
   const T all = far ? e * T(6.2351490808116168829e27) : e;  // e^64
-  return l == -infinity<T>() ? T(0) : all;
+  return abs(l) == infinity<T>() ? T(0) : all;
 }
 
 /// The derivatives of l in w and in a, the latter w times the former, which may be out of range where it is not: a weight of 1e38 makes
@@ -28,7 +28,7 @@ struct LogSumExpGradient {
     const bool above = x > T(64), below = x < T(-64);
     const T e = g * exp(above ? x - T(64) : (below ? x + T(64) : x));
     const T rest = above ? T(6.2351490808116168829e27) : (below ? T(1.6038108905486378532e-28) : T(1));  // e^64 or its inverse
-    const bool none = l == -infinity<T>();
+    const bool none = abs(l) == infinity<T>();
     of_w = none ? T(0) : e * rest;
     of_a = none || w == T(0) ? T(0) : (w * rest) * e;
   }

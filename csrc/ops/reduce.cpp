@@ -24,7 +24,7 @@ struct TotalFunction : torch::autograd::Function<TotalFunction> {
 }  // namespace
 
 Tensor reduce(const Tensor& t, bool mean) {
-  if (!is_plain(t)) return mean ? t.mean() : t.sum();
+  if (!is_plain(t)) return (mean ? t.mean(at::kDouble) : t.sum(at::kDouble)).to(t.scalar_type());  // as in total
   return wants_grad(t) ? TotalFunction::apply(t, mean) : total(t, mean);
 }
 

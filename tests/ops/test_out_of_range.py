@@ -151,3 +151,92 @@ def test_the_precision_of_a_linear_layer_is_that_of_its_product(reduction, devic
     assert got.dtype == torch.float32
     got.sum().backward()
     assert x.grad.dtype == torch.float64
+
+
+# --- sums and means over a batch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("rows", [3, 100, 3000])
+def test_a_mean_is_in_range_where_the_sum_is_not(rows, reduction, device, backend):
+    mu = torch.full((rows, 3), 1e19, device=device)
+    want = 1.5e38 if reduction == "mean" else math.inf
+    assert vae_fast.gaussian_kl(mu, torch.zeros_like(mu), reduction=reduction).item() == pytest.approx(want, rel=1e-6)
+
+
+def test_huge_numbers_and_an_infinity_of_the_other_sign(device, backend):
+    """The huge ones alone would be out of range; the sum is the infinity, not NaN."""
+    x, recon = torch.ones(100, 1, device=device), torch.zeros(1, 100, 1, device=device)
+    z, mu, logvar = (
+        torch.full((1, 100, 1), 1e19, device=device),
+        torch.zeros(100, 1, device=device),
+        torch.full((100, 1), 20.0, device=device),
+    )
+    logvar[70] = -80.0
+    for reduction, want in (("sum", -math.inf), ("mean", -math.inf)):
+        assert vae_fast.iwae_loss(x, recon, z, mu, logvar, reduction=reduction).item() == want
+    logvar[70] = 20.0
+    assert vae_fast.iwae_loss(x, recon, z, mu, logvar).item() == pytest.approx(5e37, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_negative_beta_and_two_terms_out_of_range(reduction, device, backend):
+    """The one exception of `elbo_loss` from what gives no NaN; the gradients stay."""
+    x, recon = torch.tensor([[1.8e38], [1.8e38], [0.0]], device=device), torch.zeros(3, 1, device=device)
+    mu = torch.tensor([[3e38], [0.0], [3e38]], device=device)
+    tensors = [x, recon, mu, torch.zeros_like(mu)]
+    got, grads = value_and_grads(lambda *t: vae_fast.elbo_loss(*t, likelihood="gaussian", beta=-1.0, reduction=reduction), tensors)
+    assert str(got.tolist()) == ("[nan, inf, -inf]" if reduction == "none" else "nan")
+    assert not any(g.isnan().any() for g in grads)
+
+
+# --- bounds that are infinite ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_an_infinite_result_has_no_gradient(dim, weighted, device, backend):
+    a = torch.tensor([[math.inf, -math.inf, 1.0], [2.0, -math.inf, 1.0]], device=device)
+    tensors = [a if dim == 0 else a.T.contiguous()]
+    tensors += [torch.full_like(tensors[0], 0.5)] * weighted
+    got, grads = value_and_grads(lambda a, *w: vae_fast.logsumexp(a, dim, *w), tensors)
+    half = -math.log(2.0) * weighted
+    assert got.tolist() == pytest.approx([math.inf, -math.inf, 1.0 + math.log(2.0) + half], abs=1e-6)
+    of_a = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5]])
+    torch.testing.assert_close((grads[0] if dim == 0 else grads[0].T).cpu(), of_a)
+    if weighted:
+        torch.testing.assert_close((grads[1] if dim == 0 else grads[1].T).cpu(), 2.0 * of_a)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_bound_out_of_range_has_no_gradient(reduction, device, backend):
+    """Under its posterior one sample has no density, under the model all have: the bound is infinite, and so are some derivatives."""
+    x, recon = torch.ones(2, 3, device=device), torch.full((2, 2, 3), 0.5, device=device)
+    z = torch.tensor([[[-0.6], [9984.0]], [[0.5], [1.0]]], device=device)
+    mu, logvar = torch.tensor([[-6e4], [0.0]], device=device), torch.tensor([[-400.0], [20.0]], device=device)
+    got, grads = value_and_grads(lambda *t: vae_fast.iwae_loss(*t, reduction=reduction), [x, recon, z, mu, logvar])
+    assert (got[0] if reduction == "none" else got).item() == -math.inf
+    assert not any(g.isnan().any() for g in grads)
+    assert not any(g.select(g.ndim - 2, 0).any() for g in grads)
+    assert all(g.select(g.ndim - 2, 1).any() for g in grads)
+
+
+# --- sums over samples, of halves --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 2), (2,), ()], ids=str)
+def test_the_gradient_of_a_half_prior_is_summed_before_it_is_rounded(shape, device, backend):
+    """Of one sample and one latent it may be out of a half's range where the sum over all is not."""
+    x, recon, z = torch.zeros(4, 3, device=device), torch.zeros(2, 4, 3, device=device), torch.full((2, 4, 2), 1.5, device=device)
+    z[1] = -1.4375
+    mu = torch.zeros(4, 2, device=device)
+
+    def gradient(dtype):
+        prior = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+        given = [t.to(dtype) if dtype == torch.float64 else t for t in (x, recon, z, mu, torch.zeros_like(mu))]
+        loss = vae_fast.iwae_loss(*given, prior_mu=prior, reduction="sum")
+        return torch.autograd.grad(loss, prior, torch.full_like(loss, 2.0**17))[0]
+
+    want = gradient(torch.float64)
+    assert (want.abs() < 4e4).all()  # the sum of -98304 and 94208, and so on
+    torch.testing.assert_close(gradient(torch.float16).double(), want, rtol=1e-3, atol=0.0)

@@ -184,7 +184,8 @@ def elbo(
             ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business.
         beta: weight of the KL: a number, or a 0-d tensor, which is read on the device: nothing waits for it, and a value that changes
             is not compiled anew. It gets no gradient. 0 leaves nothing of the KL or its gradient, even where they are out of range, as
-            0 times their true values would not either (a warm-up may begin at 0); NaN still shows.
+            0 times their true values would not either (a warm-up may begin at 0); NaN still shows. Below 0 the two terms have opposite
+            signs: a sample for which both are out of range is NaN, and so is a mean or sum over samples of inf and of -inf.
         clip: clip mode of the Bernoulli likelihoods, see :func:`bernoulli_log_prob`.
         eps: the constant of the clip mode.
         prior_mu: prior mean, None is 0.
@@ -363,6 +364,9 @@ def iwae_loss(
     ``x``, ``mu`` and ``logvar`` are broadcast against the samples inside the kernels, never repeated in memory. For K = 1 its mean over z
     is that of :func:`elbo_loss`.
 
+    A bound out of range is infinite and has no gradient: a loss of inf where the model's density of every sample is out of range, of -inf
+    where the posterior's is of a sample that the model explains. A batch with losses of inf and of -inf has neither a mean nor a sum: NaN.
+
     Args:
         x: data, ``(*batch, *event)``, dtypes as in :func:`elbo`.
         recon: the decoder's output for each sample, ``(K, *batch, *event)``, or a pair, see :func:`elbo`.
@@ -405,8 +409,9 @@ def iwae_loss(
     # One precision for all three terms before they are summed. Of half samples too: the gradients of both densities would each be rounded
     # to a half, and may be out of its range where their sum is not.
     z = z.to(dtype)
-    zero = z.new_zeros(()) if prior_mu is None else prior_mu
-    log_p = log_p_x + gaussian_log_prob(z, zero.expand(z.shape), prior_logvar, event_dim=latent_dim)
+    prior = z.new_zeros(()) if prior_mu is None else prior_mu.to(dtype)  # before it is broadcast: its gradient is a sum, rounded once
+    event = torch.broadcast_shapes(prior.shape, z.shape[z.ndim - latent_dim :])
+    log_p = log_p_x + gaussian_log_prob(z, prior.expand(event), prior_logvar, event_dim=latent_dim)
     log_q = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
     # No posterior drew a sample whose density is out of range: it has no weight if that under the model is out of range too.
     log_q = log_q.masked_fill((log_q == -math.inf) & (log_p == -math.inf), 0.0)

@@ -18,6 +18,7 @@ def logsumexp(a: Tensor, dim: int = -1, weights: Tensor | None = None) -> Tensor
     r"""``log sum_k w_k exp(a_k)`` over one dimension, in one pass forward and one pass backward.
 
     With ``L`` the result and ``g`` the upstream gradient, ``da_k = g w_k e^{a_k - L}`` and ``dw_k = g e^{a_k - L}``; only ``L`` is saved.
+    An infinite ``L`` has no gradient, it is 0: there are no shares of nothing, and none are known of infinite entries.
 
     Args:
         a: any floating dtype, any shape with ``dim``.
