@@ -75,10 +75,12 @@ struct Problem {
     } else {
       const Tensor log_std = scale.to(at::kDouble).reshape({k, -1}).expand({k, d});
       log_det = -log_std.sum(1);
-      // The largest finite number is as good as anything beyond: a difference of zero times it is zero. So is the least one as anything
-      // below: sums in units of it can be divided by it.
-      inverse = is_double ? (-log_std).clamp_(-708.39, 709.78).exp_() : (-log_std).clamp_(-87.33, 88.72).exp_();
-      args.scale = hold(inverse.to(type).contiguous());
+      // The largest finite number is as good as anything beyond: a difference of zero times it is zero. So is the least one above zero (no
+      // normal one: the largest difference times that is not small) as anything below: sums in units of it can be divided by it, which is
+      // why all read it as it was rounded.
+      const Tensor scales = (is_double ? (-log_std).clamp_(-744.4, 709.78) : (-log_std).clamp_(-103.27, 88.72)).exp_().to(type);
+      args.scale = hold(scales.contiguous());
+      inverse = scales.to(at::kDouble);
     }
     const bool products = products_wanted(precision);
     TORCH_CHECK_VALUE(!products || !(args.full || is_double), "precision='", precision, "' with covariance='", name, "' and ", type,

@@ -207,6 +207,25 @@ def test_standard_deviations_far_out(covariance_type, log_std, dtype, device, ba
         torch.testing.assert_close(grads[3][within].double(), want[within], rtol=2e-5, atol=scale_free)
 
 
+@pytest.mark.parametrize("log_std", [87.0, 88.0, 90.0, 95.0, 103.0, 110.0])
+@pytest.mark.parametrize("covariance_type", DIAGONAL)
+def test_standard_deviations_whose_inverse_is_no_normal_number(covariance_type, log_std, device, backend):
+    """The largest differences are still a part of such a standard deviation, or more than one."""
+    x = torch.tensor([[1e38, -1e37], [1.4e38, 0.0], [-1.0, 3.0]], device=device)
+    means, logits = torch.tensor([[0.0, 0.0], [-1e38, 1e37]], device=device), torch.tensor([0.3, -0.2], device=device)
+    scale = scale_of(log_std, 2, 2, covariance_type, x.dtype, device)
+    tensors = [x, logits, means, scale]
+    value, grads = value_and_grads(lambda *t: vae_fast.mixture_log_prob(*t, covariance_type=covariance_type), tensors)
+    want, want_grads = value_and_grads(lambda *t: log_prob(*t, covariance_type), [t.double() for t in tensors])
+    torch.testing.assert_close(value.double(), want, rtol=1e-6, atol=0)
+    for got, true, near in zip(grads, want_grads, (2e-38, 1e-4, 2e-38, 1e-4), strict=True):  # l - L of size 180 is rounded
+        torch.testing.assert_close(got.double(), true, rtol=5e-5, atol=near)
+    first = vae_fast.mixture_statistics(*tensors, covariance_type=covariance_type)[2]
+    q = vae_fast.mixture_responsibilities(*tensors, covariance_type=covariance_type).double()
+    delta = (x.unsqueeze(1) - means).double()
+    torch.testing.assert_close(first.double(), (q.unsqueeze(-1) * delta).sum(0), rtol=1e-5, atol=1e33)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("log_std", [-2000.0, -200.0, -95.0, 95.0, 200.0, 2000.0])
 @pytest.mark.parametrize("covariance_type", DIAGONAL)
