@@ -309,3 +309,14 @@ def test_the_memory_order_of_the_mean_is_kept(num_samples, device, backend):
     if backend == "compiled":
         grads = torch.autograd.grad(z.sum(), [mu, logvar])
         assert all(g.is_contiguous(memory_format=torch.channels_last) for g in grads)
+
+
+@pytest.mark.parametrize("wide", [0, 1], ids=["mu", "scale"])
+def test_a_double_sample_has_the_noise_of_doubles(wide, device, backend):
+    """Whichever of the two makes it one, it is that of two in double."""
+    tensors = [torch.zeros(50, device=device), torch.zeros(50, device=device)]
+    tensors[wide] = tensors[wide].double()
+    z = vae_fast.reparameterize(*tensors, generator=torch.Generator(device).manual_seed(1))
+    assert z.dtype == torch.float64
+    both = vae_fast.reparameterize(tensors[wide], tensors[wide], generator=torch.Generator(device).manual_seed(1))
+    torch.testing.assert_close(z, both, rtol=1e-14, atol=0.0)

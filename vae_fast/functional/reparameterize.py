@@ -36,10 +36,10 @@ def _check(
     check.generator(generator, mu.device, "mu")
 
 
-def _noise(mu: Tensor, shape: torch.Size, num_samples: int | None, generator: torch.Generator | None) -> Tensor:
+def _noise(mu: Tensor, logvar: Tensor, shape: torch.Size, num_samples: int | None, generator: torch.Generator | None) -> Tensor:
     """The reference's own noise: the kernels', but torch's under ``torch.func`` (vmap has rules for randomness) and in ONNX graphs."""
     size = torch.Size(shape if num_samples is None else (num_samples, *shape))
-    dtype = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    dtype = reference.compute_dtype([mu, logvar])
     if torch._C._are_functorch_transforms_active() or torch.onnx.is_in_onnx_export():
         return torch.randn(size, dtype=dtype, device=mu.device, generator=generator)
     if is_dtensor(mu):
@@ -91,7 +91,7 @@ def reparameterize(
         values.require(*values.gaussian(mu, logvar, None, None, scale), *values.finite(noise=noise))
     k = kernels()
     if k is None:
-        noise = _noise(mu, shape, num_samples, generator) if noise is None else noise.detach()
+        noise = _noise(mu, logvar, shape, num_samples, generator) if noise is None else noise.detach()
         return reference.reparameterize(mu, logvar, scale, num_samples, noise)
     origin = _origin(mu, generator, noise)
     out: Tensor = k.reparameterize([mu, logvar], noise, origin, scale, num_samples or 0)
