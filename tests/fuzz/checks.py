@@ -16,9 +16,7 @@ from .case import Case, exact, is_wild, upstream_of
 from .families import FAMILIES
 from .judge import Finding, Judge, neighbour, same_bits
 from .runs import differentiate, invoke, is_double, leaves_of, numbers_of, outputs, reference_backend, run, threads
-from .truth import against_truth, truth
-
-LOOSE = 2e-5  # of the reference backend and of torch.func, which are plain torch in other words
+from .truth import LOOSE, against_truth, truth
 
 
 def examine(case: Case) -> Finding | None:

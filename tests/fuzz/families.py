@@ -14,7 +14,7 @@ import vae_fast
 
 from . import mixture_families
 from .case import Case, Spec, broadcast, budget, dress, extents, shape_of
-from .family import COLUMNS, Family, Tensors, start
+from .family import COLUMNS, MOST_ROUNDING, Family, Tensors, rounding_of_exponents, start
 
 PRIORS = ("none", "none", "both", "mean", "scale")
 
@@ -294,10 +294,20 @@ def _recon(t: Tensors) -> tuple[Tensor, ...]:
     return tuple(t[n] for n in ("recon", "recon_logvar") if n in t)
 
 
+def _largest(case: Case) -> float:
+    """The largest number of the dtype that a case is computed in."""
+    return torch.finfo(torch.float64 if any(s.dtype == "float64" for s in case.specs) else torch.float32).max
+
+
 def _elbo_plain(case: Case, t: Tensors) -> Tensor:
     o = case.options
-    kl = oracle.total(_elements(t, "logvar", o["free_bits"]), len(case.sizes["latent"]))
-    rows = _likelihood(case, t["x"], _recon(t)) - o["beta"] * kl
+    kl = o["beta"] * oracle.total(_elements(t, "logvar", o["free_bits"]), len(case.sizes["latent"]))
+    log_p = _likelihood(case, t["x"], _recon(t))
+    rows = log_p - kl
+    if o["beta"] < 0:  # documented: infinities of both signs have no sum; their gradients are what they are
+        down, up = log_p < -_largest(case), kl < -_largest(case)
+        none = down & up if o["reduction"] in ("elbo", "none") else down.any() & up.any()
+        rows = rows + torch.where(none, torch.nan, 0.0)
     return rows if o["reduction"] == "elbo" else _reduced(-rows, o["reduction"])
 
 
@@ -316,21 +326,41 @@ def _iwae_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
     return "iwae_loss", _head_call(case, t) | {"reduction": case.options["reduction"]}
 
 
-def _iwae_plain(case: Case, t: Tensors) -> Tensor:
+def _iwae_logs(case: Case, t: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(x, z), log q(z) and the log-weight of each sample."""
     n = len(case.sizes["latent"])
     zero = torch.zeros_like(t["z"])
     log_p = oracle.gaussian_log_prob(t["z"], t.get("prior_mu", zero) + zero, t.get("prior_logvar", zero) + zero, event_dim=n)
     log_q = oracle.gaussian_log_prob(t["z"], t["mu"], t["logvar"], event_dim=n)
     log_p = _likelihood(case, t["x"], _recon(t)) + log_p
-    largest = torch.finfo(torch.float64 if any(s.dtype == "float64" for s in case.specs) else torch.float32).max
-    edge = torch.stack([(log.abs() / largest - 1).abs() < 1e-5 for log in (log_p, log_q)]).any(0).any(0)
-    lost = (log_q < -largest) & (log_p < -largest)  # documented: such a sample has no weight
-    log_p, log_q = (log.masked_fill(log < -largest, -torch.inf) for log in (log_p, log_q))  # and one out of range alone is infinite
-    rows = math.log(len(t["z"])) - torch.logsumexp((log_p - log_q).masked_fill(lost, -torch.inf), 0)
+    down = -_largest(case)
+    lost = (log_q < down) & (log_p < down)  # documented: such a sample has no weight
+    log_w = log_p.masked_fill(log_p < down, -torch.inf) - log_q.masked_fill(log_q < down, -torch.inf)  # one out of range is infinite
+    return log_p, log_q, log_w.masked_fill(lost, -torch.inf)
+
+
+def _iwae_rounding(case: Case, t: Tensors) -> Tensor:
+    """Of each row, the rounding of log p - log q where that decides how samples share the weight; 0 where one of them has it all."""
+    log_p, log_q, log_w = (log.detach() for log in _iwae_logs(case, t))
+    error = (log_p.abs() + log_q.abs()) * rounding_of_exponents(_largest(case) > 1e300)
+    rival = log_w + error > (log_w - error).amax(0) - 100.0
+    return error.masked_fill(~rival | (rival.sum(0) < 2), 0.0).amax(0)
+
+
+def _iwae_plain(case: Case, t: Tensors) -> Tensor:
+    log_p, log_q, log_w = _iwae_logs(case, t)
+    largest = _largest(case)
+    infinite = ((log_w > largest).any(0)) | (log_w < -largest).all(0)  # documented: such a bound has no gradient
+    rows = math.log(len(t["z"])) - torch.logsumexp(log_w.masked_fill(infinite, 0.0), 0)
+    rows = torch.where(infinite, -log_w.detach().amax(0), rows)
+    if rows.dtype == torch.float64 and rows.requires_grad:
+        unknown = ~infinite & (_iwae_rounding(case, t) > MOST_ROUNDING)
+        rows.register_hook(lambda g: g.masked_fill(unknown, torch.nan))
     # whether a sample has a weight is open where a density is within rounding of the largest number
+    edge = torch.stack([(log.abs() / largest - 1).abs() < 1e-5 for log in (log_p, log_q)]).any(0).any(0)
     rows = rows.masked_fill(edge, torch.nan)
     if case.options["reduction"] != "none" and (rows > largest).any() and (rows < -largest).any():
-        rows = rows * torch.nan  # infinities of both signs have no sum
+        rows = rows + torch.nan  # documented: infinities of both signs have no sum
     return _reduced(rows, case.options["reduction"])
 
 
@@ -404,7 +434,7 @@ FAMILIES = {
         Family("bernoulli", _make_bernoulli, _bernoulli_call, _bernoulli_plain, _BERNOULLI),
         Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"scale": None}),
         Family("elbo", _make_elbo, _elbo_call, _elbo_plain, _HEAD | {"beta": 1.0, "free_bits": None, "reduction": "elbo", "donate": False}),
-        Family("iwae", _make_iwae, _iwae_call, _iwae_plain, _HEAD | {"reduction": "none"}, rows=False),
+        Family("iwae", _make_iwae, _iwae_call, _iwae_plain, _HEAD | {"reduction": "none"}, rounding=_iwae_rounding, rows=False),
         Family("logsumexp", _make_logsumexp, _logsumexp_call, _logsumexp_plain, {"iwae": False, "dim": 0}, rows=False),
         Family("linear", _make_linear, _linear_call, _linear_plain, _BERNOULLI | {"reduction": "none"}, by_tensor=True, rows=False),
         *mixture_families.FAMILIES,

@@ -23,8 +23,18 @@ class Family:
     plain: Callable[[Case, Tensors], Any]
     defaults: dict[str, Any]  # the plain choice of each option
     ordinary: Callable[[Case], Tensors] | None = None  # ordinary values, where they have to fit together
+    terms: Callable[[Case, Tensors, Tensor], Tensors] | None = None  # see `judge`: by argument, what its gradient is a difference of
+    rounding: Callable[[Case, Tensors], Tensor] | None = None  # of the exponents l - L of a gradient's weights, where L does not tell
     by_tensor: bool = False  # gradients are sums over rows: judged by the whole tensor, as the mixture tests do
     rows: bool = True  # a row of the result depends on that row of the arguments only
+
+
+MOST_ROUNDING = 0.1  # of an exponent: nothing is known of e^(l - L) beyond
+
+
+def rounding_of_exponents(double: bool) -> float:
+    """Of an exponent, relative to the numbers it is a difference of."""
+    return 1e-15 if double else 1.2e-7
 
 
 def start(rng: Random, name: str, options: dict[str, Any], sizes: dict[str, tuple[int, ...]], specs: list[Spec], **how: Any) -> Case:

@@ -3,6 +3,8 @@
     No NaN; infinite only, and always, where the true value is out of range; otherwise an error of at most that of the plain float32
     formula + 1e-6, relative to the element or, for elements near zero, to the typical one (as in ``oracle.relative_error``).
 
+A gradient that is a difference of terms known to rounding, be it zero, is so to the rounding of those: ``terms`` is their size.
+
 Halves may add a rounding of theirs (and one more for a gradient that was rounded before it was scaled). A plain formula may be exact at
 one point by luck, so that whoever fails is judged again by the plain formula's worst error over neighbours a few units in the last place
 away (``neighbours``). Where the plain formula itself leaves float32's range, 2e-5 are granted, the figure of ``test_extremes``.
@@ -32,12 +34,22 @@ class Finding:
 class Judge:
     """Of one tensor: the truth, and the plain formula's number if it counts."""
 
-    def __init__(self, what: str, want: Tensor, plain: Tensor | None, slack: float, unit: float = 1.0, by_tensor: bool = False):
+    def __init__(
+        self,
+        what: str,
+        want: Tensor,
+        plain: Tensor | None,
+        slack: float,
+        unit: float = 1.0,
+        by_tensor: bool = False,
+        terms: Tensor | None = None,
+    ):
         """``unit`` is the size of the upstream gradient: what is small beside it is zero, to the truth's own rounding."""
         self.what, self.want, self.slack, self.by_tensor = what, want.detach().double(), slack, by_tensor
         self.plain = None if plain is None else plain.detach().double()
         self.floor = unit * (1e-4 if slack < 1e-7 else 1e-9 if self.plain is None or self.plain.isfinite().all() else 1e-2)
         self.plain_error = 0.0
+        self.terms = torch.zeros_like(self.want) if terms is None else terms
 
     def verdict(self, got: Tensor) -> Finding | None:
         want, what = self.want, self.what
@@ -73,7 +85,7 @@ class Judge:
 
     def appeal(self, want: Tensor, plain: Tensor) -> None:
         """Another pair of truth and plain formula: its error counts too."""
-        other = Judge(self.what, want, plain, self.slack, by_tensor=self.by_tensor)
+        other = Judge(self.what, want, plain, self.slack, by_tensor=self.by_tensor, terms=self.terms)
         other.floor = self.floor
         inside = other.want.isfinite() & (other.want.abs() < 3.4e38)
         if inside.any() and other.want.shape == self.want.shape:
@@ -82,7 +94,7 @@ class Judge:
     def _scale(self, inside: Tensor) -> Tensor:
         within = self.want[inside]
         typical = within.abs().max() if self.by_tensor else within.square().mean().sqrt()
-        return self.want.abs().clamp(min=max(typical.item(), self.floor, 1e-300))
+        return torch.maximum(self.want.abs(), self.terms).clamp(min=max(typical.item(), self.floor, 1e-300))
 
     def _error_of_plain(self, inside: Tensor) -> float:
         if self.plain is None:

@@ -128,7 +128,31 @@ def _mdn_plain(case: Case, t: Tensors) -> Tensor:
     return _log_sum_exp(log_n + t["weight_logits"].log_softmax(-1))
 
 
+def _weight_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    """The gradient of a weight's logit is sum g (q - w), of probabilities that each have a rounding: sum |g| (q + w).
+
+    With L the log-density, whose derivative is q - w, and that of log sum_k e^{a_k} being w, it is a derivative of L + 2 log sum_k e^{a_k}.
+    """
+    if case.options.get("of", "log_prob") != "log_prob":
+        return {}
+    leaves = {n: v.detach().double().requires_grad_(n == "weight_logits") for n, v in t.items()}
+    logits = leaves["weight_logits"]
+    log_prob = (_mixture_plain if case.family == "mixture" else _mdn_plain)(case, leaves)
+    total = upstream.abs().double() * (log_prob + 2.0 * logits.logsumexp(-1))
+    return {"weight_logits": torch.autograd.grad(total.sum(), logits)[0].nan_to_num(0.0)}
+
+
 FAMILIES = (
-    Family("mixture", _make_mixture, _mixture_call, _mixture_plain, {"of": "log_prob"}, _mixture_ordinary, by_tensor=True, rows=False),
-    Family("mdn", _make_mdn, _mdn_call, _mdn_plain, {"min_scale": 0.0}, by_tensor=True),
+    Family(
+        "mixture",
+        _make_mixture,
+        _mixture_call,
+        _mixture_plain,
+        {"of": "log_prob"},
+        _mixture_ordinary,
+        terms=_weight_terms,
+        by_tensor=True,
+        rows=False,
+    ),
+    Family("mdn", _make_mdn, _mdn_call, _mdn_plain, {"min_scale": 0.0}, terms=_weight_terms, by_tensor=True),
 )
