@@ -252,7 +252,7 @@ Tensor ordered_sum_to(const Tensor& t, at::IntArrayRef sizes) {
 
 Tensor total(const Tensor& t, bool mean) {
   if (!can_sum(t)) return (mean ? t.mean(at::kDouble) : t.sum(at::kDouble)).to(t.scalar_type());  // of float32 the sum may be out of range
-  const double scale = mean ? 1.0 / static_cast<double>(t.numel()) : 1.0;  // the mean of nothing is NaN: 0 * inf
+  const double scale = mean ? 1.0 / static_cast<double>(t.numel()) : 1.0;                         // the mean of nothing is NaN: 0 * inf
   return sum_run(t.contiguous(), 1, t.numel(), 1, t.scalar_type(), scale).view(at::IntArrayRef());
 }
 
