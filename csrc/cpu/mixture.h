@@ -20,6 +20,21 @@ inline void for_each_sweep(const MixtureArgs& a, const MixturePlan& p, const F& 
   }
 }
 
+/// Whether a row among `rows` has a shift that is rounded, see math::mixture_rounded.
+template <typename T>
+bool any_rounded(const T* shift, int rows) {
+  int count = 0;
+#pragma omp simd reduction(+ : count)
+  for (int i = 0; i < rows; ++i) count += math::mixture_rounded(shift[i]) ? 1 : 0;
+  return count > 0;
+}
+
+/// f(whether rows may be rounded), a compile-time constant, so that loops over rows that are not do not ask.
+template <class F>
+inline void with_rounded(bool rounded, const F& f) {
+  rounded ? f(std::true_type()) : f(std::false_type());
+}
+
 /// Adds components [k_first, k_first + n), whose energies are there, to every row's running maximum and total.
 template <typename T>
 void merge(const MixtureChunk<T>& c, int64_t k_first, int n) {
@@ -42,18 +57,23 @@ void merge(const MixtureChunk<T>& c, int64_t k_first, int n) {
     c.s.total[i] *= static_cast<double>(math::exp(c.s.top[i] - shift[i]));
     c.s.top[i] = top[i];
   }
-  for (int k0 = 0; k0 < n; k0 += kDimBlock) {
-    VF_SIMD
-    for (int i = 0; i < rows; ++i) part[i] = T(0);
-    for (int k = k0; k < n && k < k0 + kDimBlock; ++k) {
-      const T* e = c.energies(k);
-      const T constant = c.constant[k_first + k], low = c.low(k_first + k);
+  with_rounded(any_rounded(shift, rows), [&](auto some) {
+    for (int k0 = 0; k0 < n; k0 += kDimBlock) {
       VF_SIMD
-      for (int i = 0; i < rows; ++i) part[i] += math::exp(math::mixture_exponent(constant, low, e[i], shift[i]));
+      for (int i = 0; i < rows; ++i) part[i] = T(0);
+      for (int k = k0; k < n && k < k0 + kDimBlock; ++k) {
+        const T* e = c.energies(k);
+        const T constant = c.constant[k_first + k], low = c.low(k_first + k);
+        VF_SIMD
+        for (int i = 0; i < rows; ++i) {
+          const bool rounded = decltype(some)::value && math::mixture_rounded(shift[i]);
+          part[i] += math::exp(math::mixture_exponent(constant, low, e[i], shift[i], rounded));
+        }
+      }
+      VF_SIMD
+      for (int i = 0; i < rows; ++i) c.s.total[i] += static_cast<double>(part[i]);
     }
-    VF_SIMD
-    for (int i = 0; i < rows; ++i) c.s.total[i] += static_cast<double>(part[i]);
-  }
+  });
 }
 
 /// What turns a row's energies into weights, from its upstream gradient, shift and total.
@@ -66,14 +86,17 @@ void set_share(const MixtureChunk<T>& c, int i, T grad, T shift, T total) {
 /// The energies of components [k_first, k_first + n) become weights q = grad e^{l - shift} / total.
 template <typename T>
 void weigh(const MixtureChunk<T>& c, int64_t k_first, int n) {
-  for (int k = 0; k < n; ++k) {
-    T* e = c.energies(k);
-    const T constant = c.constant[k_first + k], low = c.low(k_first + k);
-    VF_SIMD
-    for (int i = 0; i < c.padded_rows; ++i) {
-      e[i] = c.s.coefficient[i] * math::exp(math::mixture_exponent(constant, low, e[i], c.s.top[i]));
+  with_rounded(any_rounded(c.s.top, c.padded_rows), [&](auto some) {
+    for (int k = 0; k < n; ++k) {
+      T* e = c.energies(k);
+      const T constant = c.constant[k_first + k], low = c.low(k_first + k);
+      VF_SIMD
+      for (int i = 0; i < c.padded_rows; ++i) {
+        const bool rounded = decltype(some)::value && math::mixture_rounded(c.s.top[i]);
+        e[i] = c.s.coefficient[i] * math::exp(math::mixture_exponent(constant, low, e[i], c.s.top[i], rounded));
+      }
     }
-  }
+  });
 }
 
 template <typename T>

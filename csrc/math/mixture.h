@@ -37,10 +37,17 @@ VF_INLINE T mixture_shift(T shift) {
   return shift == -infinity<T>() ? infinity<T>() : shift;
 }
 
-/// l_k - shift of l_k = constant + low + energy: the first difference is exact where it matters, so the parts' own sizes cost nothing.
+/// Whether a row's largest term is so large that its own rounding counts for more in an exponential than what its parts have to tell.
 template <typename T>
-VF_INLINE T mixture_exponent(T constant, T low, T energy, T shift) {
-  return ((constant - shift) + low) + energy;
+VF_INLINE bool mixture_rounded(T shift) {
+  return abs(shift) > T(sizeof(T) == 8 ? 1e16 : 1e8);
+}
+
+/// l_k - shift of l_k = constant + low + energy: the first difference is exact where it matters, so the parts' own sizes cost nothing. Of a
+/// `rounded` row it is the difference of what was compared, or the largest term could have any exponential but 1.
+template <typename T>
+VF_INLINE T mixture_exponent(T constant, T low, T energy, T shift, bool rounded) {
+  return rounded ? (constant + energy) - shift : ((constant - shift) + low) + energy;
 }
 
 VF_MATH_END

@@ -359,3 +359,22 @@ def test_a_component_of_no_width_leaves_the_others_their_density(covariance_type
     assert value[0].item() == pytest.approx(2e30)
     torch.testing.assert_close(grads[0][1:], 1.0 - x[1:])
     assert (grads[2][0] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e12, 1e20, 1e30])
+@pytest.mark.parametrize("covariance_type", DIAGONAL)
+def test_densities_far_beyond_their_own_digits(covariance_type, scale, device, backend):
+    """Where a row's largest term is rounded by more than an exponential can hold, it still has the exponential 1: neither inf nor -inf."""
+    means = torch.zeros(3, 2, device=device)
+    x = torch.tensor([[3.0, -1.0], [0.0, 0.0]], device=device)
+    log_std = scale_of(0.0, 3, 2, covariance_type, torch.float32, device)
+    logits = torch.tensor([-1.7, -1.3, 0.9], device=device) * scale
+    log_std[1] = log_std[1] + 0.25 * scale
+    value, grads = with_responsibilities([x, logits, means, log_std], covariance_type)[:2]
+    torch.testing.assert_close(
+        value.double(), log_prob(*[t.double() for t in (x, logits, means, log_std)], covariance_type), rtol=1e-6, atol=10
+    )
+    assert all(g.isfinite().all() for g in grads)
+    huge = torch.full_like(log_std, 0.3 * scale)  # every component as wide
+    value = vae_fast.mixture_log_prob(x, logits * 0, means, huge, covariance_type=covariance_type)
+    assert (value.double() / (-0.6 * scale) - 1).abs().max() < 1e-6
