@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 # A script's own folder comes first, and this file's name is a package's of torch: take it off the path.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT / "benchmarks"]
 
-from vae_fast._files import write_json  # noqa: E402  of this checkout
+from vae_fast.files import write_json  # noqa: E402  of this checkout
 
 #: how, processes, options of the worker
 ROWS = (("one process", 1, ()), ("DistributedDataParallel", 2, ()), ("fully_shard", 2, ("--shard",)))
@@ -32,8 +32,8 @@ def work(args: argparse.Namespace) -> None:
     import torch
 
     from vae_fast import training
-    from vae_fast.distributed import local_device
     from vae_fast.models import MLPVAE
+    from vae_fast.training.distributed import local_device
 
     device = torch.device(local_device(args.device))
     if device.type == "cuda":

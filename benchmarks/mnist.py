@@ -17,10 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vae_fast._files import write_json  # noqa: E402
 from vae_fast.bench import machine, report  # noqa: E402
 from vae_fast.cli import main as vae_fast_main  # noqa: E402
 from vae_fast.errors import FileError  # noqa: E402  of this checkout
+from vae_fast.files import write_json  # noqa: E402
 
 SOURCE_LOSS = 95.786946  # the thesis, section 5.1.1.4: epoch 50, latent 20
 SHOWN = (1, 2, 5, 10, 20, 50)

@@ -16,9 +16,9 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 
 from vae_fast import data
-from vae_fast._files import write_json
 from vae_fast.bench.sources import commit
 from vae_fast.errors import VaeFastError
+from vae_fast.files import write_json
 from vae_fast.training import fit
 
 #: Every example, in the order of the page. Each is a script and a module with ``section(results) -> Markdown`` of its JSON file.

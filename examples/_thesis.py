@@ -14,12 +14,12 @@ from _common import PICTURES, load, options, unit
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from vae_fast import checkpoint, data
-from vae_fast._files import write_json
+from vae_fast import data
 from vae_fast.bench.sources import commit
 from vae_fast.errors import VaeFastError
+from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
-from vae_fast.training import Record, fit, say
+from vae_fast.training import Record, checkpoint, fit, say
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The epochs whose loss the source prints for each run of its section 5.1, and what it prints.
@@ -114,10 +114,10 @@ def thesis_options(doc: str | None, add: Callable[[argparse.ArgumentParser], Non
 def train_labels(dataset: str) -> Tensor:
     """The digits that the training images of ``"mnist"`` or ``"digits"`` show, ``(n,)`` int64, in their order."""
     if dataset == "mnist":
-        labels = data.read_idx(data._mnist_file(data.default_data_dir(), "train-labels-idx1-ubyte", download=False))
+        labels = data.read_idx(data.mnist_file(data.default_data_dir(), "train-labels-idx1-ubyte", download=False))
         return torch.from_numpy(labels.astype("int64"))[-len(load(dataset).train) :]
     digits = torch.from_numpy(load_digits().target.astype("int64"))
-    return data._spread_split(dataset, digits, digits, "digit", (1, 1)).train
+    return data.spread_split(dataset, digits, digits, "digit", (1, 1)).train
 
 
 def images_of(setting: Setting, found: data.Dataset) -> tuple[Tensor, Tensor | None]:

@@ -23,15 +23,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from vae_fast._files import write_json
-from vae_fast._products import Products
 from vae_fast.bench import machine
 from vae_fast.bench.case import Work
 from vae_fast.bench.cases_head import plain_logits
 from vae_fast.bench.measure import in_turns, peak_memory
 from vae_fast.errors import DivergedError
+from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
 from vae_fast.training import adam, evaluate, fit
+from vae_fast.training.products import Products
 
 LATENT = 20
 BASE, BASE_LR = 100, 1e-3  # the source's batch and learning rate: where every rule begins

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vae_fast import bernoulli_log_prob, gaussian_log_prob, reparameterize_with_kl
-from vae_fast.toys import toy
+from vae_fast.data.toys import toy
 
 NOISE, HIDDEN = 0.1, 20
 METHODS = {"map": "one network (MAP)", "variational": "independent Gaussians (variational)", "hmc": "Hamiltonian Monte Carlo"}

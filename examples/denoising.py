@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from vae_fast import plots
-from vae_fast.toys import toy
+from vae_fast.data.toys import toy
 
 SIGMA = 0.2
 Damage = Callable[[Tensor, tuple[int, int]], Tensor]

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vae_fast import gaussian_log_prob, logsumexp
+from vae_fast.data.toys import toy, toy_log_prob
 from vae_fast.models import VAE, MixtureOfGaussians
-from vae_fast.toys import toy, toy_log_prob
 
 
 class Two(nn.Module):

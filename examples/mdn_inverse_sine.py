@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vae_fast import plots
+from vae_fast.data.toys import toy
 from vae_fast.models import MixtureDensityNetwork
-from vae_fast.toys import toy
 
 HIDDEN, COMPONENTS = 32, 5
 

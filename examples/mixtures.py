@@ -15,8 +15,8 @@ from _common import finish, options, table
 from matplotlib.figure import Figure
 
 from vae_fast import plots
+from vae_fast.data.toys import CATS, toy, toy_log_prob
 from vae_fast.models import ConvergenceWarning, MixtureOfGaussians
-from vae_fast.toys import CATS, toy, toy_log_prob
 
 COMPONENTS = (2, 12, 50, 100)
 METHODS = {"adam": "gradient", "em": "EM"}

@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vae_fast._products import Products
 from vae_fast.models import MLPVAE
+from vae_fast.training.products import Products
 
 #: The source: share of test digits read right from latent means and from pixels; its latent dimensions, epochs and learning rate.
 SOURCE_ACCURACY = {"means": 0.98, "pixels": 0.92}

@@ -50,7 +50,7 @@ def film_of(found: data.Dataset) -> Tensor:
     """All images, in the order they were in before the data set was split."""
     parts = torch.cat((found.train, found.valid, found.test))
     index = torch.arange(len(parts))
-    split = data._spread_split(found.name, index, index, "", (1, 1))
+    split = data.spread_split(found.name, index, index, "", (1, 1))
     return parts[torch.cat((split.train, split.valid, split.test)).argsort()]
 
 

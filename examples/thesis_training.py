@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vae_fast import data
-from vae_fast._files import write_json
 from vae_fast.bench import machine
 from vae_fast.bench.training import Trainer
+from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
 from vae_fast.training import adam, evaluate, evaluate_log_prob
 

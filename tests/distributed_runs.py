@@ -14,9 +14,10 @@ import torch.multiprocessing as mp
 from torch import nn
 from training_runs import images, small, untimed
 
-from vae_fast import checkpoint, cli, training
-from vae_fast.distributed import leave
+from vae_fast import cli, training
 from vae_fast.errors import Terminated
+from vae_fast.training import checkpoint
+from vae_fast.training.distributed import leave
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -228,11 +228,11 @@ def test_a_result_is_stale_when_its_code_changed(checkout, with_digest):
     assert change("csrc/cpu/a.cpp", "// why\nint  a;\n") == (False, False)
     assert change("csrc/cuda/b.cu", "int c;\n") == (False, False)  # the other device's
     assert sources.stale(facts | {"device": "cuda", "commit": first, "code": None}, "kernels", root)
-    assert change("vae_fast/training.py", "t = 1\n") == (False, True)
-    (root / "vae_fast/training.py").unlink()
-    assert change("vae_fast/_products.py", "p = 1\n") == (False, True)
+    assert change("vae_fast/training/fit.py", "t = 1\n") == (False, True)
+    (root / "vae_fast/training/fit.py").unlink()
+    assert change("vae_fast/training/products.py", "p = 1\n") == (False, True)
     assert sources.stale(facts, "linear", root)
-    (root / "vae_fast/_products.py").unlink()
+    (root / "vae_fast/training/products.py").unlink()
     for path, text in {
         "csrc/cpu/a.cpp": "int b;\n",
         "csrc/cpu/new.h": "int n;\n",

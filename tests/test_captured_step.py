@@ -8,7 +8,9 @@ import torch
 from oracle_step import Again, Refusing
 from training_runs import images, small, untimed
 
-from vae_fast import _capture, _run, training
+from vae_fast import training
+from vae_fast.training import capture
+from vae_fast.training import step as steps
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -25,7 +27,7 @@ def weights_after(steps, *, batch_sizes=(20,), recorder=None, schedule=None, tou
         optimizer.step()
 
     told = []
-    step = plain if recorder is None else _capture.CapturedStep(plain, optimizer, recorder, told.append)
+    step = plain if recorder is None else capture.CapturedStep(plain, optimizer, recorder, told.append)
     scheduler = None if schedule is None else schedule(optimizer)
     order = torch.Generator().manual_seed(1)
     for i in range(steps):
@@ -42,14 +44,14 @@ def test_replays_train_as_the_step_itself():
     want, _, _ = weights_after(12)
     got, step, told = weights_after(12, recorder=recorder)
     torch.testing.assert_close(got, want)
-    assert (step.replays, recorder.recorded, recorder.beside_calls, told) == (12 - _capture.WARM_UP, 1, _capture.WARM_UP, [])
+    assert (step.replays, recorder.recorded, recorder.beside_calls, told) == (12 - capture.WARM_UP, 1, capture.WARM_UP, [])
 
 
 def test_a_batch_of_another_size_runs_as_it_is():
     want, _, _ = weights_after(12, batch_sizes=(20, 20, 7))
     got, step, _ = weights_after(12, batch_sizes=(20, 20, 7), recorder=Again())
     torch.testing.assert_close(got, want)
-    assert step.replays == 8 - _capture.WARM_UP + 1  # a small batch came while warming up
+    assert step.replays == 8 - capture.WARM_UP + 1  # a small batch came while warming up
 
 
 @pytest.mark.parametrize("name", ["LambdaLR", "CosineAnnealingLR", "OneCycleLR"])
@@ -67,7 +69,7 @@ def test_torchs_schedulers_reach_the_recorded_step(name):
     recorder = Again()
     got, step, _ = weights_after(12, schedule=schedule, recorder=recorder)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)  # float32 rates
-    assert step.replays == 12 - _capture.WARM_UP
+    assert step.replays == 12 - capture.WARM_UP
     assert recorder.recorded <= (12 if name == "OneCycleLR" else 1)  # which turns beta, a number, at every step
 
 
@@ -94,27 +96,27 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why_once():
 def test_an_optimizer_that_keeps_its_steps_on_the_host_is_refused():
     optimizer = torch.optim.Adagrad([torch.nn.Parameter(torch.ones(2))])
     with pytest.raises(TypeError, match="Adagrad keeps its steps on the host"):
-        _capture.make_capturable(optimizer)
+        capture.make_capturable(optimizer)
     weight = torch.nn.Parameter(torch.ones(2))
     momentum = torch.optim.SGD([weight], lr=0.1, momentum=0.9)  # counts no steps
     weight.sum().backward()
     momentum.step()
-    _capture.make_capturable(momentum)
+    capture.make_capturable(momentum)
     assert isinstance(momentum.param_groups[0]["lr"], torch.Tensor)
 
 
 def test_a_captured_runs_optimizer_becomes_plain_again():
     optimizer = training.adam(small(), lr=0.25)
-    _capture.make_capturable(optimizer)
+    capture.make_capturable(optimizer)
     fresh = training.adam(small())
     fresh.load_state_dict(optimizer.state_dict())
-    _capture.make_plain(fresh)
+    capture.make_plain(fresh)
     assert fresh.param_groups[0]["lr"] == 0.25
     assert fresh.param_groups[0]["capturable"] is False
 
 
 def test_examples_run():
-    for module in (_capture, _run):
+    for module in (capture, steps):
         assert doctest.testmod(module).failed == 0
 
 
@@ -204,9 +206,9 @@ def test_bad_arguments(options, kind, words):
 @pytest.mark.parametrize("options", [{}, {"schedule": training.warmup(6)}, {"max_grad_norm": 1.0}, {"drop_last": False}], ids=str)
 def test_a_captured_run_learns_as_one_that_is_not(options, capsys):
     losses = []
-    for capture in (True, False):
+    for records in (True, False):
         torch.manual_seed(5)
-        history = training.fit(small().cuda(), images(), epochs=8, batch_size=50, capture=capture, lr=5e-3, **options)
+        history = training.fit(small().cuda(), images(), epochs=8, batch_size=50, capture=records, lr=5e-3, **options)
         losses.append([r["loss"] for r in history])
     captured, plain = (torch.tensor(x) for x in losses)
     assert capsys.readouterr().err == ""

@@ -11,9 +11,10 @@ import pytest
 import torch
 from training_runs import images, run, small, untimed
 
-from vae_fast import _archive, checkpoint, training
-from vae_fast._files import atomic_write
+from vae_fast import training
 from vae_fast.errors import DivergedError, FileError
+from vae_fast.files import atomic_write
+from vae_fast.training import archive, checkpoint
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
@@ -173,8 +174,8 @@ def change(good, path, edit):
 
 def written(path, state):
     with atomic_write(path) as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_archive, "packed", lambda value: value)
-        _archive.write_archive(file, state)
+        patch.setattr(archive, "packed", lambda value: value)
+        archive.write_archive(file, state)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ path = Path({str(tmp_path)!r}) / "checkpoint.pt"
 path.write_bytes(b"old")
 try:
     training.fit(MLPVAE(2, 16, 64), torch.rand(50, 16), epochs=1, batch_size=50, checkpoint=path, progress=False)
-except training.checkpoints.FileError as error:
+except training.checkpoint.FileError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

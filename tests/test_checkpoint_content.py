@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from vae_fast import _archive, checkpoint
-from vae_fast._files import atomic_write
 from vae_fast.errors import FileError
+from vae_fast.files import atomic_write
+from vae_fast.training import archive, checkpoint
 
 CONFIG = {"lr": 1e-3, "n": 6, "batch_size": 2}
 
@@ -120,8 +120,8 @@ def test_torch_reads_it(path):
 def forge(path, state):
     """A file with a right digest, whatever is in it."""
     with atomic_write(path) as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_archive, "packed", lambda value: value)
-        _archive.write_archive(file, state)
+        patch.setattr(archive, "packed", lambda value: value)
+        archive.write_archive(file, state)
 
 
 def refused(path, edit, words, optimizer=None):
@@ -368,8 +368,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_ordered_dictionaries_are_plain(path):
     state = checkpoint.load(path)
-    assert _archive.fault_in(OrderedDict(state)) is None
-    assert flat(_archive.packed(copy.copy(state))) == flat(state)
+    assert archive.fault_in(OrderedDict(state)) is None
+    assert flat(archive.packed(copy.copy(state))) == flat(state)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checkpoint.load(path)

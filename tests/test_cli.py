@@ -12,9 +12,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from vae_fast import checkpoint, cli, plots
-from vae_fast._files import hidden_name
+from vae_fast import cli, plots
 from vae_fast.data import load
+from vae_fast.files import hidden_name
+from vae_fast.training import checkpoint
 
 FAST = ["--hidden", "16", "--latent", "3", "--batch-size", "200"]
 FILES = {".vae_fast-run", "checkpoint.pt", "config.json", "metrics.csv", "results.json"}
@@ -129,15 +130,16 @@ def test_run_killed_in_its_second_epoch_resumes_bitwise(tmp_path):
     assert train(unbroken, "--epochs", 3, "--threads", 1) == 0
     program = f"""
 import os, sys
-from vae_fast import _run, cli
-once = _run.Step.epoch
+from vae_fast import cli
+from vae_fast.training import step
+once = step.Step.epoch
 calls = []
 def epoch(self, *rest):
     calls.append(1)
     if len(calls) == 2:
         os._exit(9)
     return once(self, *rest)
-_run.Step.epoch = epoch
+step.Step.epoch = epoch
 cli.main(["train", "--out", {str(broken)!r}, "--epochs", "3", "--threads", "1", *{FAST!r}])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -11,8 +11,9 @@ from matplotlib import pyplot
 from matplotlib.image import imread
 from one_line_errors import one_line
 
-from vae_fast import checkpoint, cli, plots
+from vae_fast import cli, plots
 from vae_fast.data import load
+from vae_fast.training import checkpoint
 
 
 def train(out, *options):

@@ -17,7 +17,7 @@ from one_line_errors import one_line
 
 from vae_fast import cli, models
 from vae_fast.cli import _points
-from vae_fast.toys import TOYS
+from vae_fast.data.toys import TOYS
 
 FILES = {".vae_fast-run", "mixture.npz", "config.json", "metrics.csv", "results.json"}
 

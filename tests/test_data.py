@@ -150,7 +150,7 @@ def test_idx_missing(tmp_path):
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("inside", [".", "mnist"])
-def test_mnist_files(tmp_path, packed, inside):
+def testmnist_files(tmp_path, packed, inside):
     arrays = tiny_mnist()
     write(tmp_path / inside, arrays, packed)
     mnist = data.load_mnist(tmp_path, download=False, validation=4)
@@ -172,7 +172,7 @@ def test_mnist_files(tmp_path, packed, inside):
         ({}, "12 training images: expected more than the 5000"),
     ],
 )
-def test_mnist_files_that_do_not_fit(tmp_path, edit, words):
+def testmnist_files_that_do_not_fit(tmp_path, edit, words):
     write(tmp_path, tiny_mnist() | edit)
     options = {} if "5000" in words else {"validation": 4}
     refused(words, data.load_mnist, tmp_path, path=tmp_path, download=False, **options)
@@ -198,13 +198,13 @@ def serve(monkeypatch, files):
                 return io.BytesIO(content)
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(data.images.urllib.request, "urlopen", urlopen)
     return asked
 
 
 def test_mnist_download(tmp_path, monkeypatch, capsys):
     arrays = tiny_mnist()
-    monkeypatch.setattr(data, "MNIST_MD5", {k: hashlib.md5(idx(v)).hexdigest() for k, v in arrays.items()})
+    monkeypatch.setattr(data.images, "MNIST_MD5", {k: hashlib.md5(idx(v)).hexdigest() for k, v in arrays.items()})
     asked = serve(monkeypatch, {f"{k}.gz": gzip.compress(idx(v)) for k, v in arrays.items()})
     for _ in range(2):  # the second time nothing is downloaded
         assert data.load_mnist(tmp_path, validation=4).train.shape == (8, 12)
@@ -233,7 +233,7 @@ def test_mnist_download_refused(tmp_path, monkeypatch, content, words):
 
 def test_mnist_second_mirror_serves(tmp_path, monkeypatch):
     arrays = tiny_mnist()
-    monkeypatch.setattr(data, "MNIST_MD5", {k: hashlib.md5(idx(v)).hexdigest() for k, v in arrays.items()})
+    monkeypatch.setattr(data.images, "MNIST_MD5", {k: hashlib.md5(idx(v)).hexdigest() for k, v in arrays.items()})
     second = data.MNIST_MIRRORS[1]
     serve(monkeypatch, {f"{second}{k}.gz": gzip.compress(idx(v)) for k, v in arrays.items()})
     assert data.load_mnist(tmp_path, validation=4).test.shape == (5, 12)

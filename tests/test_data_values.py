@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from vae_fast import _data_values, training
+from vae_fast import training
+from vae_fast.data import values
 from vae_fast.errors import DivergedError
 from vae_fast.models import MLPVAE, VAE
 
@@ -98,7 +99,7 @@ def test_evaluation_asks_too():
 
 
 def test_mapped_data_are_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(_data_values, "_AT_ONCE", 160)
+    monkeypatch.setattr(values, "_AT_ONCE", 160)
     np.save(tmp_path / "x.npy", images(NAN, row=299).numpy())
     mapped = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="r+"))
     read = []
@@ -110,8 +111,8 @@ def test_mapped_data_are_read_in_pieces(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_processes_look_at_all_of_it_together(size, monkeypatch):
-    monkeypatch.setattr(_data_values, "_AT_ONCE", 160)
-    found = [_data_values.complaint("train", images(NAN), "finite", rank=rank, size=size) for rank in range(size)]
+    monkeypatch.setattr(values, "_AT_ONCE", 160)
+    found = [values.complaint("train", images(NAN), "finite", rank=rank, size=size) for rank in range(size)]
     assert [text for text in found if text] == ["train[173, 5] = nan: expected finite numbers"]
     assert found.index("train[173, 5] = nan: expected finite numbers") == 17 % size
 
@@ -150,6 +151,6 @@ def test_of_an_optimizer_its_own_rate_is_named():
 
 
 def test_examples_run():
-    done = doctest.testmod(_data_values)
+    done = doctest.testmod(values)
     assert done.failed == 0
     assert done.attempted > 0

@@ -10,9 +10,10 @@ import torch
 import torch.multiprocessing as mp
 from distributed_runs import CASES, Plain, assert_close, enter, free_port, message, noisy_run, numbers, plain_run
 
-from vae_fast import checkpoint, training
-from vae_fast.distributed import World
+from vae_fast import training
 from vae_fast.errors import FileError, Terminated
+from vae_fast.training import checkpoint
+from vae_fast.training.distributed import World
 
 # --- one gradient -----------------------------------------------------------------------------------------------------
 

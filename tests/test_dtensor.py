@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import vae_fast
 from vae_fast import _backend
-from vae_fast.distributed import leave
+from vae_fast.training.distributed import leave
 
 K = 3
 

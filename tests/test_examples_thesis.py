@@ -21,9 +21,9 @@ from scipy.stats import norm
 from sklearn.datasets import load_digits
 
 from vae_fast import data
-from vae_fast.checkpoint import load
 from vae_fast.models import MLPVAE
 from vae_fast.training import evaluate, evaluate_log_prob
+from vae_fast.training.checkpoint import load
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ("thesis_training", "thesis_classifier", "thesis_latent")
@@ -153,7 +153,7 @@ def test_sections(examples, quick, name):
 
 def test_missing_data_come_with_the_command_that_gets_them(examples, monkeypatch, tmp_path):
     monkeypatch.setenv("VAE_FAST_DATA", str(tmp_path / "none"))
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: pytest.fail("looked for it on the network unasked"))
+    monkeypatch.setattr(data.images.urllib.request, "urlopen", lambda *_, **__: pytest.fail("looked for it on the network unasked"))
     monkeypatch.setattr(sys, "argv", ["thesis_latent.py", "--out", str(tmp_path), "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"(?s)^error: .*train-images.*\nget it with: python -c '.*load_mnist\(\)'$"):
         examples("thesis_latent").main()
@@ -244,7 +244,7 @@ def test_manifold_is_the_decoder_over_equal_masses(examples):
 
 def test_film_is_in_its_order_again(examples):
     frames = torch.arange(1965)[:, None].expand(-1, 3)
-    split = data._spread_split("frey", frames, torch.arange(1965), "frame", (1, 3))
+    split = data.spread_split("frey", frames, torch.arange(1965), "frame", (1, 3))
     assert torch.equal(examples("thesis_latent").film_of(split), frames)
 
 

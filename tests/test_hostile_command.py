@@ -14,9 +14,10 @@ from matplotlib.image import imread
 from one_line_errors import one_line
 
 import vae_fast
-from vae_fast import _as_command, checkpoint, cli, models, plots
+from vae_fast import _as_command, cli, models, plots
 from vae_fast.cli._common import MOST_THREADS
 from vae_fast.cli.train import weight_count
+from vae_fast.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = ["--hidden", "8", "--latent", "2", "--batch-size", "500", "--epochs", "1", "--no-pictures"]

@@ -8,9 +8,11 @@ import pkgutil
 import pytest
 
 import vae_fast
-from vae_fast import errors
+from vae_fast import _moved, errors
 
 PUBLIC = sorted(module.name for module in pkgutil.iter_modules(vae_fast.__path__) if not module.name.startswith("_"))
+PUBLIC_NAME = {"vae_fast.checkpoint": "load", "vae_fast.distributed": "World", "vae_fast.toys": "toy"}
+MOVED = sorted(path.removeprefix("vae_fast.") for path in _moved.MOVED)
 
 
 def test_submodules_load_when_they_are_named(python):
@@ -40,7 +42,43 @@ def test_a_wrong_name_is_an_attribute_error():
 def test_type_checkers_see_the_same_submodules():
     tree = ast.parse(inspect.getsource(vae_fast))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    assert sorted(alias.asname for node in block.body for alias in node.names) == PUBLIC
+    assert sorted(alias.asname for node in block.body for alias in node.names) == sorted(PUBLIC + MOVED)
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(_moved.MOVED.items()))
+@pytest.mark.parametrize("way", ["import {old} as it", "from {room} import {leaf} as it", "import vae_fast; it = vae_fast.{leaf}"])
+def test_an_old_path_is_the_same_module_and_warns_once(python, old, new, way):
+    room, _, leaf = old.rpartition(".")
+    done = python(f"""
+import sys, warnings
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as said:
+    {way.format(old=old, room=room, leaf=leaf)}
+    import {old}, {old}
+    from {old} import {PUBLIC_NAME[old]} as name
+import {new} as there
+assert it is there is sys.modules[{old!r}] is vae_fast.{leaf} and name is there.{PUBLIC_NAME[old]}
+assert (there.__name__, there.__spec__.name) == ({new!r}, {new!r})
+import importlib, pickle
+assert importlib.reload(there) is there
+assert pickle.loads(b"c{old}\\n{PUBLIC_NAME[old]}\\n.") is there.{PUBLIC_NAME[old]}
+for warning in said:
+    print(warning.category.__name__, warning.filename, warning.lineno, warning.message)
+""")
+    assert done.stdout.splitlines() == [f"DeprecationWarning <string> 5 {old} has moved: import {new}"]
+
+
+def test_the_new_paths_and_all_rooms_warn_of_nothing(python):
+    """Nothing in the package itself goes by an old path."""
+    done = python(f"""
+import importlib, pkgutil, vae_fast
+for found in pkgutil.walk_packages(vae_fast.__path__, "vae_fast."):
+    if not found.name.endswith(("__main__", "._C", "._built_for")):
+        importlib.import_module(found.name)
+import sys
+assert not set(sys.modules) & set({sorted(_moved.MOVED)!r})
+""")
+    assert done.stderr == ""
 
 
 def test_every_error_the_package_defines_can_be_imported_from_errors(python):

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vae_fast import plots
-from vae_fast.toys import toy
+from vae_fast.data.toys import toy
 
 
 def test_density_is_drawn_where_it_is():

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from training_runs import images, small, untimed
 
-from vae_fast import _backend, _products, checkpoint, training
-from vae_fast._products import Products
+from vae_fast import _backend, training
 from vae_fast.errors import FileError
 from vae_fast.models import MLPVAE
+from vae_fast.training import checkpoint, products
+from vae_fast.training.products import Products
 
 needs_kernels = pytest.mark.skipif(_backend.C is None, reason="the extension was not built")
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -36,7 +37,7 @@ def trained(epochs, **options):
 
 
 def test_examples_run():
-    assert doctest.testmod(_products).failed == 0
+    assert doctest.testmod(products).failed == 0
 
 
 # --- the choice ---------------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def test_another_number_of_threads_is_another_choice(tmp_path, timed_products, c
 def test_a_run_on_another_processor_keeps_the_choice_and_says_so(tmp_path, timed_products, monkeypatch, capsys):
     timed_products(blas=1.0, onednn=2.0)
     trained(1, checkpoint=tmp_path / "c.pt")
-    monkeypatch.setattr(_products, "processor", lambda: {"processor": "another"})
+    monkeypatch.setattr(products, "processor", lambda: {"processor": "another"})
     asked = timed_products(blas=1.0, onednn=2.0)
     where = checkpoint.load(tmp_path / "c.pt")["products"]["processor"]
     trained(2, checkpoint=tmp_path / "c.pt", resume=True)
@@ -93,19 +94,19 @@ def test_a_run_on_another_processor_keeps_the_choice_and_says_so(tmp_path, timed
 def test_what_a_checkpoint_says_of_products(monkeypatch):
     monkeypatch.setattr(_backend, "products_mode", "auto")
     record = {"a": "blas", "b": "onednn"}
-    assert _products.found("c.pt", None, 0) == ({}, "")
-    assert _products.found("c.pt", _products.kept([record, {}]), 1)[0] == {}
-    assert _products.found("c.pt", _products.kept([record]), 3)[0] == record
+    assert products.found("c.pt", None, 0) == ({}, "")
+    assert products.found("c.pt", products.kept([record, {}]), 1)[0] == {}
+    assert products.found("c.pt", products.kept([record]), 3)[0] == record
     for broken in ([], {}, {"ranks": []}, {"ranks": [{"a": "mkl"}]}, {"ranks": ["blas"]}, {"ranks": [{"a": ["blas"]}]}):
         with pytest.raises(FileError, match=r"c\.pt: broken: expected 'products' to hold, for each process, blas or onednn by product"):
-            _products.found("c.pt", broken, 0)
+            products.found("c.pt", broken, 0)
 
 
 def test_a_fixed_choice_that_is_not_the_checkpoints_is_said(monkeypatch):
     monkeypatch.setattr(_backend, "products_mode", "blas")
-    state = _products.kept([{"a": "blas", "b": "onednn"}])
-    assert _products.found("c.pt", state, 0)[1] == "VAE_FAST_PRODUCTS=blas: not the products of c.pt, results differ from it in rounding"
-    assert _products.found("c.pt", _products.kept([{"a": "blas"}]), 0)[1] == ""
+    state = products.kept([{"a": "blas", "b": "onednn"}])
+    assert products.found("c.pt", state, 0)[1] == "VAE_FAST_PRODUCTS=blas: not the products of c.pt, results differ from it in rounding"
+    assert products.found("c.pt", products.kept([{"a": "blas"}]), 0)[1] == ""
 
 
 def test_the_optimizer_steps_outside_of_the_mode(monkeypatch):
@@ -231,8 +232,8 @@ def test_the_gradients_own_derivative_in_bfloat16():
     layer = torch.nn.Linear(6, 4)
     x = torch.randn(9, 6, requires_grad=True)
     seconds = []
-    for products in (Products(CPU, BF16, layer.parameters()), Products(CPU, None)):
-        with products, torch.autocast("cpu", BF16, enabled=not seconds):
+    for linear in (Products(CPU, BF16, layer.parameters()), Products(CPU, None)):
+        with linear, torch.autocast("cpu", BF16, enabled=not seconds):
             out = layer(x).float().square().mean()
             first = torch.autograd.grad(out, x, create_graph=True)[0]
             seconds.append(torch.autograd.grad(first.square().sum(), [x, layer.weight]))

@@ -14,10 +14,11 @@ import pytest
 from one_line_errors import one_line
 from training_runs import run
 
-from vae_fast import checkpoint, cli
-from vae_fast._files import atomic_write, hidden_name, is_leftover_of
+from vae_fast import cli
 from vae_fast.cli._directory import FILES, MARKER, run_directory
 from vae_fast.errors import FileError
+from vae_fast.files import atomic_write, hidden_name, is_leftover_of
+from vae_fast.training import checkpoint
 
 FAST = ["--hidden", "8", "--latent", "2", "--batch-size", "500", "--epochs", "1", "--no-pictures"]
 MIXTURE = ["--data", "two-moons", "-k", "2", "--points", "50", "--max-iter", "2", "--no-pictures"]
@@ -230,7 +231,7 @@ def test_a_killed_writer_leaves_what_is_known_again(tmp_path):
     program = f"""
 import time
 from pathlib import Path
-from vae_fast._files import atomic_write
+from vae_fast.files import atomic_write
 with atomic_write(Path({str(tmp_path / "a.pt")!r})) as file:
     print("open", flush=True)
     time.sleep(60)

@@ -10,8 +10,9 @@ import torch
 from distributed_runs import command, environment, free_port
 from training_runs import images, untimed
 
-from vae_fast import checkpoint, cli, data
+from vae_fast import cli, data
 from vae_fast.errors import FileError
+from vae_fast.training import checkpoint
 
 # --- the command under torchrun ---------------------------------------------------------------------------------------
 
@@ -54,7 +55,8 @@ def test_killed_process_restarts_from_the_last_checkpoint(pair, tmp_path):
 
 BREAKING = """
 import os, resource, sys
-from vae_fast import checkpoint, cli
+from vae_fast import cli
+from vae_fast.training import checkpoint
 once, calls, attempt = checkpoint.write, [], os.environ["TORCHELASTIC_RESTART_COUNT"]
 def write(path, state, **how):
     calls.append(1)

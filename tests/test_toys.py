@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from vae_fast import toys
+from vae_fast.data import toys
+from vae_fast.data.toys import KNOWN, TOYS, toy, toy_log_prob
 from vae_fast.plots import mixture
-from vae_fast.toys import KNOWN, TOYS, toy, toy_log_prob
 
 
 @pytest.mark.parametrize("name", TOYS)

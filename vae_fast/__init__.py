@@ -9,31 +9,37 @@ import typing as _typing
 
 from vae_fast import _as_command as _as_command  # first: it has to be there before torch is imported
 from vae_fast._backend import build_info
+from vae_fast._moved import MOVED as _MOVED
+from vae_fast._moved import install as _install
 from vae_fast.functional import *  # noqa: F403
 from vae_fast.functional import __all__ as _functional
 
 __version__ = "0.1.0"
 __all__ = [*_functional, "build_info"]  # noqa: PLE0604
 
+_install()
+
 if _typing.TYPE_CHECKING:  # for type checkers, which a __getattr__ would let every wrong name pass
     from vae_fast import bench as bench
-    from vae_fast import checkpoint as checkpoint
     from vae_fast import cli as cli
     from vae_fast import data as data
-    from vae_fast import distributed as distributed
     from vae_fast import errors as errors
+    from vae_fast import files as files
     from vae_fast import functional as functional
     from vae_fast import models as models
     from vae_fast import plots as plots
     from vae_fast import reference as reference
-    from vae_fast import toys as toys
     from vae_fast import training as training
+    from vae_fast.data import toys as toys
+    from vae_fast.training import checkpoint as checkpoint
+    from vae_fast.training import distributed as distributed
 else:
     _submodules = {module.name for module in _pkgutil.iter_modules(__path__) if module.name[0] != "_"}  # noqa: F405
 
     def __getattr__(name):
-        if name in _submodules:
-            return _importlib.import_module(f"{__name__}.{name}")
+        path = f"{__name__}.{name}"
+        if name in _submodules or path in _MOVED:
+            return _importlib.import_module(path)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__():

@@ -5,7 +5,7 @@ line that names what cannot be used, says why and what to do; the command line p
 function is a plain ``ValueError`` or ``TypeError``.
 
 Example:
-    >>> from vae_fast import checkpoint
+    >>> from vae_fast.training import checkpoint
     >>> try:
     ...     checkpoint.load("nowhere.pt")
     ... except FileError as error:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_fast import checkpoint, data
+from vae_fast import data
 from vae_fast.errors import FileError
+from vae_fast.training import checkpoint
 
 from .judge import Finding, same_bits
 
@@ -367,7 +368,7 @@ def snippet(case: File) -> str:
     if case.format == "forged npy":
         return f"open('x.npy', 'wb').write({content(case)[:200]!r})\nvae_fast.data.load_file('x.npy')"
     if case.format == "forged checkpoint":
-        return f"# FORGED_STATES[{case.damage[0][2]}] of tests/fuzz/files.py, then vae_fast.checkpoint.restore"
+        return f"# FORGED_STATES[{case.damage[0][2]}] of tests/fuzz/files.py, then vae_fast.training.checkpoint.restore"
     size = len(WHOLE[case.format]())
     return f"# a whole {case.format} of {size} bytes with " + ", ".join(
         f"{k} at byte {int(w * size)} (value {v})" for k, w, v in case.damage

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vae_fast
-from vae_fast._products import Products
 from vae_fast.bench.case import Case, Inputs, compiled, leaf, plain
 from vae_fast.bench.cases_head import plain_bernoulli
+from vae_fast.training.products import Products
 
 LARGE = 65_536  # from which something is promised
 QUARTER = 0.25  # of the plain form's memory at most

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_fast._files import atomic_write, write_json
 from vae_fast.bench import machine, promises
 from vae_fast.errors import FileError
+from vae_fast.files import atomic_write, write_json
 
 Row = dict[str, Any]
 Table = list[list[str]]  # the first row is the head

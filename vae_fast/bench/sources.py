@@ -18,8 +18,8 @@ from vae_fast._backend import build_info
 ROOT = Path(__file__).resolve().parents[2]
 DIRTY = "+changes"
 _KERNELS = ("csrc", "vae_fast/functional", "setup.py")  # setup.py has the compiler's flags
-_LINEAR = (*_KERNELS, "vae_fast/_capture.py", "vae_fast/_products.py")  # how a run multiplies
-_TRAINING = (*_LINEAR, "vae_fast/models", "vae_fast/training", "vae_fast/training.py", "vae_fast/distributed.py")
+_LINEAR = (*_KERNELS, "vae_fast/training/capture.py", "vae_fast/training/products.py")  # how a run multiplies
+_TRAINING = (*_LINEAR, "vae_fast/models", "vae_fast/training")
 #: By what was measured: the paths that it depends on, folders whole. A path that a commit does not have counts as empty.
 PATHS = {"extension": ("csrc", "setup.py"), "kernels": _KERNELS, "linear": _LINEAR, "training": _TRAINING}
 _OTHER = {"cpu": "csrc/cuda/", "cuda": "csrc/cpu/"}  # the other device's kernels do not count

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from vae_fast import data
-from vae_fast._capture import CapturedStep, Graph
-from vae_fast._products import Products
 from vae_fast.bench.cases_head import plain_logits
 from vae_fast.bench.limits import synchronize
 from vae_fast.bench.suites import Options, Row, facts_of
 from vae_fast.errors import FileError
 from vae_fast.models import MLPVAE
 from vae_fast.training import adam
+from vae_fast.training.capture import CapturedStep, Graph
+from vae_fast.training.products import Products
 
 BATCH, GOAL, MOST_EPOCHS = 100, 100.0, 60
 AS_IT_IS = "ours, step as it is"

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
-from vae_fast import __version__, _as_command, distributed, training
+from vae_fast import __version__, _as_command, training
 from vae_fast.cli import bench, explore, mog, train
 from vae_fast.cli._common import Parser
 from vae_fast.cli.train import DEFAULTS
 from vae_fast.errors import RunError, VaeFastError
+from vae_fast.training import distributed
 
 __all__ = ["DEFAULTS", "main", "training"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from vae_fast._files import atomic_write
 from vae_fast.errors import RunError
+from vae_fast.files import atomic_write
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vae_fast._files import is_leftover_of
 from vae_fast.errors import FileError
+from vae_fast.files import is_leftover_of
 
 #: The mark of a run's directory; it names the files that are the run's, and the run that writes there holds a lock on it.
 MARKER = ".vae_fast-run"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vae_fast import data
+from vae_fast.data.toys import TOYS, toy
 from vae_fast.errors import FileError, RunError
-from vae_fast.toys import TOYS, toy
 
 IMAGES = ("digits", "mnist", "frey")
 TOY_POINTS = 10_000

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_fast import checkpoint, data, plots
-from vae_fast._checkpoint_content import compare_weights
+from vae_fast import data, plots
 from vae_fast._optional import optional_import
 from vae_fast.cli._common import named_path, number
 from vae_fast.cli.train import weight_count
 from vae_fast.errors import FileError, MissingExtraError, RunError
 from vae_fast.models import MLPVAE
+from vae_fast.training import checkpoint
+from vae_fast.training.checkpoint_content import compare_weights
 
 #: The data sets that have a name, and the shape of their images.
 _SETS = {"digits": (8, 8), "mnist": (28, 28), "frey": (28, 20)}

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_fast import __version__, build_info, models, plots, toys, training
-from vae_fast._files import atomic_write, write_json
+from vae_fast import __version__, build_info, models, plots, training
 from vae_fast.cli import _points
 from vae_fast.cli._common import MOST_SEED, machine_options, named_path, number, usable_device, write_csv
 from vae_fast.cli._directory import FILES, run_directory
+from vae_fast.data import toys
 from vae_fast.errors import RunError, VaeFastError
+from vae_fast.files import atomic_write, write_json
 from vae_fast.functional.mixture import COVARIANCE_TYPES
 from vae_fast.models._em import DEAD_COUNT
 

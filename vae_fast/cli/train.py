@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from vae_fast import __version__, build_info, checkpoint, data, distributed, plots, training
-from vae_fast._files import write_json
+from vae_fast import __version__, build_info, data, plots, training
 from vae_fast.bench.machine import available_memory
 from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_options, named_path, number, usable_device, write_csv
 from vae_fast.cli._directory import FILES, run_directory
 from vae_fast.errors import FileError, RunError
+from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
+from vae_fast.training import checkpoint, distributed
 
 #: What a run is: these go into config.json and the checkpoint, and a resumed run takes over those not given again.
 DEFAULTS: dict[str, Any] = {

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vae_fast._files import atomic_write
 from vae_fast._optional import optional_import
+from vae_fast.files import atomic_write
 
 PathLike = str | os.PathLike[str]
 INK, QUIET, GRID = "#222222", "#8a8a8a", "#e6e6e6"

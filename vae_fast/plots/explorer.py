@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vae_fast._files import atomic_write
 from vae_fast._optional import optional_import
+from vae_fast.files import atomic_write
 from vae_fast.likelihoods import LIKELIHOODS
 from vae_fast.models.vae import VAE
 from vae_fast.plots._figure import GRID, INK, ORANGE, PathLike, bare, new_figure, save

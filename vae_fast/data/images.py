@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_fast._files import atomic_write
 from vae_fast._optional import optional_import
-from vae_fast._readers import read_idx, read_mat, read_npy
+from vae_fast.data.readers import read_idx, read_mat, read_npy
 from vae_fast.errors import FileError
+from vae_fast.files import atomic_write
 
 __all__ = [
     "Dataset",
@@ -35,9 +35,11 @@ __all__ = [
     "load_file",
     "load_frey",
     "load_mnist",
+    "mnist_file",
     "read_idx",
     "read_mat",
     "read_npy",
+    "spread_split",
 ]
 #: md5 of the four unpacked MNIST files.
 MNIST_MD5 = {
@@ -154,11 +156,22 @@ def load_digits() -> Dataset:
     sklearn = optional_import("sklearn.datasets", "scikit-learn", "the data set 'digits'")
     images, labels = sklearn.load_digits(return_X_y=True)
     x = torch.from_numpy(np.asarray(images, dtype=np.float32) / np.float32(16.0))
-    return _spread_split("digits", x, torch.from_numpy(np.asarray(labels, dtype=np.int64)), "digit", (8, 8))
+    return spread_split("digits", x, torch.from_numpy(np.asarray(labels, dtype=np.int64)), "digit", (8, 8))
 
 
-def _spread_split(name: str, x: Tensor, labels: Tensor, label_name: str, shape: tuple[int, int]) -> Dataset:
-    """80 / 10 / 10 per cent by a golden-ratio walk through the indices: fixed without any random generator."""
+def spread_split(name: str, x: Tensor, labels: Tensor, label_name: str, shape: tuple[int, int]) -> Dataset:
+    """80 / 10 / 10 per cent by a golden-ratio walk through the indices: fixed without any random generator.
+
+    Args:
+        name, label_name, shape: the data set's ``name``, ``label_name`` and ``image_shape``.
+        x: ``(n, height * width)``, n at least 10.
+        labels: ``(n,)``.
+
+    Example:
+        >>> split = spread_split("rows", torch.zeros(30, 4), torch.arange(30), "row", (2, 2))
+        >>> len(split.train), split.test_labels
+        (24, tensor([27, 16,  5]))
+    """
     n = len(x)
     stride = max(1, round(n * 0.6180339887))
     while math.gcd(stride, n) != 1:
@@ -193,7 +206,7 @@ def load_mnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool
         FileError: nowhere: train-images-idx3-ubyte[.gz] is neither here nor in nowhere/mnist
     """
     folder = default_data_dir() if data_dir is None else Path(data_dir)
-    arrays = {name: read_idx(_mnist_file(folder, name, download)) for name in MNIST_MD5}
+    arrays = {name: read_idx(mnist_file(folder, name, download)) for name in MNIST_MD5}
     images, labels, test_images, test_labels = arrays.values()
     for split, data, classes in (("train", images, labels), ("t10k", test_images, test_labels)):
         where = f"{folder}: {split}-images and {split}-labels"
@@ -215,7 +228,17 @@ def _flat(images: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(images.reshape(len(images), -1))
 
 
-def _mnist_file(folder: Path, name: str, download: bool) -> Path:
+def mnist_file(folder: Path, name: str, download: bool) -> Path:
+    """One of the four files of :func:`load_mnist`, packed or not, from ``folder/mnist`` or ``folder``; downloaded if that is wanted.
+
+    Raises:
+        FileError: naming the file and why there is none.
+
+    Example:
+        >>> mnist_file(Path("nowhere"), "t10k-labels-idx1-ubyte", download=False)  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        FileError: nowhere: t10k-labels-idx1-ubyte[.gz] is neither here nor in nowhere/mnist
+    """
     for where in (folder / "mnist", folder):
         for candidate in (where / name, where / f"{name}.gz"):
             if candidate.is_file():
@@ -285,7 +308,7 @@ def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     if frames.shape[1:] not in ((28, 20), (560,)) or len(frames) < 10:
         raise FileError(f"{path}: shape {frames.shape}: expected (n, 28, 20) or (n, 560) with n at least 10")
     flat = np.array(frames, order="C").reshape(len(frames), 560)
-    return _spread_split("frey", torch.from_numpy(flat), torch.arange(len(flat)), "frame", (28, 20))
+    return spread_split("frey", torch.from_numpy(flat), torch.arange(len(flat)), "frame", (28, 20))
 
 
 def load_file(path: str | os.PathLike[str], *, held: int = 10_000) -> Dataset:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae_fast import checkpoint as checkpoints
-from vae_fast import distributed as processes
-from vae_fast._data_values import reason
-from vae_fast._fit_arguments import check_data_and_files, check_options, check_parts, check_step, check_values
-from vae_fast._products import Products
-from vae_fast._run import Record, Saver, Schedule, Step, Transform, autocast, warmup
-from vae_fast.distributed import Engine, Objective, World
+from vae_fast.data.values import reason
 from vae_fast.errors import DivergedError
 from vae_fast.functional import _arguments as check
 from vae_fast.models import VAE
+from vae_fast.training import checkpoint as checkpoints
+from vae_fast.training import distributed as processes
+from vae_fast.training.arguments import check_data_and_files, check_options, check_parts, check_step, check_values
+from vae_fast.training.distributed import Engine, Objective, World
+from vae_fast.training.products import Products
+from vae_fast.training.step import Record, Saver, Schedule, Step, Transform, autocast, warmup
 
 __all__ = [
     "COLUMNS",
@@ -100,7 +100,7 @@ def fit(
         amp: ``torch.bfloat16`` runs the model under autocast; None does not. Weights, gradients and the optimizer stay in the model's
             dtype. On the CPU linear layers then use bfloat16 copies of the weights that are cast once per step, whatever ``accumulate``;
             with ``shard`` it is torch's autocast alone.
-        checkpoint: file that is replaced after every epoch, see :mod:`vae_fast.checkpoint`.
+        checkpoint: file that is replaced after every epoch, see :mod:`vae_fast.training.checkpoint`.
         resume: continue from ``checkpoint``: on the CPU, with the same number of threads and processes, to the same bits
             as an unbroken run. torch's random number generators are set to what they were. With another number of
             processes the batches are the same and the noise is drawn anew; a broken newest checkpoint gives way to the one
@@ -115,7 +115,7 @@ def fit(
             memory): each batch is gathered there and moved.
         checkpoint_every: also write ``checkpoint`` after every so many steps.
         keep_previous: keep the checkpoint before the newest too; None: under ``torchrun`` and with ``checkpoint_every``.
-        distributed: ``"auto"`` or ``"none"``, see :func:`vae_fast.distributed.join`.
+        distributed: ``"auto"`` or ``"none"``, see :func:`vae_fast.training.distributed.join`.
         shard: True: FSDP2's ``fully_shard`` instead of DistributedDataParallel: each process holds its part of the weights,
             gradients and moments, and ``model`` stays sharded. The checkpoint holds them whole.
         timeout: seconds after which a process that does not answer is given up.

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vae_fast import checkpoint as checkpoints
-from vae_fast import distributed as processes
-from vae_fast._capture import CapturedStep, Graph, make_plain
-from vae_fast._products import Products, found, kept
-from vae_fast.distributed import Engine
 from vae_fast.errors import Terminated
 from vae_fast.functional import _arguments as check
+from vae_fast.training import checkpoint as checkpoints
+from vae_fast.training import distributed as processes
+from vae_fast.training.capture import CapturedStep, Graph, make_plain
+from vae_fast.training.distributed import Engine
+from vae_fast.training.products import Products, found, kept
 
 Record = dict[str, float]
 Transform = Callable[[Tensor], Tensor]
@@ -113,6 +113,7 @@ class Step:
         capture: bool = True,
         products: Products | None = None,
     ) -> None:
+        """See the class."""
         self.products = Products(device) if products is None else products
         self.engine, self.optimizer, self.device, self.amp = engine, optimizer, device, amp
         self.accumulate, self.transform = accumulate, transform
@@ -209,6 +210,7 @@ class Saver:
         previous: bool,
         products: Products,
     ) -> None:
+        """A run that begins; :meth:`resume` makes it one that goes on."""
         self.path, self.engine, self.world, self.optimizer, self.shuffle = path, engine, engine.world, optimizer, shuffle
         self.settings, self.every, self.previous, self.products = settings, every, previous, products
         self.history: list[Record] = []

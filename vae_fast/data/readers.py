@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vae_fast._files import open_regular
 from vae_fast.errors import FileError
+from vae_fast.files import open_regular
 
 Array = np.ndarray[Any, Any]
 Order = Literal["<", ">"]

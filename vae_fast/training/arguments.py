@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vae_fast._data_values import kind_of, refuse
-from vae_fast._run import Record, Schedule, Transform
-from vae_fast.distributed import World
+from vae_fast.data.values import kind_of, refuse
 from vae_fast.functional import _arguments as check
+from vae_fast.training.distributed import World
+from vae_fast.training.step import Record, Schedule, Transform
 
 
 def check_options(

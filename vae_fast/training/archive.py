@@ -3,8 +3,8 @@
 Why not safetensors: the core depends on torch and numpy alone, and writes checkpoints; and a checkpoint is more than tensors (the
 optimizer's groups, the history, the settings), which would go into a second, unchecked format inside the first. torch.save's archive is
 as kept a format, and what it lacks is added here: a digest, without which a flipped bit in the archive's directory loads other numbers,
-and a look at what came out (:mod:`vae_fast._checkpoint_content`) before any of it is used. Its pickle is read by torch's ``weights_only``
-reader, which runs no code.
+and a look at what came out (:mod:`vae_fast.training.checkpoint_content`) before any of it is used. Its pickle is read by torch's
+``weights_only`` reader, which runs no code.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from vae_fast._files import open_regular
 from vae_fast.errors import FileError
+from vae_fast.files import open_regular
 
 _MARK = b"vae_fast sha256 "
 _COMMENT = len(_MARK) + 64  # and the digest in hexadecimal
