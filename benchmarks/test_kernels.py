@@ -11,7 +11,8 @@ import torch
 from vae_fast.bench.case import Bench, Case
 from vae_fast.bench.limits import synchronize
 from vae_fast.bench.measure import warm_up
-from vae_fast.bench.suites import Options, cases
+from vae_fast.bench.options import Options
+from vae_fast.bench.suites import cases
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONS = Options(device=DEVICE, quick=os.environ.get("VAE_FAST_BENCH_FULL") != "1")

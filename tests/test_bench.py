@@ -16,6 +16,7 @@ from one_line_errors import one_line
 from vae_fast import bench
 from vae_fast.bench import advice, cases_head, machine, measure, report, sources, suites
 from vae_fast.bench.case import Bench, Case, Work, leaf, plain
+from vae_fast.bench.options import Options
 
 MODULES = [f"vae_fast.bench.{m.name}" for m in pkgutil.iter_modules(bench.__path__)]
 pytestmark = pytest.mark.usefixtures("no_pause")
@@ -81,11 +82,11 @@ def test_what_does_not_fit_is_skipped_with_a_line():
     lines = []
     case = cases_head.elbo(8, 4, 2, against=())
     huge = Case(**{**vars(case), "needs": {"eager": 1 << 60}})
-    rows = suites.measure_case("kernels", huge, suites.Options(quick=True, seconds=0.01, say=lines.append), None)
+    rows = suites.measure_case("kernels", huge, Options(quick=True, seconds=0.01, say=lines.append), None)
     assert {r["contender"] for r in rows} == {"ours"}
     assert len(lines) == 1 and lines[0].startswith("skipped eager of elbo_loss")
     lines.clear()
-    assert suites.run("kernels", suites.Options(quick=True, deadline=0.0, say=lines.append)) == []
+    assert suites.run("kernels", Options(quick=True, deadline=0.0, say=lines.append)) == []
     assert all(line.endswith("no time left") for line in lines) and len(lines) == 4
 
 
@@ -108,7 +109,7 @@ def test_contenders_compute_the_same():
     for case in (
         cases_head.elbo(8, 12, 3),
         cases_head.elbo(8, 12, 3, probs=True),
-        *suites.cases("mixtures", suites.Options(quick=True))[:1],
+        *suites.cases("mixtures", Options(quick=True))[:1],
     ):
         bench_ = Bench(case, "cpu")
         with torch.no_grad():
@@ -280,7 +281,7 @@ def test_a_missing_package_is_a_skipped_contender():
     case = Case(
         **{**vars(case), "contenders": {"ours": plain(torch.sin), "keops": missing}, "inputs": lambda d, g: (leaf(torch.zeros(2)),)}
     )
-    rows = suites.measure_case("kernels", case, suites.Options(quick=True, say=lines.append), None)
+    rows = suites.measure_case("kernels", case, Options(quick=True, say=lines.append), None)
     assert {r["contender"] for r in rows} == {"ours"}
     assert lines == [f"skipped keops of {case.label}: not installed"]
 
@@ -292,11 +293,11 @@ def test_a_peer_that_fails_is_a_skipped_contender():
     case = cases_head.elbo(8, 4, 2, against=())
     lines = []
     case = Case(**{**vars(case), "contenders": {**case.contenders, "compile": plain(fails)}})
-    rows = suites.measure_case("kernels", case, suites.Options(quick=True, say=lines.append), None)
+    rows = suites.measure_case("kernels", case, Options(quick=True, say=lines.append), None)
     assert {r["contender"] for r in rows} == {"ours", "eager"}
     assert lines == [f"skipped compile of {case.label}: RuntimeError: no compiler"]
     with pytest.raises(RuntimeError, match="no compiler"):
-        suites.measure_case("kernels", Case(**{**vars(case), "contenders": {"ours": plain(fails)}}), suites.Options(quick=True), None)
+        suites.measure_case("kernels", Case(**{**vars(case), "contenders": {"ours": plain(fails)}}), Options(quick=True), None)
 
 
 @pytest.mark.parametrize("module", MODULES)

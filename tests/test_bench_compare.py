@@ -10,12 +10,13 @@ from bench_results import here, result, run
 from vae_fast.bench import cases_head, compare, suites
 from vae_fast.bench.case import Case, plain
 from vae_fast.bench.limits import Probe
+from vae_fast.bench.options import Options
 
 pytestmark = pytest.mark.usefixtures("no_pause")
 
 
 def slower(before, now, again=None, tolerance=0.05):
-    options = suites.Options()
+    options = Options()
     return compare.check(before, options, tolerance, measured=now["rows"], again=again)[1]
 
 
@@ -94,7 +95,7 @@ def test_a_kernel_that_takes_longer_is_measured_so():
     def took(slower):
         case = cases_head.elbo(8, 4, 2, against=())
         sleeping = {"ours": plain(lambda *inputs: time.sleep(0.005) or inputs[1].sum())}
-        options = suites.Options(quick=True, seconds=0.05, rounds=2, slower=slower)
+        options = Options(quick=True, seconds=0.05, rounds=2, slower=slower)
         rows = suites.measure_case("kernels", Case(**{**vars(case), "contenders": sleeping}), options, Probe("cpu", True))
         return next(r["seconds"] for r in rows if r["direction"] == "forward")
 
@@ -150,7 +151,7 @@ def test_without_a_yardstick_another_machine_is_not_compared():
     before, now = faster_elsewhere(), result()
     for value in (before, now):
         value["rows"] = [r | {"limit_seconds": None, "usual_limit_seconds": None} for r in value["rows"] if r["contender"] == "ours"]
-    options = suites.Options(say=lines.append)
+    options = Options(say=lines.append)
     assert compare.check(before, options, 0.05, elsewhere=True, measured=now["rows"])[1] == []
     assert len(lines) == 4 and lines[0].startswith("time not compared: elbo has neither a limit nor a peer")
     assert len(compare.check(before, options, 0.05, measured=now["rows"])[1]) == 4  # as if it were the same machine

@@ -11,6 +11,7 @@ from bench_results import SMALL, here, result, run, synthetic
 from one_line_errors import one_line
 
 from vae_fast.bench import machine, promises, ranges, report, sources, suites, training
+from vae_fast.bench.options import Options
 from vae_fast.errors import FileError
 
 pytestmark = pytest.mark.usefixtures("no_pause")
@@ -104,7 +105,7 @@ def test_every_promise_is_of_a_case_that_exists():
         "cpu": (promises._CPU_SHARES, promises._CPU_RATIOS, promises._EPYC),
         "cuda": (promises._H200, promises._H200_SHARES),
     }.items():
-        labels = {c.label for suite in ("kernels", "mixtures") for c in suites.cases(suite, suites.Options(device=device))}
+        labels = {c.label for suite in ("kernels", "mixtures") for c in suites.cases(suite, Options(device=device))}
         labels.add(f"VAE 784-500-500-20 on MNIST, one epoch of {55_000 // training.BATCH} steps")
         for table in tables:
             assert table.keys() <= labels
@@ -336,9 +337,9 @@ def test_training_to_a_loss_is_not_lost(tmp_path):
 
 
 def test_options_that_leave_something_out_are_recorded():
-    found = suites.Options(quick=True, full=True, shapes=[(1, 2, 3)], dtype="float64", contenders=("ours",)).recorded
+    found = Options(quick=True, full=True, shapes=[(1, 2, 3)], dtype="float64", contenders=("ours",)).recorded
     assert report.partial(found) == ["quick", "shapes", "dtype", "contenders"] and found["full"]
-    assert report.partial(suites.Options().recorded) == []
+    assert report.partial(Options().recorded) == []
 
 
 def test_a_run_with_changed_code_says_so(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,21 @@
 """Fused kernels for the arithmetic of variational autoencoders and Gaussian mixtures.
 
-``vae_fast.models``, ``vae_fast.training``, ``vae_fast.data`` and the other public modules are imported when they are first named.
+``vae_fast.models``, ``vae_fast.nn``, ``vae_fast.training``, ``vae_fast.data`` and the other public modules are imported when they are
+first named. The package is a house of rooms; a room imports from those to the right of it and from no other, which a test compares with
+what the files say. ``base`` is errors, files and what has to be there first; ``backend`` loads the kernels; ``vae_fast`` is this file.
+
+    base       <- nothing
+    reference  <- nothing
+    backend    <- base, reference
+    functional <- reference, backend
+    data       <- base, functional
+    models     <- base, functional
+    nn         <- reference, functional
+    plots      <- base, functional, models
+    vae_fast   <- base, backend, functional
+    training   <- base, backend, functional, data, models
+    bench      <- base, backend, data, models, plots, vae_fast, training
+    cli        <- base, functional, data, models, plots, vae_fast, training, bench
 """
 
 import importlib as _importlib
@@ -27,6 +42,7 @@ if _typing.TYPE_CHECKING:  # for type checkers, which a __getattr__ would let ev
     from vae_fast import files as files
     from vae_fast import functional as functional
     from vae_fast import models as models
+    from vae_fast import nn as nn
     from vae_fast import plots as plots
     from vae_fast import reference as reference
     from vae_fast import training as training

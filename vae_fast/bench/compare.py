@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vae_fast.bench import report
-from vae_fast.bench.suites import Options, Row, run
+from vae_fast.bench.options import Options, Row
+from vae_fast.bench.suites import run
 from vae_fast.errors import RunError
 
 PEERS = ("eager", "scikit-learn", "compile", "distributions")

@@ -5,68 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from vae_fast.bench import cases_head, cases_linear, cases_mixture, cases_overhead, machine, measure
+from vae_fast.bench import cases_head, cases_linear, cases_mixture, cases_overhead, machine, measure, training
 from vae_fast.bench.case import DIRECTIONS, Bench, Case, Function, Work
 from vae_fast.bench.limits import Limits, Probe
+from vae_fast.bench.options import Options, Row, facts_of
 
-Row = dict[str, Any]
 SUITES = ("kernels", "mixtures", "linear", "memory", "overhead", "training", "sweeps")
 DEFAULT = ("kernels", "mixtures", "linear", "memory", "overhead", "training")
 DTYPES = ("float32", "float64", "bfloat16", "float16", "uint8")
 PEER_MEMORY = 12 << 30  # bytes: a peer that would allocate more is skipped
-
-
-def _ignore(line: str) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is made.
-
-    Attributes:
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        quick: small cases and short times, to see that everything works.
-        shapes: sizes of the user's choice in place of a suite's own.
-        dtype: in place of float32, for suites that can; None is the suite's own.
-        contenders: None is every one of a case.
-        seconds: measuring time per contender and case; None is 1, or 0.1 if quick.
-        rounds: turns that each contender gets.
-        deadline: what starts after this time (of ``time.monotonic``) is skipped.
-        full: train to a loss of 100.
-        slower: seconds added to ours by name of the case, as a share: to see a comparison fail.
-        say: told what is measured and what is skipped.
-    """
-
-    device: str = "cpu"
-    quick: bool = False
-    shapes: Sequence[tuple[int, int, int]] = ()
-    dtype: str | None = None
-    contenders: Sequence[str] | None = None
-    seconds: float | None = None
-    rounds: int = 7
-    deadline: float = float("inf")
-    full: bool = False
-    slower: Mapping[str, float] = field(default_factory=dict)
-    say: Callable[[str], None] = _ignore
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """What a later run needs to measure the same cases."""
-        own = {"quick": self.quick, "full": self.full, "shapes": [list(s) for s in self.shapes], "dtype": self.dtype}
-        return own | {"seconds": self.measuring_time, "contenders": None if self.contenders is None else list(self.contenders)}
-
-    @property
-    def measuring_time(self) -> float:
-        """Seconds per contender and case."""
-        return self.seconds if self.seconds is not None else 0.1 if self.quick else 1.0
 
 
 def cases(suite: str, options: Options) -> list[Case]:
@@ -109,8 +62,6 @@ def run(suite: str, options: Options, only: Sequence[str] | None = None) -> list
         One row per case, contender and direction, see :func:`measure_case`.
     """
     if suite == "training":
-        from vae_fast.bench import training
-
         return training.run(options)
     todo = [c for c in cases(suite, options) if only is None or c.label in only]
     probe: Probe | None = None
@@ -230,25 +181,6 @@ def _rows(
         row["memory_target"] = case.memory_target if contender == "ours" and direction == "both" else None
         rows.append(row)
     return rows
-
-
-_known: dict[tuple[str, int], dict[str, Any]] = {}
-
-
-def facts_of(device: str) -> dict[str, Any]:
-    """The facts that every row carries; the rest is in the head of the file."""
-    key = device, torch.get_num_threads()
-    if key not in _known:
-        found = machine.facts(device)
-        _known[key] = {
-            "machine": found.get("gpu") or found["processor"],
-            "device": found["device"],
-            "torch": found["torch"],
-            "cuda": found["cuda"],
-            "commit": found["commit"],
-            "date": found["date"],
-        }
-    return _known[key]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 from vae_fast import data
 from vae_fast.bench.cases_head import plain_logits
 from vae_fast.bench.limits import synchronize
-from vae_fast.bench.suites import Options, Row, facts_of
+from vae_fast.bench.options import Options, Row, facts_of
 from vae_fast.errors import FileError
 from vae_fast.models import MLPVAE
 from vae_fast.training import adam

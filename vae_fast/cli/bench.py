@@ -13,7 +13,8 @@ import torch
 
 from vae_fast.bench import compare, machine, pictures, report, sources
 from vae_fast.bench.advice import advise_file
-from vae_fast.bench.suites import DEFAULT, DTYPES, SUITES, Options, cases, run
+from vae_fast.bench.options import Options
+from vae_fast.bench.suites import DEFAULT, DTYPES, SUITES, cases, run
 from vae_fast.cli._common import MOST_THREADS, named_path, number, usable_device
 from vae_fast.errors import FileError, RunError
 
