@@ -11,6 +11,7 @@ from torch import nn
 
 import vae_fast
 from vae_fast import models, training
+from vae_fast.training import settings
 
 
 def f(*shape, dtype=torch.float32):
@@ -205,8 +206,14 @@ FIT |= {name: ALL["flag"] for name in ("drop_last", "resume", "resident", "shard
 FIT["seed"] = {k: v for k, v in FIT["seed"].items() if k != "2**63"}
 
 
+#: The groups of settings, each by fit's argument for it.
+GROUPS = {name: ODD for name in settings.GROUPS}
+
+
 def test_every_argument_of_fit_is_here():
-    assert set(FIT) == set(inspect.signature(training.fit).parameters)
+    own = set(inspect.signature(training.fit).parameters) - {"keywords"}
+    assert set(FIT) == (own | set(training.Keywords.__annotations__)) - set(GROUPS)
+    assert set(GROUPS) <= own
 
 
 @pytest.mark.parametrize("name", FIT)
@@ -215,6 +222,22 @@ def test_fit_refuses(name):
     for label, value in FIT[name].items():
         with subtest(label):
             assert_refused_in_one_line(name, lambda v=value: training.fit(**good | {name: v}))
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_fit_refuses_what_is_no_group(name):
+    for label, value in GROUPS[name].items():
+        with subtest(label):
+            refused = lambda v=value: training.fit(models.MLPVAE(2, 16, 4), torch.rand(40, 16), **{name: v})  # noqa: E731
+            assert_refused_in_one_line(name, refused)
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in settings.FIELDS.items() for n in names])
+def test_a_group_refuses_what_fit_does(group, name):
+    """When it is made, but for the directories, sizes and weights that are to fit the run."""
+    for label, value in FIT[name].items():
+        with subtest(label):
+            assert_refused_in_one_line(name, lambda v=value: settings.GROUPS[group](**{name: v}))
 
 
 # --- the models' constructors -----------------------------------------------------------------------------------------

@@ -217,23 +217,19 @@ def _fit(args: argparse.Namespace, world: distributed.World, held: contextlib.Ex
         images.train,
         valid=images.valid,
         epochs=settings["epochs"],
-        batch_size=settings["batch_size"],
-        lr=settings["lr"],
-        seed=settings["seed"],
-        amp=_amp(settings),
-        checkpoint=out / "checkpoint.pt",
-        resume=args.resume,
-        config={k: v for k, v in settings.items() if k not in _OPTIONAL or v != _OPTIONAL[k]},
         callbacks=[after_epoch],
-        accumulate=args.accumulate,
-        transform=_transform(args, settings),
-        resident=args.data is None,
-        checkpoint_every=args.checkpoint_every,
-        shard=args.shard,
-        timeout=args.timeout,
-        schedule=schedule,
-        max_grad_norm=settings["max_grad_norm"] or None,
-        capture=not args.no_capture,
+        batches=training.Batches(
+            batch_size=settings["batch_size"], seed=settings["seed"], accumulate=args.accumulate, transform=_transform(args, settings)
+        ),
+        optimization=training.Optimization(lr=settings["lr"], schedule=schedule, max_grad_norm=settings["max_grad_norm"] or None),
+        checkpoints=training.Checkpoints(
+            checkpoint=out / "checkpoint.pt",
+            resume=args.resume,
+            config={k: v for k, v in settings.items() if k not in _OPTIONAL or v != _OPTIONAL[k]},
+            checkpoint_every=args.checkpoint_every,
+        ),
+        hardware=training.Hardware(amp=_amp(settings), capture=not args.no_capture, resident=args.data is None),
+        processes=training.Processes(shard=args.shard, timeout=args.timeout),
     )
 
     def finish() -> None:

@@ -16,15 +16,12 @@ from torch.optim import Optimizer
 
 from vae_fast.errors import Terminated
 from vae_fast.functional import _arguments as check
-from vae_fast.training import checkpoint as checkpoints
+from vae_fast.training import checkpoint as files
 from vae_fast.training import distributed as processes
 from vae_fast.training.capture import CapturedStep, Graph, make_plain
 from vae_fast.training.distributed import Engine
 from vae_fast.training.products import Products, found, kept
-
-Record = dict[str, float]
-Transform = Callable[[Tensor], Tensor]
-Schedule = Callable[[int], float]
+from vae_fast.training.settings import Batches, Checkpoints, Hardware, Optimization, Record, Schedule
 
 
 def autocast(device: torch.device, amp: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
@@ -91,13 +88,8 @@ class Step:
         engine: the model in every process.
         optimizer: of its weights.
         device: the model's.
-        amp: autocast's dtype, or None.
-        accumulate: pieces of each batch.
-        transform: of each batch, or None.
-        schedule: the factor of the learning rate at each step, counted from 0, or None.
-        max_grad_norm: clip the gradient's norm, or None.
+        batches, optimization, hardware: the run's settings.
         products: what the linear layers of forward and backward pass are done with.
-        capture: record the step as a CUDA graph, where there is CUDA.
     """
 
     def __init__(
@@ -105,19 +97,15 @@ class Step:
         engine: Engine,
         optimizer: Optimizer,
         device: torch.device,
-        amp: torch.dtype | None,
-        accumulate: int,
-        transform: Transform | None,
-        schedule: Schedule | None = None,
-        max_grad_norm: float | None = None,
-        capture: bool = True,
-        products: Products | None = None,
+        batches: Batches,
+        optimization: Optimization,
+        hardware: Hardware,
+        products: Products,
     ) -> None:
         """See the class."""
-        self.products = Products(device) if products is None else products
-        self.engine, self.optimizer, self.device, self.amp = engine, optimizer, device, amp
-        self.accumulate, self.transform = accumulate, transform
-        self.schedule, self.max_grad_norm, self.capture = schedule, max_grad_norm, capture
+        self.engine, self.optimizer, self.device, self.products = engine, optimizer, device, products
+        self.batches, self.optimization, self.hardware = batches, optimization, hardware
+        self.may_capture = hardware.capture and device.type == "cuda"
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]  # before a checkpoint brings those of its last step
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
         self.total = torch.zeros(2, dtype=torch.float64, device=device)  # one tensor for all epochs: a recorded step adds to it
@@ -142,8 +130,8 @@ class Step:
                 total += torch.tensor([partial["loss"], partial["kl"]], dtype=torch.float64)
         run = self._runner(data)
         for number, rows in enumerate(batches[done:], done + 1):
-            if self.schedule is not None:
-                self._set_rates(self.schedule(taken + number - 1))
+            if self.optimization.schedule is not None:
+                self._set_rates(self.optimization.schedule(taken + number - 1))
             run(rows)
             if bar is not None:
                 bar.update(len(rows))
@@ -153,13 +141,13 @@ class Step:
 
     def _runner(self, data: Tensor) -> Callable[[Tensor], None]:
         """The step over rows of ``data``, captured if that can be."""
-        if self.captured is None and self.capture and self.device.type == "cuda":
+        if self.may_capture:
             why = self._obstacle(data)
             if why is None:
                 self.captured = CapturedStep(lambda rows: self._step(data, rows), self.optimizer, Graph(self.device), tell)
             else:
                 tell(f"the training step runs kernel by kernel, not as a CUDA graph: {why}")
-            self.capture = False
+            self.may_capture = False
         return self.captured or (lambda rows: self._step(data, rows))
 
     def _obstacle(self, data: Tensor) -> str | None:
@@ -168,7 +156,7 @@ class Step:
             return "several processes exchange gradients"
         if data.device != self.device:
             return f"the data are on {data.device}"
-        return f"accumulate={self.accumulate}" if self.accumulate > 1 else None
+        return f"accumulate={self.batches.accumulate}" if self.batches.accumulate > 1 else None
 
     def _set_rates(self, factor: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -181,38 +169,47 @@ class Step:
         """One batch: this process's part of each piece, weighted so that the average over the processes is the batch's mean."""
         world = self.engine.world
         self.optimizer.zero_grad()
-        pieces = batch.tensor_split(min(self.accumulate, len(batch))) if self.accumulate > 1 else (batch,)
+        accumulate, transform, norm = self.batches.accumulate, self.batches.transform, self.optimization.max_grad_norm
+        pieces = batch.tensor_split(min(accumulate, len(batch))) if accumulate > 1 else (batch,)
         with self.products:
             for number, piece in enumerate(pieces, 1):
                 rows, count = world.share(piece)
                 x = data.index_select(0, rows).to(self.device)
-                x = x if self.transform is None else self.transform(x)
+                x = x if transform is None else transform(x)
                 weight = count * world.size / len(batch)
-                both = self.engine.backward(x, weight, last=number == len(pieces), amp=autocast(self.device, self.amp))
+                both = self.engine.backward(x, weight, last=number == len(pieces), amp=autocast(self.device, self.hardware.amp))
                 if count:
                     self.total.add_(both, alpha=count)
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
+        if norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.params, norm)
         self.optimizer.step()
 
 
 class Saver:
-    """A run's place in time: its history, its checkpoints, and whether it is told to stop."""
+    """A run's place in time: its history, its checkpoints, and whether it is told to stop.
+
+    Args:
+        checkpoints: the run's settings.
+        engine, optimizer, products: as in :class:`Step`.
+        shuffle: the generator of the batch order.
+        settings: what a resumed run is compared with.
+    """
 
     def __init__(
         self,
-        path: Path | None,
+        checkpoints: Checkpoints,
         engine: Engine,
         optimizer: Optimizer,
         shuffle: torch.Generator,
         settings: Mapping[str, Any],
-        every: int | None,
-        previous: bool,
         products: Products,
     ) -> None:
         """A run that begins; :meth:`resume` makes it one that goes on."""
-        self.path, self.engine, self.world, self.optimizer, self.shuffle = path, engine, engine.world, optimizer, shuffle
-        self.settings, self.every, self.previous, self.products = settings, every, previous, products
+        self.engine, self.world, self.optimizer, self.shuffle = engine, engine.world, optimizer, shuffle
+        self.settings, self.products, self.every = settings, products, checkpoints.checkpoint_every
+        self.path = None if checkpoints.checkpoint is None else Path(checkpoints.checkpoint)
+        keep = checkpoints.keep_previous
+        self.previous = processes.launched() or self.every is not None if keep is None else keep
         self.history: list[Record] = []
         self.stop: Callable[[], bool] = lambda: False
 
@@ -220,11 +217,11 @@ class Saver:
         """Continue from the newest good checkpoint; where it stands inside an epoch, if it does."""
         path, world = self.path, self.world
         assert path is not None
-        state, note = world.on_main(lambda: checkpoints.newest(path))
-        was = checkpoints.world_size_of(state)
+        state, note = world.on_main(lambda: files.newest(path))
+        was = files.world_size_of(state)
         rank = world.rank if was == world.size else 0
         parts: dict[str, Any] = {"model": self.engine.model, "optimizer": self.optimizer, "shuffle": self.shuffle, "config": self.settings}
-        world.together(lambda: checkpoints.adopt(path, state, rank=rank, **parts))
+        world.together(lambda: files.adopt(path, state, rank=rank, **parts))
         record, line = world.together(lambda: found(path, state.get("products"), rank))
         self.products.adopt(record)
         make_plain(self.optimizer)
@@ -272,7 +269,7 @@ class Saver:
         if path is None:
             return
         shuffle = self.shuffle.get_state() if partial is None else self._order
-        state = checkpoints.snapshot(
+        state = files.snapshot(
             model=model,
             optimizer=self.optimizer,
             shuffle=shuffle,
@@ -282,6 +279,6 @@ class Saver:
             keep=world.main,
         )
         state["products"] = kept(world.gather(self.products.record()))
-        first, *others = world.gather(checkpoints.rng_state(checkpoints.device_of(model)))
+        first, *others = world.gather(files.rng_state(files.device_of(model)))
         state["rng"] = first if not others else first | {"ranks": dict(enumerate(others, 1))}
-        world.on_main(lambda: checkpoints.write(path, state, previous=self.previous))
+        world.on_main(lambda: files.write(path, state, previous=self.previous))
