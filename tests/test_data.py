@@ -198,7 +198,7 @@ def serve(monkeypatch, files):
                 return io.BytesIO(content)
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(data.images.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
     return asked
 
 

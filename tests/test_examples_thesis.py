@@ -153,7 +153,7 @@ def test_sections(examples, quick, name):
 
 def test_missing_data_come_with_the_command_that_gets_them(examples, monkeypatch, tmp_path):
     monkeypatch.setenv("VAE_FAST_DATA", str(tmp_path / "none"))
-    monkeypatch.setattr(data.images.urllib.request, "urlopen", lambda *_, **__: pytest.fail("looked for it on the network unasked"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("looked for it on the network unasked"))
     monkeypatch.setattr(sys, "argv", ["thesis_latent.py", "--out", str(tmp_path), "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"(?s)^error: .*train-images.*\nget it with: python -c '.*load_mnist\(\)'$"):
         examples("thesis_latent").main()

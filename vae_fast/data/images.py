@@ -8,7 +8,6 @@ import io
 import math
 import os
 import sys
-import urllib.request
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -249,6 +248,8 @@ def mnist_file(folder: Path, name: str, download: bool) -> Path:
 
 
 def _download(name: str, target: Path) -> Path:
+    import urllib.request  # here: it brings http, ssl and email, which nobody needs who has the files
+
     reasons = []
     for mirror in MNIST_MIRRORS:
         url = f"{mirror}{name}.gz"
