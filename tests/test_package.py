@@ -81,6 +81,13 @@ assert not set(sys.modules) & set({sorted(_moved.MOVED)!r})
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("first", ["vae_fast.training.fit", "vae_fast.training.step", "vae_fast.training"])
+def test_fit_is_the_function_whatever_is_imported_first(python, first):
+    """A module of the same name lies beside it."""
+    done = python(f"import {first}; import vae_fast.training.fit; from vae_fast.training.fit import adam; print(vae_fast.training.fit)")
+    assert done.stdout.startswith("<function fit")
+
+
 def test_every_error_the_package_defines_can_be_imported_from_errors(python):
     """Whatever any module defines: errors and warnings."""
     done = python("""

@@ -33,11 +33,12 @@ class _Moved(MetaPathFinder, Loader):
         new = MOVED[spec.name]
         warnings.warn(f"{spec.name} has moved: import {new}", DeprecationWarning, stacklevel=_importers_level())
         module = importlib.import_module(new)
-        self._spec = module.__spec__
+        spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec  # it has run where it is, and is found there again
+        if module.__spec__ is not None:  # now that of the old path
+            module.__spec__ = module.__spec__.loader_state  # the module has run where it is, and is found there again
 
 
 def _importers_level() -> int:
