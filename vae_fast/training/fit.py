@@ -264,7 +264,7 @@ def evaluate(
         model: as in :func:`fit`.
         data: ``(n, *event)``, n at least 1.
         batch_size: rows at once.
-        amp, transform, check_data: as in :func:`fit`.
+        amp, transform, check_data: as the settings of :class:`Hardware` and :class:`Batches`.
 
     Returns:
         ``{"loss": ..., "kl": ...}``; the KL is NaN if the model does not give it.
