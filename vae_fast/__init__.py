@@ -8,10 +8,10 @@ what the files say. ``base`` is errors, files and what has to be there first; ``
     reference  <- nothing
     backend    <- base, reference
     functional <- reference, backend
-    data       <- base, functional
-    models     <- base, functional
+    data       <- base, reference, functional
+    models     <- base, reference, functional
     nn         <- reference, functional
-    plots      <- base, functional, models
+    plots      <- base, reference, functional, models
     vae_fast   <- base, backend, functional
     training   <- base, backend, functional, data, models
     bench      <- base, backend, data, models, plots, vae_fast, training

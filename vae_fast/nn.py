@@ -17,8 +17,9 @@ from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
 from vae_fast.functional._numbers import setting
+from vae_fast.functional._own_likelihood import LogProb
 from vae_fast.functional.elbo import Recon
-from vae_fast.reference import SCALES
+from vae_fast.terms import SCALES
 
 __all__ = ["BernoulliNLLLoss", "ELBOLoss", "GaussianKL", "GaussianNLLLoss", "IWAELoss"]
 
@@ -45,11 +46,11 @@ class _Loss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-def _check_likelihood(likelihood: str, clip: str | None, eps: float) -> None:
-    check.one_of("likelihood", likelihood, check.LIKELIHOODS)
-    check.clip(clip, eps)
-    if clip is not None and likelihood == "gaussian":
-        raise ValueError(f"clip={clip!r}: expected None for likelihood='gaussian'")
+def _check_likelihood(likelihood: str | LogProb, clip: str | None, eps: float) -> None:
+    if not callable(likelihood):
+        check.likelihood(likelihood, clip, eps)
+    elif clip is not None:
+        raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
 
 
 def _check_common(reduction: str, **dims: int) -> None:
@@ -86,7 +87,7 @@ class ELBOLoss(_Loss):
     def __init__(
         self,
         *,
-        likelihood: str = "bernoulli",
+        likelihood: str | LogProb = "bernoulli",
         beta: float | Tensor = 1.0,
         clip: str | None = None,
         eps: float = 1e-9,
@@ -152,7 +153,7 @@ class IWAELoss(_Loss):
     def __init__(
         self,
         *,
-        likelihood: str = "bernoulli",
+        likelihood: str | LogProb = "bernoulli",
         clip: str | None = None,
         eps: float = 1e-9,
         event_dim: int = 1,

@@ -2,8 +2,9 @@
 
 from vae_fast.functional._values import checks
 from vae_fast.functional.bernoulli import bernoulli_log_prob
-from vae_fast.functional.elbo import elbo, elbo_loss, iwae_loss
+from vae_fast.functional.elbo import elbo, elbo_loss
 from vae_fast.functional.gaussian import gaussian_kl, gaussian_log_prob
+from vae_fast.functional.iwae import iwae_loss
 from vae_fast.functional.laplace import laplace_log_prob
 from vae_fast.functional.linear import linear_bernoulli_log_prob
 from vae_fast.functional.logsumexp import iwae_bound, logsumexp

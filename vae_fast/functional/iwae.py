@@ -1,0 +1,141 @@
+"""The importance-weighted bound of a VAE in one call."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vae_fast import reference
+from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
+from vae_fast.functional._dispatch import overridable, reduce, row_sum
+from vae_fast.functional._own_likelihood import LogProb
+from vae_fast.functional._own_likelihood import log_prob as own_log_prob
+from vae_fast.functional.elbo import Recon, likelihood_term
+from vae_fast.functional.gaussian import gaussian_log_prob
+from vae_fast.functional.logsumexp import iwae_bound
+
+
+@overridable
+def iwae_loss(
+    x: Tensor,
+    recon: Recon,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    likelihood: str | LogProb = "bernoulli",
+    clip: str | None = None,
+    eps: float = 1e-9,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    event_dim: int = 1,
+    latent_dim: int = 1,
+    reduction: str = "mean",
+    check_data: bool = False,
+) -> Tensor:
+    r"""The negative importance-weighted bound of K samples, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
+
+    .. math:: -\log \frac1K \sum_{k=1}^K \frac{p(x \mid z_k)\, p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x) = N(\mu, \sigma^2)
+
+    ``x``, ``mu`` and ``logvar`` are broadcast against the samples inside the kernels, never repeated in memory. For K = 1 its mean over z
+    is that of :func:`elbo_loss`.
+
+    A bound out of range is infinite and has no gradient: a loss of inf where the model's density of every sample is out of range, of -inf
+    where the posterior's is of a sample that the model explains. A batch with losses of inf and of -inf has neither a mean nor a sum: NaN.
+
+    Args:
+        x: data, ``(*batch, *event)``, dtypes as in :func:`elbo`.
+        recon: the decoder's output for each sample, ``(K, *batch, *event)``, or a pair, see :func:`elbo`.
+        z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``. One so far out that its
+            densities under the posterior and under the model are both out of range (1e19 standard deviations in float32) has no weight.
+        mu, logvar: the posterior, ``(*batch, *latent)``.
+        likelihood, clip, eps, prior_mu, prior_logvar, event_dim, latent_dim, check_data: as in :func:`elbo`.
+        reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``.
+
+    Returns:
+        float32 (float64 if any input is float64), shape ``()``, or ``batch`` for ``"none"``. Differentiable in every tensor.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> x, mu, logvar = torch.rand(4, 784), torch.randn(4, 20), torch.randn(4, 20)
+        >>> z = vae_fast.reparameterize(mu, logvar, num_samples=5)
+        >>> vae_fast.iwae_loss(x, torch.nn.Linear(20, 784)(z), z, mu, logvar, reduction="none").shape
+        torch.Size([4])
+    """
+    check.one_of("reduction", reduction, check.REDUCTIONS)
+    check.tensor("z", z)
+    _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"), latent_dim)
+    check.same_device(mu=mu, z=z)
+    posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
+    if values.wanted(check_data):
+        values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
+    if callable(likelihood):
+        if clip is not None:
+            raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
+        log_p_x = own_log_prob(likelihood, x, recon)
+        batch = z.shape[: z.ndim - latent_dim]
+        if log_p_x.shape != batch:
+            raise ValueError(f"likelihood gives shape {tuple(log_p_x.shape)}, z has batch shape {tuple(batch)}: expected one per sample")
+        dtype = reference.compute_dtype([log_p_x, z, *posterior])
+    else:
+        log_p_x, dtype = _log_prob_of_samples(x, recon, z, posterior, likelihood, clip, eps, event_dim, latent_dim, check_data)
+    # One precision for all three terms before they are summed. Of half samples too: the gradients of both densities would each be rounded
+    # to a half, and may be out of its range where their sum is not.
+    z = z.to(dtype)
+    prior = z.new_zeros(()) if prior_mu is None else prior_mu.to(dtype)  # before it is broadcast: its gradient is a sum, rounded once
+    event = torch.broadcast_shapes(prior.shape, z.shape[z.ndim - latent_dim :])
+    log_p = log_p_x + gaussian_log_prob(z, prior.expand(event), prior_logvar, event_dim=latent_dim)
+    log_q = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
+    # No posterior drew a sample whose density is out of range: it has no weight if that under the model is out of range too.
+    log_q = log_q.masked_fill((log_q == -math.inf) & (log_p == -math.inf), 0.0)
+    return reduce(-iwae_bound(log_p - log_q, dim=0), reduction)
+
+
+def _log_prob_of_samples(
+    x: Tensor,
+    recon: Recon,
+    z: Tensor,
+    posterior: list[Tensor],
+    likelihood: str,
+    clip: str | None,
+    eps: float,
+    event_dim: int,
+    latent_dim: int,
+    check_data: bool,
+) -> tuple[Tensor, torch.dtype]:
+    """``log p(x|z_k)``, and the precision in which the bound is computed."""
+    term, data, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
+    if data[1].ndim != x.ndim + 1 or data[1].shape[0] != z.shape[0]:
+        raise ValueError(
+            f"recon has shape {tuple(data[1].shape)}, x has shape {tuple(x.shape)}: "
+            f"expected recon (K, *x.shape) with the K={z.shape[0]} of z"
+        )
+    check.same_device(mu=posterior[0], recon=data[1])
+    batch, latent = data[1].shape[: data[1].ndim - event_dim], z.shape[: z.ndim - latent_dim]
+    check.broadcast_shapes("batch dimensions: ", recon=batch, z=latent)
+    if values.wanted(check_data):
+        values.require(*values.term(term, data, values.data_names(data)))
+    dtype = reference.compute_dtype([*data, z, *posterior])
+    if dtype == torch.float64:
+        data[1] = data[1].double()
+    return row_sum(term, data, [*params], event_dim), dtype
+
+
+def _check_samples(z: Tensor, mu: Tensor, logvar: Tensor, full: torch.Size, latent_dim: int) -> None:
+    """``full`` is the common shape of the posterior and its prior."""
+    shape = check.broadcast(mu=mu, logvar=logvar)
+    check.event_dims("latent_dim", latent_dim, "mu", shape)
+    batch = len(shape) - latent_dim
+    try:
+        fits = len(z.shape) == len(shape) + 1 and z.shape[1 + batch :] == shape[batch:] and torch.broadcast_shapes(z.shape, full) == z.shape
+    except RuntimeError:
+        fits = False
+    if not fits or z.shape[0] < 1:
+        wide = "" if full == mu.shape else f" (with logvar and the prior {tuple(full)})"
+        raise ValueError(f"z has shape {tuple(z.shape)}, mu has shape {tuple(mu.shape)}{wide}: expected z (K, *mu.shape) with K at least 1")
