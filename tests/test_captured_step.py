@@ -203,7 +203,11 @@ def test_bad_arguments(options, kind, words):
 
 
 @needs_cuda
-@pytest.mark.parametrize("options", [{}, {"schedule": training.warmup(6)}, {"max_grad_norm": 1.0}, {"drop_last": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"schedule": training.warmup(6)}, {"max_grad_norm": 1.0}, {"drop_last": False}],
+    ids=["plain", "schedule", "max_grad_norm", "drop_last"],
+)
 def test_a_captured_run_learns_as_one_that_is_not(options, capsys):
     losses = []
     for records in (True, False):

@@ -41,10 +41,12 @@ if _typing.TYPE_CHECKING:  # for type checkers, which a __getattr__ would let ev
     from vae_fast import errors as errors
     from vae_fast import files as files
     from vae_fast import functional as functional
+    from vae_fast import likelihoods as likelihoods
     from vae_fast import models as models
     from vae_fast import nn as nn
     from vae_fast import plots as plots
     from vae_fast import reference as reference
+    from vae_fast import terms as terms
     from vae_fast import training as training
     from vae_fast.data import toys as toys
     from vae_fast.training import checkpoint as checkpoint

@@ -124,7 +124,7 @@ _OPS: dict[str, _Op] = {
 #: The kinds of all other tensor arguments, which follow; by name, with one exception (see local_arguments).
 _FOLLOWING = {"grad": "batch", "out": "batch", "log_prob": "batch", "sample_weight": "batch", "grad_kl": "batch"}
 _FOLLOWING |= {"grad_z": "sample", "noise": "sample", "normaliser": "normaliser", "responsibilities": "responsibilities"}
-_FOLLOWING |= {"rng_state": "total", "floor_at": "total", "beta_at": "total"}
+_FOLLOWING |= {"rng_state": "total", "param_at": "total", "floor_at": "total", "beta_at": "total"}
 
 
 class _Call:
