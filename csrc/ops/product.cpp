@@ -52,7 +52,9 @@ bool suits_onednn(const Tensor& input, const Tensor& weight, const OptionalTenso
 
 Tensor by_onednn(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   torch::jit::Stack stack;
-  torch::jit::push(stack, input, weight, bias, std::string("none"), c10::List<std::optional<at::Scalar>>(), std::string());
+  // torch's binding reads a bias as if it were dense, whatever its stride
+  const OptionalTensor dense = bias ? OptionalTensor(bias->contiguous()) : std::nullopt;
+  torch::jit::push(stack, input, weight, dense, std::string("none"), c10::List<std::optional<at::Scalar>>(), std::string());
   onednn()->callBoxed(stack);
   return std::move(stack.back()).toTensor();
 }

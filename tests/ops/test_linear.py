@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from oracle import leaves, needs_kernels
 
+import vae_fast
 from vae_fast import _backend
 
 pytestmark = needs_kernels
@@ -109,3 +110,18 @@ def test_what_it_is_not_for_is_torchs_own():
     torch.testing.assert_close(got, F.linear(x, w, b))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(x, w.t().contiguous())
+
+
+@pytest.mark.parametrize(
+    "lie", [lambda b: b.repeat_interleave(3)[::3], lambda b: b[:1].expand(len(b)), lambda b: b.flip(0)], ids=["third", "one", "flipped"]
+)
+def test_a_bias_of_any_stride(lie):
+    """The other library reads one as if it were dense."""
+    x, w, b = torch.randn(128, 256), torch.randn(200, 256), lie(torch.randn(200))
+    for out in (linear(x, w, b), _backend.C.linear_bfloat16(x, w, b, w.bfloat16(), b.bfloat16())):
+        torch.testing.assert_close(
+            out.float(), F.linear(x, w, b.contiguous()), rtol=2e-2, atol=0.5 if out.dtype == torch.bfloat16 else 1e-3
+        )
+    y = torch.rand(128, 200)
+    got = vae_fast.linear_bernoulli_log_prob(y, x, w, b)
+    torch.testing.assert_close(got, vae_fast.bernoulli_log_prob(y, F.linear(x, w, b.contiguous())), rtol=1e-4, atol=1e-2)
