@@ -9,6 +9,8 @@ DATASET ?= digits
 SEED ?= $(shell date +%s)
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
+# Every kind of native test, the longest first, a core for each.
+in_parts = printf '%s\n' mixture mdn row_terms mixture_products logsumexp sample | xargs -P $(JOBS) -n 1 $(1) --only
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
@@ -56,12 +58,12 @@ fuzz: build  ## random calls and damaged files against the contract, until stopp
 native:  ## the kernels' own tests: the CPU's, and CUDA's device code on a host shim
 	cmake -S . -B $(BUILD)/native -G Ninja -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD)/native
-	$(BUILD)/native/native_tests
+	$(call in_parts,$(BUILD)/native/native_tests)
 
 sanitize:  ## the same under AddressSanitizer and UndefinedBehaviorSanitizer (a third of the random cases: it is ten times slower)
 	cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DVAE_FAST_SANITIZE=ON
 	cmake --build $(BUILD)/sanitize
-	$(BUILD)/sanitize/native_tests --rounds 13
+	$(call in_parts,$(BUILD)/sanitize/native_tests --rounds 13)
 
 cuda-gate: $(BIN)/.installed  ## compile all CUDA code for sm_80 and sm_90 and refuse register spills (no GPU needed)
 	$(BIN)/python tools/cuda_gate.py -j $(JOBS)
