@@ -11,7 +11,8 @@ JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 # Every kind of native test, the longest first, a core for each.
 in_parts = printf '%s\n' mixture mdn row_terms mixture_products logsumexp sample | xargs -P $(JOBS) -n 1 $(1) --only
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+# A file's tests share what is costly to set up, and run in one process.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
@@ -40,17 +41,16 @@ experiments: build  ## every example with --quick, into runs/experiments, and a 
 	$(BIN)/python examples/all.py --quick --out runs/experiments
 
 test: build  ## every Python test, and every example in the README and the docstrings, on every core
-	$(PYTEST) -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	$(PYTEST)
 
 test-ops: build  ## the functions: values, gradients, layouts, compile, errors
 	$(PYTEST) tests/ops
 
 test-models: build  ## models, training, data, plots, the command line
-	$(PYTEST) tests --ignore tests/ops --ignore tests/fuzz -m "not alone" -k "not example and not distributed and not torchrun"
+	$(PYTEST) tests --ignore tests/ops --ignore tests/fuzz -k "not example and not distributed and not torchrun"
 
 test-examples: build  ## the examples and the tests of several processes
-	$(PYTEST) tests --ignore tests/ops --ignore tests/fuzz -m "not alone" -k "example or distributed or torchrun"
+	$(PYTEST) tests --ignore tests/ops --ignore tests/fuzz -k "example or distributed or torchrun"
 
 fuzz: build  ## random calls and damaged files against the contract, until stopped or for SECONDS=...; SEED=... begins elsewhere
 	$(BIN)/python -m tests.fuzz --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) --out $(BUILD)/fuzz

@@ -24,16 +24,6 @@ from vae_fast import _backend  # noqa: E402  after the environment is set
 THREADS = 2
 
 
-def pytest_collection_modifyitems(items):
-    """With ``-n`` and ``--dist loadgroup``, tests that share a costly fixture run in one process, one after the other."""
-    for item in items:
-        defined = [found[-1] for name, found in item._fixtureinfo.name2fixturedefs.items() if found]
-        if "pair" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("pair"))
-        elif any(fixture.scope == "module" for fixture in defined):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 def _devices():
     wanted = os.environ.get("VAE_FAST_TEST_DEVICE", "all")
     if wanted not in ("cpu", "cuda", "all"):
