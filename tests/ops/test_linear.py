@@ -119,7 +119,7 @@ BIASES = {
 }
 
 
-@pytest.mark.parametrize("lie", BIASES.values(), ids=BIASES)
+@pytest.mark.parametrize("lie", list(BIASES.values()), ids=list(BIASES))
 def test_a_bias_of_any_stride(lie):
     """The other library reads one as if it were dense."""
     b = lie(torch.randn(200))
