@@ -20,16 +20,16 @@ inline void for_each_sweep(const MixtureArgs& a, const MixturePlan& p, const F& 
   }
 }
 
-/// Whether a row among `rows` has a shift that is rounded, see math::mixture_rounded.
+/// Whether a row among `rows` has a rounder, see math::mixture_rounder.
 template <typename T>
 bool any_rounded(const T* shift, int rows) {
   int count = 0;
 #pragma omp simd reduction(+ : count)
-  for (int i = 0; i < rows; ++i) count += math::mixture_rounded(shift[i]) ? 1 : 0;
+  for (int i = 0; i < rows; ++i) count += math::mixture_rounder(shift[i]) != T(0) ? 1 : 0;
   return count > 0;
 }
 
-/// f(whether rows may be rounded), a compile-time constant, so that loops over rows that are not do not ask.
+/// f(whether rows may have a rounder), a compile-time constant, so that loops over rows that have none do not ask.
 template <class F>
 inline void with_rounded(bool rounded, const F& f) {
   rounded ? f(std::true_type()) : f(std::false_type());
@@ -66,8 +66,8 @@ void merge(const MixtureChunk<T>& c, int64_t k_first, int n) {
         const T constant = c.constant[k_first + k], low = c.low(k_first + k);
         VF_SIMD
         for (int i = 0; i < rows; ++i) {
-          const bool rounded = decltype(some)::value && math::mixture_rounded(shift[i]);
-          part[i] += math::exp(math::mixture_exponent(constant, low, e[i], shift[i], rounded));
+          part[i] += math::exp(decltype(some)::value ? math::mixture_exponent_rounded(constant, low, e[i], shift[i])
+                                                     : math::mixture_exponent(constant, low, e[i], shift[i]));
         }
       }
       VF_SIMD
@@ -92,8 +92,8 @@ void weigh(const MixtureChunk<T>& c, int64_t k_first, int n) {
       const T constant = c.constant[k_first + k], low = c.low(k_first + k);
       VF_SIMD
       for (int i = 0; i < c.padded_rows; ++i) {
-        const bool rounded = decltype(some)::value && math::mixture_rounded(c.s.top[i]);
-        e[i] = c.s.coefficient[i] * math::exp(math::mixture_exponent(constant, low, e[i], c.s.top[i], rounded));
+        e[i] = c.s.coefficient[i] * math::exp(decltype(some)::value ? math::mixture_exponent_rounded(constant, low, e[i], c.s.top[i])
+                                                                    : math::mixture_exponent(constant, low, e[i], c.s.top[i]));
       }
     }
   });

@@ -20,9 +20,7 @@ struct Constants {
     }
   }
   /// l_j - shift of the component whose -sum (u^2 - 1) / 2 is e.
-  VF_DEVICE C exponent(int j, C e, C shift) const {
-    return math::mixture_exponent(high[j], low[j], e, shift, math::mixture_rounded(shift));
-  }
+  VF_DEVICE C exponent(int j, C e, C shift) const { return math::mixture_exponent_rounded(high[j], low[j], e, shift); }
 };
 
 /// Diagonal: kOfThread components per thread. In both kinds, a thread's results are of rows row(i) and components
