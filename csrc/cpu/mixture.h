@@ -20,16 +20,16 @@ inline void for_each_sweep(const MixtureArgs& a, const MixturePlan& p, const F& 
   }
 }
 
-/// Whether a row among `rows` has a rounder, see math::mixture_rounder.
+/// Whether a row among `rows` is rounded, see math::mixture_rounded.
 template <typename T>
 bool any_rounded(const T* shift, int rows) {
   int count = 0;
 #pragma omp simd reduction(+ : count)
-  for (int i = 0; i < rows; ++i) count += math::mixture_rounder(shift[i]) != T(0) ? 1 : 0;
+  for (int i = 0; i < rows; ++i) count += math::mixture_rounded(shift[i]) ? 1 : 0;
   return count > 0;
 }
 
-/// f(whether rows may have a rounder), a compile-time constant, so that loops over rows that have none do not ask.
+/// f(whether rows may be rounded), a compile-time constant, so that loops over rows that are not do not ask.
 template <class F>
 inline void with_rounded(bool rounded, const F& f) {
   rounded ? f(std::true_type()) : f(std::false_type());

@@ -19,8 +19,9 @@ struct Constants {
       low[j] = used && args.constant_low != nullptr ? static_cast<const C*>(args.constant_low)[k + j] : C(0);
     }
   }
-  /// l_j - shift of the component whose -sum (u^2 - 1) / 2 is e.
-  VF_DEVICE C exponent(int j, C e, C shift) const { return math::mixture_exponent_rounded(high[j], low[j], e, shift); }
+  /// l_j - shift of the component whose -sum (u^2 - 1) / 2 is e. Of a rounded row, which the CPU's loops take apart, it may have lost its
+  /// sense: the registers of the tensor cores' kernel do not hold both forms.
+  VF_DEVICE C exponent(int j, C e, C shift) const { return math::mixture_exponent(high[j], low[j], e, shift); }
 };
 
 /// Diagonal: kOfThread components per thread. In both kinds, a thread's results are of rows row(i) and components

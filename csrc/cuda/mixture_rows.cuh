@@ -39,7 +39,7 @@ VF_DEVICE bool forward_tile(const MixtureForwardArgs& args, const int64_t first,
     for (int i = 0; i < kRows; ++i) {
       C l[kOfThread];
 #pragma unroll
-      for (int j = 0; j < kOfThread; ++j) l[j] = constants.high[j] + e[i][j];
+      for (int j = 0; j < kOfThread; ++j) l[j] = constants.exponent(j, e[i][j], C(0));
       sum[i].add(l, [&](int j, C shift) { return constants.exponent(j, e[i][j], shift); });
       if (q != nullptr) {
         const int64_t row = first + Joint::row(i);

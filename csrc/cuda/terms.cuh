@@ -49,25 +49,26 @@ struct TermList {
     return table[args.term](args.param);
   }
 
-  template <int i>
-  static constexpr bool kTaken = i < kCount && (!only_kl || kKinds[i < kCount ? i : 0] == TermKind::kKl);
+  // In types alone, as what runs on the device may not call them.
+  static constexpr bool taken(int i) { return i < kCount && (!only_kl || kKinds[i < kCount ? i : 0] == TermKind::kKl); }
   static constexpr int first_taken() {
     int i = 0;
     while (only_kl && kKinds[i] != TermKind::kKl) ++i;
     return i;
   }
-  static constexpr int kFirst = first_taken();
   template <int i>
-  using At = Which<typename std::tuple_element_t<(kTaken<i> ? i : kFirst), std::tuple<Rows...>>::Term>;
+  using Taken = std::bool_constant<taken(i)>;
+  template <int i>
+  using At = Which<typename std::tuple_element_t<(taken(i) ? i : first_taken()), std::tuple<Rows...>>::Term>;
 
   /// f(Which<the term>()).
   template <typename F>
   VF_DEVICE static auto call(int term, F&& f) {
     static_assert(kCount <= 64, "add cases");
     decltype(f(At<0>())) result{};
-#define VF_CASE(i)                                \
-  case i:                                         \
-    if constexpr (kTaken<i>) result = f(At<i>()); \
+#define VF_CASE(i)                                      \
+  case i:                                               \
+    if constexpr (Taken<i>::value) result = f(At<i>()); \
     break;
 #define VF_CASES(i) VF_CASE(i) VF_CASE(i + 1) VF_CASE(i + 2) VF_CASE(i + 3)
 #define VF_MORE_CASES(i) VF_CASES(i) VF_CASES(i + 4) VF_CASES(i + 8) VF_CASES(i + 12)

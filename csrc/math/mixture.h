@@ -37,12 +37,10 @@ VF_INLINE T mixture_shift(T shift) {
   return shift == -infinity<T>() ? infinity<T>() : shift;
 }
 
-/// Where a row's largest term is so large that its own rounding counts for more in an exponential than what its parts have to tell: a
-/// number whose last digit is above that rounding. Zero elsewhere, and where it would be out of range.
+/// Whether a row's largest term is so large that its own rounding counts for more in an exponential than what its parts have to tell.
 template <typename T>
-VF_INLINE T mixture_rounder(T shift) {
-  const bool rounded = abs(shift) > T(sizeof(T) == 8 ? 1e16 : 1e8) && abs(shift) < largest<T>() / T(4);
-  return rounded ? T(2) * shift : T(0);
+VF_INLINE bool mixture_rounded(T shift) {
+  return abs(shift) > T(sizeof(T) == 8 ? 1e16 : 1e8);
 }
 
 /// l_k - shift of l_k = constant + low + energy: the first difference is exact where it matters, so the parts' own sizes cost nothing.
@@ -50,11 +48,11 @@ template <typename T>
 VF_INLINE T mixture_exponent(T constant, T low, T energy, T shift) {
   return ((constant - shift) + low) + energy;
 }
-/// The same, less what the shift has lost in rounding: the exponential of the largest term is 1.
+/// The same of a rounded row: the difference of what was compared, or the largest term could have any exponential but 1.
 template <typename T>
 VF_INLINE T mixture_exponent_rounded(T constant, T low, T energy, T shift) {
-  const T rounder = mixture_rounder(shift);
-  return (mixture_exponent(constant, low, energy, shift) + rounder) - rounder;
+  const T exponent = mixture_exponent(constant, low, energy, shift), compared = (constant + energy) - shift;
+  return mixture_rounded(shift) ? compared : exponent;
 }
 
 VF_MATH_END
