@@ -1,6 +1,7 @@
 """Fixtures of every test: where data lies, which devices and backends there are, and a fixed seed."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: spinn
 
 # Bits are compared between processes here, which may measure differently; the tests of the choice set it themselves.
 os.environ.setdefault("VAE_FAST_PRODUCTS", "onednn")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: its tests of interruptions would wait in vain
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 
