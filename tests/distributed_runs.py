@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -94,6 +96,15 @@ def environment(**more):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC")}
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return kept | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | more
+
+
+def started_directly(*program, **more):
+    """Two processes as torchrun starts them, but with nobody who ends the second when the first has failed: (out, err, code) of each."""
+    run = [sys.executable, *map(str, program)]
+    env = environment(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), **more)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(run, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes) for rank in range(2)]
+    return [(*process.communicate(timeout=120), process.returncode) for process in running]
 
 
 def enter(rank, port):

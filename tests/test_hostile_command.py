@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distributed_runs import started_directly
 from matplotlib.image import imread
 from one_line_errors import one_line
 
@@ -119,13 +120,9 @@ def test_what_is_not_the_users_fault_is_not_hidden(tmp_path, monkeypatch):
 
 
 def test_fewer_rows_than_processes(tmp_path):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vae_fast", "train", *FAST]
-    run += ["--out", str(tmp_path / "run"), "--batch-size", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, capture_output=True, text=True, check=False, env=environment, timeout=120)
-    assert done.returncode != 0
-    assert done.stderr.count("vae-fast: error: --batch-size 1: expected an image for each of 2 process(es)") == 2
-    assert "ValueError" not in done.stderr
+    for _, err, code in started_directly("-m", "vae_fast", "train", *FAST, "--out", tmp_path / "run", "--batch-size", 1):
+        assert code == 2
+        assert err == "vae-fast: error: --batch-size 1: expected an image for each of 2 process(es) and --accumulate 1 pieces\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from distributed_runs import command, environment, free_port
+from distributed_runs import command, environment, free_port, started_directly
 from training_runs import images, untimed
 
 from vae_fast import cli, data
@@ -79,13 +79,22 @@ def test_full_disk_and_a_broken_checkpoint_between_restarts(pair, tmp_path):
     path = re.escape(str(tmp_path / "run" / "checkpoint.pt"))
     for words in (
         f"error: {path}: cannot be written: File too large",
-        f"error: rank 0: {path}: cannot be written",
         "restart 1: .*continuing after 1 epochs and 2 steps",
         f"{path}: not a checkpoint, broken or truncated: .* fell back on checkpoint.previous.pt; restart 2: .* after 2 epochs and 1 steps",
     ):
         assert re.search(words, done.stderr), done.stderr
     restarted, unbroken = (checkpoint.load(folder / "run" / "checkpoint.pt") for folder in (tmp_path, pair[1]))
     assert all(torch.equal(t, unbroken["model"][name]) for name, t in restarted["model"].items())
+
+
+def test_full_disk_ends_every_process(tmp_path):
+    np.save(tmp_path / "x.npy", images(230, 16).numpy())
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    ends = started_directly(tmp_path / "breaking.py", *command(tmp_path), TORCHELASTIC_RESTART_COUNT="0")
+    path = re.escape(str(tmp_path / "run" / "checkpoint.pt"))
+    for rank, (_, err, code) in enumerate(ends):
+        assert code == 2
+        assert re.search(f"^vae-fast: error: {'rank 0: ' if rank else ''}{path}: cannot be written", err, re.MULTILINE), err
 
 
 def test_restart_takes_up_its_own_job_alone(tmp_path, monkeypatch, capsys):
@@ -101,9 +110,9 @@ def test_restart_takes_up_its_own_job_alone(tmp_path, monkeypatch, capsys):
 
 
 def test_error_of_the_command_in_every_process(tmp_path):
-    done = torchrun("-m", "vae_fast", "train", "--out", tmp_path / "run", "--resume", "--shard")
-    assert done.returncode != 0
-    assert len(re.findall("vae-fast: error: .*nothing to resume", done.stderr)) == 2
+    for _, err, code in started_directly("-m", "vae_fast", "train", "--out", tmp_path / "run", "--resume", "--shard"):
+        assert code == 2
+        assert re.fullmatch("vae-fast: error: .*nothing to resume.*\n", err)
     assert not (tmp_path / "run").exists()
 
 
