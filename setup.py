@@ -1,8 +1,8 @@
 """Builds the extension. CUDA kernels are built when nvcc is found and torch is a CUDA build; the sources are whatever lies in csrc/.
 
 Environment: VAE_FAST_CUDA=0|1 forces the CUDA kernels off or on; TORCH_CUDA_ARCH_LIST picks their targets (default 8.0 and 9.0 with PTX);
-VAE_FAST_NO_EXTENSION=1 installs without an extension (reference backend); VAE_FAST_DEBUG=1 keeps debugging symbols, which take a quarter of
-the compiler's time and nineteen twentieths of the file.
+VAE_FAST_NO_EXTENSION=1 installs without an extension (reference backend); VAE_FAST_DEBUG=1 keeps debugging symbols, nineteen twentieths of
+the file.
 
 In a checkout (`pip install -e .`, `python setup.py build_ext --inplace`) objects are kept in build/extension: an edit compiles what it
 touches. Where ccache is found, torch compiles through it, and clones of the repository share what was compiled.

@@ -48,8 +48,9 @@ class Likelihood:
         """The kernels' name for it, with ``given`` of its parameters."""
         if given < len(self.parameters) and self.family_alone is not None:
             return self.family_alone
-        variant = self.scale if self.scale is not None else (clip or "none") if len(self.clips) > 1 else ""
-        return f"{self.family}.{variant}".rstrip(".")
+        if self.scale is not None:
+            return f"{self.family}.{self.scale}"
+        return f"{self.family}.{clip or 'none'}" if len(self.clips) > 1 else self.family
 
     def completed(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The inputs of :meth:`term` beside x: a scale of 1 is filled in where there is no term without one."""

@@ -46,13 +46,6 @@ class _Loss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-def _check_likelihood(likelihood: str | LogProb, clip: str | None, eps: float) -> None:
-    if not callable(likelihood):
-        check.likelihood(likelihood, clip, eps)
-    elif clip is not None:
-        raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
-
-
 def _check_common(reduction: str, **dims: int) -> None:
     check.one_of("reduction", reduction, check.REDUCTIONS)
     for name, value in dims.items():
@@ -99,7 +92,7 @@ class ELBOLoss(_Loss):
         check_data: bool = False,
     ) -> None:
         """See the class."""
-        _check_likelihood(likelihood, clip, eps)
+        check.any_likelihood(likelihood, clip, eps)
         _check_common(reduction, event_dim=event_dim, latent_dim=latent_dim)
         check.flag("donate_recon", donate_recon)
         check.flag("check_data", check_data)
@@ -162,7 +155,7 @@ class IWAELoss(_Loss):
         check_data: bool = False,
     ) -> None:
         """See the class."""
-        _check_likelihood(likelihood, clip, eps)
+        check.any_likelihood(likelihood, clip, eps)
         _check_common(reduction, event_dim=event_dim, latent_dim=latent_dim)
         check.flag("check_data", check_data)
         super().__init__(

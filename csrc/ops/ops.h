@@ -23,6 +23,7 @@ using Numbers = at::ArrayRef<double>;  // a term's parameters
 // A row-summed term with its parameters. Here and below `param_at` (of the first), `floor_at` and `beta_at`, where given, hold the number
 // on the device and replace the one beside them:
 // a number that changes from call to call then neither waits for the device nor makes torch.compile compile again.
+//   inputs: each broadcast to (*batch, *event); result (*batch); grad (*batch); gradients: each as its input
 Tensor term_kernel(TensorList inputs, string_view term, Numbers params, const OptionalTensor& param_at, int64_t event_dim);
 /// Gradients of the inputs that `mask` marks, in order.
 Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view term, Numbers params, const OptionalTensor& param_at,
@@ -34,6 +35,8 @@ Tensor term(const Tensors& inputs, const std::string& term, Numbers params, cons
 #define VF_ELBO_SETTINGS                                                                                             \
   string_view likelihood, Numbers params, string_view kl, double floor, const OptionalTensor &floor_at, double beta, \
       const OptionalTensor &beta_at, int64_t event_dim, int64_t latent_dim
+//   likelihood_inputs: x, then the decoder's parameters, broadcast to (*batch, *event); kl_inputs: mu, logvar and perhaps a prior's,
+//   broadcast to (*batch, *latent); result (*batch), or () of a loss
 Tensor elbo_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS);
 Tensors elbo_backward_kernel(const Tensor& grad, TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, const Mask& mask);
 /// The loss and, in the same pass, its gradients in the inputs that `mask` marks.
@@ -47,6 +50,7 @@ Tensor elbo(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_ELBO_
 Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_ELBO_SETTINGS, bool mean, bool donate);
 
 // A decoder's last layer and its Bernoulli likelihood, by rows, or summed over them (or averaged) with the gradients of the same pass.
+//   x (*batch, D), h (*batch, H), weight (D, H), bias (D,); result (*batch), or () of a sum
 Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
                                Numbers params);
 Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
@@ -65,7 +69,7 @@ Tensor linear_bernoulli(const Tensor& x, const Tensor& h, const Tensor& weight, 
 Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
                             Numbers params, bool mean);
 
-/// torch's linear layer, its products by the fastest library at hand (product.h); eager only.
+/// torch's linear layer, its products by the fastest library at hand (product.h); eager only. input (*batch, H), weight (D, H), bias (D,).
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
 /// The same as CPU autocast to bfloat16 has it, with copies of the float32 weight and bias that are cast already.
 Tensor linear_bfloat16(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const Tensor& weight_copy,
@@ -73,6 +77,7 @@ Tensor linear_bfloat16(const Tensor& input, const Tensor& weight, const Optional
 
 // Sampling. `inputs` are mu, scale and, with a KL against a prior, its mean and scale; `term` names the KL, or just the scale form.
 // rng_state is int64 (seed, offset); it or noise is given.
+//   inputs: broadcast to (*batch, *event); noise and z (num_samples, *batch, *event), or (*batch, *event) for num_samples 0; kl (*batch)
 Tensor reparameterize_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state, string_view scale,
                              int64_t num_samples);
 std::tuple<Tensor, Tensor> reparameterize_with_kl_kernel(TensorList inputs, const OptionalTensor& noise, const OptionalTensor& rng_state,
@@ -94,6 +99,7 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl(const Tensors& inputs, const O
 Tensor draw_seed_kernel(const Tensor& like, std::optional<at::Generator> generator);
 
 // log sum_k w_k e^{a_k}.
+//   a and weights: broadcast to one shape; result and grad: that without `dim`
 Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t dim);
 Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim,
                                   const Mask& mask);
@@ -101,6 +107,8 @@ Tensor logsumexp_autograd(const Tensor& a, const OptionalTensor& weights, int64_
 Tensor logsumexp(const Tensor& a, const OptionalTensor& weights, int64_t dim);
 
 // Mixtures of Gaussians. The second result, (2, rows), holds what the backward pass needs of each row: the largest term and their sum.
+//   x (*batch, D), weight_logits (K,), means (K, D); scale: diag (K, D), spherical (K,), tied (D, D), full (K, D, D); log p(x) (*batch);
+//   responsibilities (*batch, K); sums of the statistics: (K,), (K, D) and as scale
 std::tuple<Tensor, Tensor> mixture_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
                                           string_view covariance, string_view precision);
 Tensors mixture_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
@@ -135,6 +143,7 @@ Tensor reduce(const Tensor& t, bool mean);
 double fma_probe(Tensor sink, int64_t iterations);
 
 // Mixture density networks: the parameters come with each row.
+//   y (*batch, D), weight_logits (*batch, K), means (*batch, K, D), log_scale (*batch, K, D) or (*batch, K); result (*batch)
 Tensor mdn_kernel(const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale, double floor);
 Tensors mdn_backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale,
                             const Tensor& log_prob, double floor, const Mask& mask);

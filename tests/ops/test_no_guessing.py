@@ -46,10 +46,10 @@ def test_a_new_likelihood_is_not_taken_for_another(name, backend):
     if name in ("mean_of", "sample", "reconstruct"):
         torch.manual_seed(0)
         mean = USES[name](model)
-        monkey = vae(likelihood="gaussian")
-        monkey.load_state_dict(model.state_dict())
+        gaussian = vae(likelihood="gaussian")
+        gaussian.load_state_dict(model.state_dict())
         torch.manual_seed(0)
-        assert torch.equal(mean, USES[name](monkey) + 7)
+        assert torch.equal(mean, USES[name](gaussian) + 7)
         return
     with pytest.raises(ValueError, match="term='poisson': expected one of kl"):
         USES[name](model)

@@ -128,10 +128,14 @@ def test_tensors_that_the_function_holds_get_their_gradients(backend):
         f().backward()
         return [t.grad.clone() for t in (x, loc, mu, logvar, log_scale, *layer.parameters())]
 
+    calls = []
+
     def held(x, recon):
+        calls.append(recon)
         return laplace(x, layer(recon), log_scale)
 
     got = run(lambda: vae_fast.elbo_loss(x, loc, mu, logvar, likelihood=held))
+    assert len(calls) == 1
     for a, b in zip(got, run(lambda: plain(x, layer(loc), log_scale, mu, logvar)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -147,9 +151,27 @@ def test_a_held_part_of_a_larger_graph_is_left_alone(backend):
         (f() + log_scale.sum()).backward(retain_graph=True)
         return weight.grad.clone(), loc.grad.clone()
 
-    got = grads(lambda: vae_fast.elbo_loss(x, loc, mu, logvar, likelihood=lambda x, m: laplace(x, m, log_scale)))
+    calls = []
+
+    def held(x, m):
+        calls.append(m)
+        return laplace(x, m, log_scale)
+
+    got = grads(lambda: vae_fast.elbo_loss(x, loc, mu, logvar, likelihood=held))
+    assert len(calls) == 1
     for a, b in zip(got, grads(lambda: plain(x, loc, log_scale, mu, logvar)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("through", [False, True], ids=["itself", "what it is made of"])
+def test_an_argument_that_the_function_holds_too(backend, through):
+    """The gradient is the sum of both ways."""
+    x, leaf, _, mu, logvar = leaves(tensors())
+    loc = leaf.exp() if through else leaf
+    got = torch.autograd.grad(vae_fast.elbo_loss(x, loc, mu, logvar, likelihood=lambda x, m: laplace(x, m, leaf * 0.1)), leaf)[0]
+    loc = leaf.exp() if through else leaf
+    want = torch.autograd.grad(plain(x, loc, leaf * 0.1, mu, logvar), leaf)[0]
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_what_the_function_saves_is_gone_after_the_forward_pass():

@@ -24,6 +24,8 @@ from vae_fast.errors import FileError
 from vae_fast.files import atomic_write
 
 __all__ = [
+    "MNIST_MD5",
+    "MNIST_MIRRORS",
     "Dataset",
     "binarized",
     "default_data_dir",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -82,6 +82,8 @@ def positive_int(name: str, value: int) -> None:
 def count(name: str, value: int) -> None:
     """Refuse anything but an integer of at least 0."""
     integer(name, value)
+    if value < 0:
+        raise ValueError(f"{name}={shown(value)}: expected at least 0")
     if value != 0:
         positive_int(name, value)
 
@@ -232,6 +234,14 @@ def likelihood(name: str, clip_mode: str | None, eps: float) -> Likelihood:
         raise ValueError(f"clip={shown(clip_mode)}: expected None for likelihood={name!r}")
     clip(clip_mode, eps)
     return found
+
+
+def any_likelihood(value: str | Callable[..., Tensor], clip_mode: str | None, eps: float) -> None:
+    """Refuse what is neither a likelihood's name nor a function, and a clip mode that it does not have."""
+    if not callable(value):
+        likelihood(value, clip_mode, eps)
+    elif clip_mode is not None:
+        raise ValueError(f"clip={shown(clip_mode)}: expected None for a likelihood that is a function")
 
 
 def gaussian(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> torch.Size:

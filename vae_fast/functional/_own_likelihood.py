@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import reduce, row_sum
 from vae_fast.functional._numbers import Number, number
 from vae_fast.functional.gaussian import floor_of, kl_term
@@ -51,14 +52,16 @@ class Head:
         recon: Any,
         mu: Tensor,
         logvar: Tensor,
-        *,
         beta: Number,
         prior_mu: Tensor | None,
         prior_logvar: Tensor | None,
         free_bits: Number | None,
         latent_dim: int,
+        check_data: bool,
     ) -> None:
         """Check all but the function's own arguments."""
+        if values.wanted(check_data):
+            values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
         shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar")
         check.event_dims("latent_dim", latent_dim, "mu", shape)
         self.f, self.latent_dim, self.batch = f, latent_dim, shape[: len(shape) - latent_dim]
@@ -84,26 +87,32 @@ class Head:
 
     def loss(self, reduction: str) -> Tensor:
         """The negative ELBO, reduced; its gradients are written at once where that is all of them."""
-        leaves = [t for t in self.arguments if isinstance(t, Tensor) and t.requires_grad]
-        if reduction == "none" or not leaves or not torch.is_grad_enabled() or not _eager(self.arguments):
-            return self.reduced(reduction)
-        if any(t.dtype in (torch.float16, torch.bfloat16) for t in leaves):
-            return self.reduced(reduction)  # a half gradient waits for the loss's scale
-        begun = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         places = [i for i, t in enumerate(self.arguments) if isinstance(t, Tensor) and t.requires_grad]
-        own = [t.detach().requires_grad_() if i in places else t for i, t in enumerate(self.arguments)]
-        loss = self.reduced(reduction, *own)
-        held = _leaves_of(loss, begun)
-        if held is None:
-            return self.reduced(reduction)
-        wanted = [own[i] for i in places]
-        held = [t for t in held if all(t is not w for w in wanted)]
-        grads = torch.autograd.grad(loss, [*wanted, *held], allow_unused=True)
-        return _Written.apply(_Result(self, reduction, places, loss.detach(), list(grads)), *leaves, *held)  # type: ignore[no-any-return,no-untyped-call]
+        given = [self.arguments[i] for i in places]
+        if reduction == "none" or not places or not torch.is_grad_enabled() or not _eager(self.arguments):
+            return self.reduced(reduction, self.arguments)
+        if any(t.dtype in (torch.float16, torch.bfloat16) for t in given):
+            return self.reduced(reduction, self.arguments)  # a half gradient waits for the loss's scale
+        begun = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        own = [t.view_as(t) for t in given]
+        loss = self.reduced(reduction, self.with_own(places, own))
+        nodes = [t.grad_fn for t in own]
+        held = _leaves_of([loss.grad_fn], nodes, begun)
+        if held is None or _lead_to(nodes, held):
+            return loss  # a part of this graph is wanted by another, or leads where the arguments do: left to autograd
+        grads = torch.autograd.grad(loss, [*own, *held], allow_unused=True)
+        return _Written.apply(_Result(self, reduction, places, loss.detach(), list(grads)), *given, *held)  # type: ignore[no-any-return,no-untyped-call]
 
-    def reduced(self, reduction: str, *arguments: Any) -> Tensor:
+    def with_own(self, places: Sequence[int], own: Sequence[Tensor]) -> list[Any]:
+        """The arguments, with others in these places."""
+        arguments = list(self.arguments)
+        for i, t in zip(places, own, strict=True):
+            arguments[i] = t
+        return arguments
+
+    def reduced(self, reduction: str, arguments: Sequence[Any]) -> Tensor:
         """The loss as a graph of its own."""
-        return reduce(-self.elbo(*(arguments or self.arguments)), reduction)
+        return reduce(-self.elbo(*arguments), reduction)
 
 
 def _eager(arguments: Sequence[Any]) -> bool:
@@ -114,10 +123,10 @@ def _eager(arguments: Sequence[Any]) -> bool:
     return all(type(t) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
 
 
-def _leaves_of(result: Tensor, begun: int) -> list[Tensor] | None:
-    """The leaves that the graph of ``result`` leads to; None if a part of it is older than ``begun``: that may be wanted elsewhere, too."""
+def _leaves_of(starts: Sequence[Any], stops: Sequence[Any], begun: int) -> list[Tensor] | None:
+    """The leaves that a graph leads to from ``starts`` without passing ``stops``; None if it passes a node older than ``begun``."""
     found: dict[int, Tensor] = {}
-    seen, left = set(), [result.grad_fn]
+    seen, left = set(stops), list(starts)
     while left:
         node = left.pop()
         if node is None or node in seen:
@@ -129,6 +138,14 @@ def _leaves_of(result: Tensor, begun: int) -> list[Tensor] | None:
             return None
         left += [following for following, _ in node.next_functions]
     return list(found.values())
+
+
+def _lead_to(nodes: Sequence[Any], leaves: Sequence[Tensor]) -> bool:
+    """Whether the graph behind these nodes leads to one of the leaves."""
+    if not leaves:
+        return False  # and no walk through the model's graph
+    behind = _leaves_of(nodes, (), 0) or ()
+    return any(t is leaf for t in behind for leaf in leaves)
 
 
 @dataclass
@@ -160,10 +177,8 @@ class _Written(torch.autograd.Function):
             return None, *(None if g is None else g * upstream for g in grads)  # not in place: torch may share one between inputs
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            arguments = list(result.head.arguments)
-            own = [t.view_as(t) if create_graph else t.detach().requires_grad_() for t in leaves[: len(result.places)]]
-            for i, t in zip(result.places, own, strict=True):
-                arguments[i] = t
-            loss = result.head.reduced(result.reduction, *arguments)
-            again = torch.autograd.grad(loss, [*own, *leaves[len(own) :]], upstream, create_graph=create_graph, allow_unused=True)
+            count = len(result.places)
+            own = [t.view_as(t) if create_graph else t.detach().requires_grad_() for t in leaves[:count]]
+            loss = result.head.reduced(result.reduction, result.head.with_own(result.places, own))
+            again = torch.autograd.grad(loss, [*own, *leaves[count:]], upstream, create_graph=create_graph, allow_unused=True)
         return None, *again

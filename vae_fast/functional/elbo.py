@@ -123,31 +123,6 @@ def _arguments(
     return lik_inputs, kl_inputs, lik, params, kl, floor, beta, event_dim, latent_dim
 
 
-def _own_head(
-    f: LogProb,
-    x: Any,
-    recon: Any,
-    mu: Tensor,
-    logvar: Tensor,
-    beta: float | Tensor,
-    clip: str | None,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
-    free_bits: float | Tensor | None,
-    latent_dim: int,
-    check_data: bool,
-) -> Head:
-    """An ELBO whose likelihood is a function."""
-    if clip is not None:
-        raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
-    head = Head(
-        f, x, recon, mu, logvar, beta=beta, prior_mu=prior_mu, prior_logvar=prior_logvar, free_bits=free_bits, latent_dim=latent_dim
-    )
-    if values.wanted(check_data):
-        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
-    return head
-
-
 @overridable
 def elbo(
     x: Tensor,
@@ -181,7 +156,8 @@ def elbo(
         logvar: posterior log-variance.
         likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"`` or ``"laplace"``; or a function ``f(x, recon)``
             (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does:
-            ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business.
+            ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business. :func:`elbo_loss`
+            calls it once, and once more for a second derivative or a second backward pass, where it has to compute the same.
         beta: weight of the KL: a number, or a 0-d tensor, which is read on the device: nothing waits for it, and a value that changes
             is not compiled anew. It gets no gradient. 0 leaves nothing of the KL or its gradient, even where they are out of range, as
             0 times their true values would not either (a warm-up may begin at 0); NaN still shows. Below 0 the two terms have opposite
@@ -208,7 +184,8 @@ def elbo(
         torch.Size([4])
     """
     if callable(likelihood):
-        head = _own_head(likelihood, x, recon, mu, logvar, beta, clip, prior_mu, prior_logvar, free_bits, latent_dim, check_data)
+        check.any_likelihood(likelihood, clip, eps)
+        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data)
         return head.elbo(*head.arguments)
     k = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
@@ -276,9 +253,8 @@ def elbo_loss(
     if callable(likelihood):
         if donate_recon:
             raise ValueError("donate_recon=True: expected a likelihood by name, a function may need recon; use donate_recon=False here")
-        return _own_head(likelihood, x, recon, mu, logvar, beta, clip, prior_mu, prior_logvar, free_bits, latent_dim, check_data).loss(
-            reduction
-        )
+        check.any_likelihood(likelihood, clip, eps)
+        return Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data).loss(reduction)
     k: Any = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):

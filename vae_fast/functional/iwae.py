@@ -76,8 +76,7 @@ def iwae_loss(
     if values.wanted(check_data):
         values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
     if callable(likelihood):
-        if clip is not None:
-            raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
+        check.any_likelihood(likelihood, clip, eps)
         log_p_x = own_log_prob(likelihood, x, recon)
         batch = z.shape[: z.ndim - latent_dim]
         if log_p_x.shape != batch:

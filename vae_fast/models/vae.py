@@ -106,10 +106,7 @@ class VAE(nn.Module):
     ) -> None:
         """See the class."""
         super().__init__()
-        if not callable(likelihood):
-            check.likelihood(likelihood, clip, eps)
-        elif clip is not None:
-            raise ValueError(f"clip={check.shown(clip)}: expected None for a likelihood that is a function")
+        check.any_likelihood(likelihood, clip, eps)
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             check.module(name, part)
         check.positive_int("event_dim", event_dim)

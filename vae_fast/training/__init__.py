@@ -4,44 +4,5 @@
 many processes, ``checkpoint`` (with ``archive`` and ``checkpoint_content``) is what it resumes from.
 """
 
-from vae_fast.training.fit import (
-    COLUMNS,
-    Batches,
-    Checkpoints,
-    Hardware,
-    Keywords,
-    Optimization,
-    Processes,
-    Record,
-    Schedule,
-    Transform,
-    adam,
-    autocast,
-    evaluate,
-    evaluate_log_prob,
-    fit,
-    progress_bar,
-    say,
-    warmup,
-)
-
-__all__ = [
-    "COLUMNS",
-    "Batches",
-    "Checkpoints",
-    "Hardware",
-    "Keywords",
-    "Optimization",
-    "Processes",
-    "Record",
-    "Schedule",
-    "Transform",
-    "adam",
-    "autocast",
-    "evaluate",
-    "evaluate_log_prob",
-    "fit",
-    "progress_bar",
-    "say",
-    "warmup",
-]
+from vae_fast.training.fit import *  # noqa: F403
+from vae_fast.training.fit import __all__ as __all__
