@@ -2,10 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import interpreters
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: spinning ones starve a machine that runs other things
@@ -102,9 +101,7 @@ def python():
 
     def run(code, check=True, path=ROOT, **env):
         kept = {k: v for k, v in os.environ.items() if k not in ("VAE_FAST_BACKEND", "VAE_FAST_ISA")}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=kept | {"PYTHONPATH": str(path)} | env, cwd=path, capture_output=True, text=True, timeout=300
-        )
+        done = interpreters.run("-c", code, environment=kept | {"PYTHONPATH": str(path)} | env, folder=path)
         assert not check or done.returncode == 0, done.stderr
         return done
 

@@ -4,10 +4,9 @@ import importlib
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import interpreters
 import pytest
 from matplotlib.image import imread
 
@@ -17,8 +16,7 @@ EXAMPLES = ROOT / "examples"
 
 def run(script, *options):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(EXAMPLES / script), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    return interpreters.run(EXAMPLES / script, *options, environment=environment)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import importlib
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import interpreters
 import pytest
 from matplotlib.image import imread
 
@@ -154,9 +154,8 @@ def test_evidence(quick):
 
 
 def run_bayesian(out, **environment):
-    command = [sys.executable, str(EXAMPLES / "bayesian_networks.py"), "--quick", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*environment.values(), str(EXAMPLES.parent)])}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    return interpreters.run(EXAMPLES / "bayesian_networks.py", "--quick", "--out", out, environment=environment)
 
 
 def test_bayesian_networks(tmp_path):
