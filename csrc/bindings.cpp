@@ -44,6 +44,9 @@ TORCH_LIBRARY(vae_fast, m) {
   m.def("elbo_backward(Tensor grad, " VF_ELBO_SCHEMA ", bool[] mask) -> Tensor[]");
   m.def("elbo_loss(" VF_ELBO_SCHEMA ", bool mean) -> Tensor");
   m.def("elbo_loss_with_grad(" VF_ELBO_SCHEMA ", bool mean, bool[] mask) -> (Tensor, Tensor[])");
+  m.def("elbo_parts(" VF_ELBO_SCHEMA ") -> (Tensor, Tensor, Tensor)");
+  m.def("elbo_loss_parts(" VF_ELBO_SCHEMA ", bool mean) -> (Tensor, Tensor, Tensor)");
+  m.def("elbo_loss_parts_with_grad(" VF_ELBO_SCHEMA ", bool mean, bool[] mask) -> (Tensor, Tensor, Tensor, Tensor[])");
 #undef VF_ELBO_SCHEMA
   m.def("linear_bernoulli(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params) -> Tensor");
   m.def(
@@ -93,6 +96,9 @@ void register_kernels(torch::Library& m) {
   m.impl("elbo_backward", &ops::elbo_backward_kernel);
   m.impl("elbo_loss", &ops::elbo_loss_kernel);
   m.impl("elbo_loss_with_grad", &ops::elbo_loss_with_grad_kernel);
+  m.impl("elbo_parts", &ops::elbo_parts_kernel);
+  m.impl("elbo_loss_parts", &ops::elbo_loss_parts_kernel);
+  m.impl("elbo_loss_parts_with_grad", &ops::elbo_loss_parts_with_grad_kernel);
   m.impl("linear_bernoulli", &ops::linear_bernoulli_kernel);
   m.impl("linear_bernoulli_backward", &ops::linear_bernoulli_backward_kernel);
   m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_kernel);
@@ -123,6 +129,8 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("term", &ops::term_autograd);
   m.impl("elbo", &ops::elbo_autograd);
   m.impl("elbo_loss", &ops::elbo_loss_autograd);
+  m.impl("elbo_parts", &ops::elbo_parts_autograd);
+  m.impl("elbo_loss_parts", &ops::elbo_loss_parts_autograd);
   m.impl("linear_bernoulli", &ops::linear_bernoulli_autograd);
   m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_autograd);
   m.impl("reparameterize", &ops::reparameterize_autograd);
@@ -138,6 +146,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("term", &ops::term, release);
   m.def("elbo", &ops::elbo, release);
   m.def("elbo_loss", &ops::elbo_loss, release);
+  m.def("elbo_parts", &ops::elbo_parts, release);
+  m.def("elbo_loss_parts", &ops::elbo_loss_parts, release);
   m.def("linear_bernoulli", &ops::linear_bernoulli, release);
   m.def("linear_bernoulli_sum", &ops::linear_bernoulli_sum, release);
   m.def("linear", &ops::linear, release);

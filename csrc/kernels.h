@@ -11,7 +11,8 @@
 namespace vae_fast {
 
 /// value[r] = sum over terms of coefficient * sum over columns of f(inputs); loss = loss_scale * sum over r of value[r]; the gradient
-/// streams that are not null receive row_grad * df/dinput. One pass over every input; a gradient may lie over its own input.
+/// streams that are not null receive row_grad * df/dinput. One pass over every input; a gradient may lie over its own input. On request
+/// the sums of each of two terms are written beside them, without its coefficient.
 struct RowTermsArgs {
   int32_t terms_used = 1;  // 1, or 2: a likelihood and a KL of the same rows
   TermArgs term[2];
@@ -20,7 +21,11 @@ struct RowTermsArgs {
   void* value = nullptr;   // (rows,), may be null
   void* loss = nullptr;    // (), may be null
   double loss_scale = 1.0;
-  // CUDA only, with loss: one partial sum per thread block, and a counter that is 0 and is left at 0.
+  // Of each of two terms, before its coefficient, both or neither: (rows,) beside value; () beside loss, times part_scale; may be null.
+  void* part_value[2] = {};
+  void* part_loss[2] = {};
+  double part_scale = 1.0;
+  // CUDA only, with loss: row_terms_partials of them, and a counter that is 0 and is left at 0.
   double* partials = nullptr;
   uint32_t* counter = nullptr;
   // A number in the compute type, read when the kernel runs: if it is a power of two, nothing is done (see scale_unless_one). May be null.
@@ -188,8 +193,8 @@ void scale(void* data, DType dtype, int64_t count, double scale);
 
 #if defined(__CUDACC__) || defined(VF_WITH_CUDA)
 namespace cuda {
-/// Thread blocks that row_terms will launch, which is how many partial sums it needs.
-int64_t row_terms_blocks(const RowTermsArgs& args);
+/// Partial sums that row_terms needs: one per thread block of the loss, and of each of its parts.
+int64_t row_terms_partials(const RowTermsArgs& args);
 cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream);
 cudaError_t sample(const SampleArgs& args, cudaStream_t stream);
 cudaError_t sample_backward(const SampleBackwardArgs& args, cudaStream_t stream);

@@ -59,6 +59,8 @@ CASES = {
     "elbo_loss, sum": (HEAD, lambda **t: vae_fast.elbo_loss(**t, reduction="sum", beta=torch.tensor(0.5)), "P"),
     "elbo_loss, none": (HEAD, lambda **t: vae_fast.elbo_loss(**t, reduction="none"), "S0"),
     "elbo_loss, prior": (HEAD | {"prior_mu": (2,), "prior_logvar": (2,)}, vae_fast.elbo_loss, "P"),
+    "elbo_loss, parts": (HEAD, lambda **t: vae_fast.elbo_loss(**t, return_parts=True), "P P P"),
+    "elbo_loss, parts, none": (HEAD, lambda **t: vae_fast.elbo_loss(**t, reduction="none", return_parts=True), "S0 S0 S0"),
     "elbo_loss, K samples": (HEAD | {"recon": (K, "n", 4)}, vae_fast.elbo_loss, "P"),
     "elbo_loss, donated": (HEAD, lambda recon, **t: vae_fast.elbo_loss(recon=recon * 1.0, **t, donate_recon=True), "P"),
     "iwae_loss": (HEAD | {"recon": (K, "n", 4), "z": (K, "n", 2)}, lambda **t: vae_fast.iwae_loss(**t, reduction="sum"), "P"),

@@ -100,9 +100,10 @@ def _op(name: str, settle: _Settle, *results: str) -> dict[str, _Op]:
     return {name: (settle, results), f"{name}_backward": (settle, ("gradients",))}
 
 
-def _total(name: str, settle: _Settle) -> dict[str, _Op]:
-    """A sum over the batch, alone and with the gradients that are written on the way."""
-    return {name: (settle, ("total",)), f"{name}_with_grad": (settle, ("total", "gradients"))}
+def _total(name: str, settle: _Settle, sums: int = 1) -> dict[str, _Op]:
+    """Sums over the batch, alone and with the gradients that are written on the way."""
+    totals = ("total",) * sums
+    return {name: (settle, totals), f"{name}_with_grad": (settle, (*totals, "gradients"))}
 
 
 #: Each op: the function above, and the kinds of its results (see _Call.axes_of).
@@ -110,6 +111,8 @@ _OPS: dict[str, _Op] = {
     **_op("term", _term, "batch"),
     **_op("elbo", _elbo, "batch"),
     **_total("elbo_loss", _elbo),
+    "elbo_parts": (_elbo, ("batch", "batch", "batch")),
+    **_total("elbo_loss_parts", _elbo, 3),
     **_op("linear_bernoulli", _linear_bernoulli, "batch"),
     **_total("linear_bernoulli_sum", _linear_bernoulli),
     **_op("reparameterize", _reparameterize, "sample"),
@@ -256,8 +259,9 @@ class _Call:
         results = op(*local.values())
         if mean:
             rows = math.prod(self.sizes.values())
-            for t in [results] if isinstance(results, Tensor) else [results[0], *results[1]]:
-                t.mul_(1.0 / rows if rows else math.nan)
+            for result in [results] if isinstance(results, Tensor) else results:
+                for t in [result] if isinstance(result, Tensor) else result:
+                    t.mul_(1.0 / rows if rows else math.nan)
         if len(self.results) == 1:
             return self._wrapped(self.results[0], results)
         return tuple(self._wrapped(kind, t) for kind, t in zip(self.results, results, strict=True))

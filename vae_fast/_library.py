@@ -65,6 +65,18 @@ def _elbo_loss_with_grad_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> t
     return _elbo_loss_fake(x, z), _empty_gradients([*x, *z], rest[-1])
 
 
+def _elbo_parts_fake(x: list[Tensor], z: list[Tensor], *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _elbo_fake(x, z, *settings), _elbo_fake(x, z, *settings), _elbo_fake(x, z, *settings)
+
+
+def _elbo_loss_parts_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _elbo_loss_fake(x, z), _elbo_loss_fake(x, z), _elbo_loss_fake(x, z)
+
+
+def _elbo_loss_parts_with_grad_fake(x: list[Tensor], z: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    return *_elbo_loss_parts_fake(x, z), _empty_gradients([*x, *z], rest[-1])
+
+
 def _linear_bernoulli_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> Tensor:
     return h.new_empty(torch.broadcast_shapes(x.shape[:-1], h.shape[:-1]), dtype=reference.compute_dtype([h]))
 
@@ -282,6 +294,9 @@ def _register() -> None:
         "elbo_backward": _elbo_backward_fake,
         "elbo_loss": _elbo_loss_fake,
         "elbo_loss_with_grad": _elbo_loss_with_grad_fake,
+        "elbo_parts": _elbo_parts_fake,
+        "elbo_loss_parts": _elbo_loss_parts_fake,
+        "elbo_loss_parts_with_grad": _elbo_loss_parts_with_grad_fake,
         "linear_bernoulli": _linear_bernoulli_fake,
         "linear_bernoulli_backward": _linear_bernoulli_backward_fake,
         "linear_bernoulli_sum": _linear_bernoulli_sum_fake,

@@ -18,7 +18,7 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
 from vae_fast.functional._numbers import setting
 from vae_fast.functional._own_likelihood import LogProb
-from vae_fast.functional.elbo import Recon
+from vae_fast.functional.elbo import Parts, Recon
 from vae_fast.terms import SCALES
 
 __all__ = ["BernoulliNLLLoss", "ELBOLoss", "GaussianKL", "GaussianNLLLoss", "IWAELoss"]
@@ -56,14 +56,16 @@ class ELBOLoss(_Loss):
     r"""The loss of a VAE, :func:`vae_fast.elbo_loss`: :math:`-\log p(x \mid z) + \beta\, \mathrm{KL}(q \| p)`, in nats.
 
     Args:
-        likelihood, beta, clip, eps, free_bits, event_dim, latent_dim, donate_recon, check_data: as in :func:`vae_fast.elbo_loss`.
+        likelihood, beta, clip, eps, free_bits, event_dim, latent_dim, return_parts, donate_recon, check_data: as in
+            :func:`vae_fast.elbo_loss`.
         reduction: over the batch: ``"mean"`` (over samples, never over pixels), ``"sum"`` or ``"none"``.
 
     Shape:
         - x: ``(*batch, *event)``; floating, bool or uint8 (read as ``x / 255``).
         - recon: ``(*batch, *event)``, or a (mean, logvar) pair of it for ``"gaussian"``.
         - mu, logvar: ``(*batch, *latent)``; prior_mu, prior_logvar: broadcast against them, None is N(0, 1).
-        - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is).
+        - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is); with ``return_parts`` three of them,
+          ``(loss, likelihood, kl)``.
 
     Raises:
         TypeError, ValueError: for an option (here), or a tensor (when called), naming it, what came and what was expected.
@@ -88,12 +90,14 @@ class ELBOLoss(_Loss):
         event_dim: int = 1,
         latent_dim: int = 1,
         reduction: str = "mean",
+        return_parts: bool = False,
         donate_recon: bool = False,
         check_data: bool = False,
     ) -> None:
         """See the class."""
         check.any_likelihood(likelihood, clip, eps)
         _check_common(reduction, event_dim=event_dim, latent_dim=latent_dim)
+        check.flag("return_parts", return_parts)
         check.flag("donate_recon", donate_recon)
         check.flag("check_data", check_data)
         if donate_recon and reduction == "none":
@@ -107,15 +111,17 @@ class ELBOLoss(_Loss):
             event_dim=event_dim,
             latent_dim=latent_dim,
             reduction=reduction,
+            return_parts=return_parts,
             donate_recon=donate_recon,
             check_data=check_data,
         )
 
     def forward(
         self, x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
-    ) -> Tensor:
-        """The loss of a batch; shapes: see the class."""
-        return F.elbo_loss(x, recon, mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, **self._chosen())
+    ) -> Tensor | Parts:
+        """The loss of a batch, or with its parts; shapes: see the class."""
+        loss: Tensor | Parts = F.elbo_loss(x, recon, mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, **self._chosen())
+        return loss
 
 
 class IWAELoss(_Loss):

@@ -46,14 +46,32 @@ def elbo(
     latent_dim: int,
 ) -> Tensor:
     """Row-summed likelihood minus ``beta`` times row-summed KL, one value per sample."""
+    return elbo_parts(likelihood_inputs, kl_inputs, likelihood, params, kl, floor, beta, event_dim, latent_dim)[0]
+
+
+def elbo_parts(
+    likelihood_inputs: Sequence[Tensor],
+    kl_inputs: Sequence[Tensor],
+    likelihood: str,
+    params: Sequence[float],
+    kl: str,
+    floor: Number,
+    beta: Number,
+    event_dim: int,
+    latent_dim: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`elbo`, and the two that it is made of, without gradients."""
     like = compute_dtype([*likelihood_inputs, *kl_inputs])  # one precision for both terms
     log_prob = term(likelihood, [to_compute(t, like) for t in likelihood_inputs], params, event_dim)
     latents = [to_compute(t, like) for t in kl_inputs]
+    divergence = counted = term(kl, latents, [floor], latent_dim)
     off = beta == 0
     if off is not False:  # nothing is left of a KL or a derivative that is out of range, but NaN shows: that of harmless numbers, then
         unit = (0.0, UNIT_SCALE[kl.partition(".")[2]]) * 2
-        latents = [t.masked_fill(~t.isnan() & off, u) for t, u in zip(latents, unit, strict=False)]
-    return log_prob - beta * term(kl, latents, [floor], latent_dim)
+        harmless = [t.masked_fill(~t.isnan() & off, u) for t, u in zip(latents, unit, strict=False)]
+        counted = term(kl, harmless, [floor], latent_dim)
+    value = log_prob - beta * counted
+    return value, log_prob.detach().expand(value.shape), divergence.detach().expand(value.shape)
 
 
 def linear_bernoulli(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, name: str, params: Sequence[float]) -> Tensor:

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../math/half.h"
+#include "../math/term.h"
 #include "parallel.h"
 #include "table.h"
 
@@ -98,10 +99,24 @@ void row_terms(const RowTermsArgs& given) {
     longest = a.term[t].columns > longest ? a.term[t].columns : longest;
   }
   const bool sums = a.value != nullptr || a.loss != nullptr;
-  double loss = 0.0;
+  // What becomes of the sums of a row's terms: its value, which is returned.
+  const auto take = [&](int64_t row, const double (&sum)[2]) {
+    double value = 0.0;
+    for (int t = 0; t < a.terms_used; ++t) {
+      value += generic::math::weighed(a.term[t].coefficient, sum[t]);
+      if (a.part_value[t] != nullptr) store_value(a.part_value[t], a.is_double, row, sum[t]);
+    }
+    if (a.value != nullptr) store_value(a.value, a.is_double, row, value);
+    return value;
+  };
+  struct Totals {
+    double loss = 0.0, part[2] = {};
+    void add(double value, const double (&sum)[2]) { loss += value, part[0] += sum[0], part[1] += sum[1]; }
+  } totals;
 
   if (longest >= kLongRow) {
-    std::vector<double> value(static_cast<size_t>(a.rows), 0.0);
+    std::vector<double> value[2];
+    for (int t = 0; t < 2; ++t) value[t].assign(static_cast<size_t>(a.rows), 0.0);
     for (int t = 0; t < a.terms_used; ++t) {
       const TermArgs& term = a.term[t];
       const int64_t pieces = ceil_div(term.columns, kLongRowPiece);
@@ -113,35 +128,40 @@ void row_terms(const RowTermsArgs& given) {
           term_rows(term, row, row + 1, c0, c1, &partial[static_cast<size_t>(i)]);
         }
       });
-      for (size_t i = 0; i < partial.size(); ++i) value[i / static_cast<size_t>(pieces)] += partial[i];
+      for (size_t i = 0; i < partial.size(); ++i) value[t][i / static_cast<size_t>(pieces)] += partial[i];
     }
-    for (int64_t r = 0; r < a.rows; ++r) {
-      if (a.value != nullptr) store_value(a.value, a.is_double, r, value[static_cast<size_t>(r)]);
-      loss += value[static_cast<size_t>(r)];
+    for (int64_t r = 0; sums && r < a.rows; ++r) {
+      const double sum[2] = {value[0][static_cast<size_t>(r)], value[1][static_cast<size_t>(r)]};
+      totals.add(take(r, sum), sum);
     }
   } else {
     constexpr int64_t kMaxStep = 512;
     int64_t step = columns > 0 ? kBlockElements / columns : kMaxStep;
     step = step < 1 ? 1 : step > kMaxStep ? kMaxStep : step;
     const int64_t blocks = ceil_div(a.rows, step);
-    std::vector<double> partial(a.loss != nullptr ? static_cast<size_t>(blocks) : 0);
+    std::vector<Totals> partial(a.loss != nullptr ? static_cast<size_t>(blocks) : 0);
     for_blocks(blocks, step * columns, [&](int64_t begin, int64_t end) {
-      double acc[kMaxStep];
+      double acc[2][kMaxStep];
       for (int64_t b = begin; b < end; ++b) {
         const int64_t r0 = b * step, r1 = r0 + step < a.rows ? r0 + step : a.rows;
-        for (int64_t r = r0; r < r1; ++r) acc[r - r0] = 0.0;
-        for (int t = 0; t < a.terms_used; ++t) term_rows(a.term[t], r0, r1, 0, a.term[t].columns, sums ? acc : nullptr);
-        double total = 0.0;
-        for (int64_t r = r0; r < r1; ++r) {
-          if (a.value != nullptr) store_value(a.value, a.is_double, r, acc[r - r0]);
-          total += acc[r - r0];
+        for (int t = 0; t < 2; ++t) {
+          for (int64_t r = r0; r < r1; ++r) acc[t][r - r0] = 0.0;
+        }
+        for (int t = 0; t < a.terms_used; ++t) term_rows(a.term[t], r0, r1, 0, a.term[t].columns, sums ? acc[t] : nullptr);
+        Totals total;
+        for (int64_t r = r0; sums && r < r1; ++r) {
+          const double sum[2] = {acc[0][r - r0], acc[1][r - r0]};
+          total.add(take(r, sum), sum);
         }
         if (a.loss != nullptr) partial[static_cast<size_t>(b)] = total;
       }
     });
-    for (const double p : partial) loss += p;
+    for (const Totals& p : partial) totals.add(p.loss, p.part);
   }
-  if (a.loss != nullptr) store_value(a.loss, a.is_double, 0, loss * a.loss_scale);
+  if (a.loss != nullptr) store_value(a.loss, a.is_double, 0, totals.loss * a.loss_scale);
+  for (int t = 0; t < a.terms_used; ++t) {
+    if (a.part_loss[t] != nullptr) store_value(a.part_loss[t], a.is_double, 0, totals.part[t] * a.part_scale);
+  }
 }
 
 namespace {

@@ -7,7 +7,7 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-/// Adds coefficient * (sum over columns [c0, c1)) of rows [r0, r1) to acc[r - r0], if acc is not null, and writes the gradients of those
+/// Adds the sum over columns [c0, c1) of rows [r0, r1) to acc[r - r0], if acc is not null, and writes the gradients of those
 /// elements.
 template <typename T>
 void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1, double* acc);

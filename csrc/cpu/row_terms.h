@@ -138,7 +138,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     if (by_row) {
       for (int i = 0; i < r.rows; ++i) {
         const double s = row_loop(tiles, i * r.columns, row_gradient<T>(a.row_grad, r.row + i), r.columns, params);
-        if (acc != nullptr) acc[r.row - r0 + i] += math::weighed(a.coefficient, s);
+        if (acc != nullptr) acc[r.row - r0 + i] += s;
       }
     } else {
       run_term(a, map, params, with_grad, first, tiles, r);
@@ -147,7 +147,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
       if (a.grad[k].data != nullptr && !direct[k]) store(tiles.grad[k], a.grad[k], r, a.columns);
     }
     if (acc != nullptr && !by_row) {
-      for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += math::weighed(a.coefficient, sum(value + i * r.columns, r.columns));
+      for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += sum(value + i * r.columns, r.columns);
     }
   });
 }

@@ -106,24 +106,34 @@ VF_DEVICE double sum_block(double v, double* shared) {
   return v;
 }
 
-/// Sum over the grid, returned by thread 0 of whichever block comes last (`last` there): each block leaves its sum in `partials` and counts
-/// itself; the last adds them in the order of the blocks, so the result does not depend on which one it is.
-VF_DEVICE double sum_grid(double v, double* partials, uint32_t* counter, double* shared, bool* last) {
-  const double block_sum = sum_block(v, shared);
+/// The first `sums` of v summed over the grid, in thread 0 of whichever block comes last (`last` there): each block leaves its sums in
+/// `partials` and counts itself; the last adds them in the order of the blocks, so the result does not depend on which one it is.
+template <int kMost>
+VF_DEVICE void sum_grid(double (&v)[kMost], int sums, double* partials, uint32_t* counter, double* shared, bool* last) {
+#pragma unroll
+  for (int s = 0; s < kMost; ++s) {
+    if (s >= sums) continue;
+    const double block_sum = sum_block(v[s], shared);
+    if (threadIdx.x == 0) partials[s * gridDim.x + blockIdx.x] = block_sum;
+    __syncthreads();  // `shared` is free again
+  }
   if (threadIdx.x == 0) {
-    partials[blockIdx.x] = block_sum;
     __threadfence();
     *last = atomicAdd(counter, 1u) == gridDim.x - 1;
   }
   __syncthreads();
-  if (!*last) return 0.0;
+  if (!*last) return;
   __threadfence();
-  double total = 0.0;
   const volatile double* all = partials;  // other blocks wrote them
-  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) total += all[b];
-  total = sum_block(total, shared);
+#pragma unroll
+  for (int s = 0; s < kMost; ++s) {
+    if (s >= sums) continue;
+    double total = 0.0;
+    for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) total += all[s * gridDim.x + b];
+    v[s] = sum_block(total, shared);
+    __syncthreads();
+  }
   if (threadIdx.x == 0) *counter = 0;
-  return total;
 }
 
 }  // namespace cuda

@@ -22,6 +22,7 @@ struct RowPlan {
   int32_t units = 0;       // vectors in a row of the first term
   int32_t first_lane = 0;  // where the second term starts: the lanes that the first one left idle in its last round
   bool sums = false;       // value or loss is wanted
+  bool parts = false;      // and those of each of two terms
 };
 
 /// Vectors of 16 bytes of each input that a thread loads before it uses the first.

@@ -1,5 +1,6 @@
 // Host side of the row sums: which kernel takes a call, and how its threads share the rows.
 #include <atomic>
+#include <utility>
 
 #include "row_plan.cuh"
 
@@ -82,6 +83,7 @@ RowPlan<Compute<A>> plan_of(const RowTermsArgs& args) {
     plan.term[t].inputs = AllTerms::inputs(args.term[t].term);
   }
   plan.sums = args.value != nullptr || args.loss != nullptr;
+  plan.parts = args.part_value[0] != nullptr || args.part_loss[0] != nullptr;
   return plan;
 }
 
@@ -92,13 +94,20 @@ unsigned grid_of(const RowTermsArgs& args, const Groups& groups) {
 
 }  // namespace
 
-int64_t row_terms_blocks(const RowTermsArgs& args) {
-  return with_kernel(args, [&](auto a, auto) { return static_cast<int64_t>(grid_of(args, plan_of<decltype(a)>(args).groups)); });
+int64_t row_terms_partials(const RowTermsArgs& args) {
+  return with_kernel(args, [&](auto a, auto) {
+    const auto plan = plan_of<decltype(a)>(args);
+    return static_cast<int64_t>(grid_of(args, plan.groups)) * (plan.parts ? 3 : 1);
+  });
 }
 
 cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream) {
   if (args.rows < 0 || args.terms_used < 1 || args.terms_used > 2) return cudaErrorInvalidValue;
   if (args.loss != nullptr && (args.partials == nullptr || args.counter == nullptr)) return cudaErrorInvalidValue;
+  for (const auto& [parts, whole] : {std::pair(args.part_value, args.value), std::pair(args.part_loss, args.loss)}) {
+    if ((parts[0] == nullptr) != (parts[1] == nullptr)) return cudaErrorInvalidValue;
+    if (parts[0] != nullptr && (whole == nullptr || args.terms_used != 2)) return cudaErrorInvalidValue;
+  }
   bool grad = false;
   for (int t = 0; t < args.terms_used; ++t) {
     if (args.term[t].term < 0 || args.term[t].term >= AllTerms::kCount || (t == 1 && !is_kl(args.term[t].term)))

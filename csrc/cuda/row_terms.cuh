@@ -180,12 +180,12 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
   const Place place(plan.groups);
   const int lanes = plan.groups.lanes;
   int round = 0;
-  double loss = 0.0;
+  double total[3] = {};  // of the rows: value, and the two terms that make it
   const int64_t stride = static_cast<int64_t>(gridDim.x) * plan.groups.rows_per_block;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * plan.groups.rows_per_block; first < args.rows; first += stride) {
     const int64_t row = first + place.group;
     const bool active = place.used && row < args.rows;
-    double sum = 0.0;
+    double sum = 0.0, second = 0.0;  // of the terms
     if (active) {
       {
         const TermArgs& term = args.term[0];
@@ -197,26 +197,43 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
             return vector_row<typename decltype(which)::type, A, X, kGrad>(term, plan.term[0], plan.units, share);
           });
         }
-        sum *= coefficient_of(term);
       }
       if (args.terms_used > 1) {
         const TermArgs& term = args.term[1];
         const int lane = place.lane - plan.first_lane + (place.lane < plan.first_lane ? lanes : 0);
         const RowShare<C> share = share_of<kGrad, C>(term, plan.term[1].inputs, row, lane, lanes);
-        sum += math::weighed(coefficient_of(term), scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share));
+        second = scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share);
       }
     }
     if (!plan.sums) continue;
-    sum = combine_group(sum, plan.groups, place, shared, round, Sum());
+    if (plan.parts) {  // each by itself over the group first
+      sum = combine_group(sum, plan.groups, place, shared, round, Sum());
+      second = combine_group(second, plan.groups, place, shared, round, Sum());
+      if (active && place.lane == 0) {
+        if (args.part_value[0] != nullptr) {
+          static_cast<C*>(args.part_value[0])[row] = static_cast<C>(sum);
+          static_cast<C*>(args.part_value[1])[row] = static_cast<C>(second);
+        }
+        total[1] += sum;
+        total[2] += second;
+      }
+    }
+    double value = coefficient_of(args.term[0]) * sum;
+    if (args.terms_used > 1) value += math::weighed(coefficient_of(args.term[1]), second);
+    if (!plan.parts) value = combine_group(value, plan.groups, place, shared, round, Sum());
     if (active && place.lane == 0) {
-      if (args.value != nullptr) static_cast<C*>(args.value)[row] = static_cast<C>(sum);
-      loss += sum;
+      if (args.value != nullptr) static_cast<C*>(args.value)[row] = static_cast<C>(value);
+      total[0] += value;
     }
   }
   if (args.loss == nullptr) return;
   __syncthreads();
-  loss = sum_grid(loss, args.partials, args.counter, shared[0], &last);
-  if (last && threadIdx.x == 0) *static_cast<C*>(args.loss) = static_cast<C>(args.loss_scale * loss);
+  sum_grid(total, plan.parts ? 3 : 1, args.partials, args.counter, shared[0], &last);
+  if (!last || threadIdx.x != 0) return;
+  *static_cast<C*>(args.loss) = static_cast<C>(args.loss_scale * total[0]);
+  if (args.part_loss[0] == nullptr) return;
+  *static_cast<C*>(args.part_loss[0]) = static_cast<C>(args.part_scale * total[1]);
+  *static_cast<C*>(args.part_loss[1]) = static_cast<C>(args.part_scale * total[2]);
 }
 
 template <typename A, typename X>

@@ -44,7 +44,7 @@ void launch_row_terms(const at::Tensor& like, RowTermsArgs& args) {
     const c10::cuda::CUDAGuard guard(like.device());
     const auto stream = c10::cuda::getCurrentCUDAStream();
     at::Tensor keep;
-    at::Tensor partials = at::empty({cuda::row_terms_blocks(args)}, like.options().dtype(at::kDouble));
+    at::Tensor partials = at::empty({cuda::row_terms_partials(args)}, like.options().dtype(at::kDouble));
     args.partials = partials.data_ptr<double>();
     args.counter = counter_of(like, stream, keep);
     C10_CUDA_CHECK(cuda::row_terms(args, stream));

@@ -31,7 +31,7 @@ struct ElboState {
   ParamList params;
   Settings settings;         // its names and parameters are those of the call, which is over when the backward pass begins
   size_t likelihood_inputs;  // of the concatenated inputs
-  bool mean, donate;
+  bool parts, mean, donate;
   Mask mask;
   Tensors grads;  // of a loss: what its forward pass has already written
 
@@ -47,6 +47,23 @@ struct ElboState {
 };
 
 constexpr size_t kRecon = 1;  // its place among the inputs
+
+/// A result and, beside it, the two that it is made of; these are undefined where they are not wanted.
+struct Results {
+  Tensor whole, likelihood, kl;
+
+  static Results of(Tensor whole) { return {std::move(whole), {}, {}}; }
+  static Results of(const Parts& all) { return {std::get<0>(all), std::get<1>(all), std::get<2>(all)}; }
+  static Results of(const torch::autograd::variable_list& all) { return all.size() == 1 ? of(all[0]) : Results{all[0], all[1], all[2]}; }
+  Parts all() const { return {whole, likelihood, kl}; }
+  /// As an autograd function returns them: the parts have no gradient.
+  torch::autograd::variable_list outputs(torch::autograd::AutogradContext* ctx) const {
+    if (!likelihood.defined()) return {whole};
+    ctx->mark_non_differentiable({likelihood, kl});
+    ctx->set_materialize_grads(false);  // zeros for the parts, which nobody reads
+    return {whole, likelihood, kl};
+  }
+};
 
 /// Both terms prepared over one batch.
 struct Head {
@@ -111,7 +128,18 @@ struct Head {
     }
   }
 
-  Tensor empty_result(TensorList x, at::IntArrayRef shape) const { return at::empty(shape, x[0].options().dtype(compute_type(is_double))); }
+  /// Room for what a launch writes.
+  Results room(TensorList x, at::IntArrayRef shape, bool parts, void*& whole, void* (&part)[2]) const {
+    const auto options = x[0].options().dtype(compute_type(is_double));
+    Results r = Results::of(at::empty(shape, options));
+    whole = r.whole.data_ptr();
+    if (!parts) return r;
+    r.likelihood = at::empty(shape, options);
+    r.kl = at::empty(shape, options);
+    part[0] = r.likelihood.data_ptr();
+    part[1] = r.kl.data_ptr();
+    return r;
+  }
 
   void launch(TensorList x) {
     args.term[0] = likelihood.args;
@@ -127,35 +155,60 @@ struct Head {
   }
 };
 
-std::tuple<Tensor, Tensors> loss_with_grad(TensorList x, TensorList z, const Settings& c, bool mean, const Mask& mask, bool donate) {
+Results per_sample(TensorList x, TensorList z, const Settings& c, bool parts) {
   Head h = Head::make(x, z, c);
-  Tensor loss = h.empty_result(x, {});
-  const double scale = mean ? -1.0 / static_cast<double>(h.data.rows) : -1.0;
-  h.args.loss = loss.data_ptr();
-  h.args.loss_scale = scale;
-  h.likelihood.args.row_grad.constant = scale;
-  h.kl.args.row_grad.constant = -Head::beta(c) * scale;
-  h.add_gradients(x, z, mask, donate);
+  Results out = h.room(x, h.data.batch(), parts, h.args.value, h.args.part_value);
   h.launch(x);
-  return {loss, h.input_gradients(x, z, mask)};
+  return out;
 }
 
-struct ElboOp {
-  using State = ElboState;
-  static constexpr bool kSavesResult = false;
+std::pair<Results, Tensors> loss_with_grad(TensorList x, TensorList z, const Settings& c, bool mean, bool parts, const Mask& mask,
+                                           bool donate = false) {
+  Head h = Head::make(x, z, c);
+  Results loss = h.room(x, {}, parts, h.args.loss, h.args.part_loss);
+  const double weight = mean ? 1.0 / static_cast<double>(h.data.rows) : 1.0;
+  h.args.loss_scale = -weight;
+  h.args.part_scale = weight;
+  h.likelihood.args.row_grad.constant = -weight;
+  h.kl.args.row_grad.constant = Head::beta(c) * weight;
+  h.add_gradients(x, z, mask, donate);
+  h.launch(x);
+  return {std::move(loss), h.input_gradients(x, z, mask)};
+}
 
-  static Tensor forward(bool plain, TensorList inputs, const State& s) {
-    const Settings c = s.call();
-    return VF_CALL(plain, elbo, s.x(inputs), s.z(inputs), VF_SETTINGS(c));
+Results loss_alone(TensorList x, TensorList z, const Settings& c, bool mean, bool parts) {
+  Mask none;
+  for (size_t i = 0; i < x.size() + z.size(); ++i) none.push_back(false);
+  return loss_with_grad(x, z, c, mean, parts, none).first;
+}
+
+struct ElboFunction : torch::autograd::Function<ElboFunction> {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const ElboState& given) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward(inputs.vec());
+    const ElboState& s = carry(ctx, given);
+    return value(is_plain(inputs), s.x(inputs), s.z(inputs), s.call(), s.parts).outputs(ctx);
   }
-  static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State& s) {
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
+    const ElboState& s = carried<ElboState>(ctx);
+    const auto saved = ctx->get_saved_variables();
+    return spread(gradients(plain_backward(saved, grads[0]), grads[0], saved, s), s.mask, saved.size() + 1);
+  }
+
+  static Results value(bool plain, TensorList x, TensorList z, const Settings& c, bool parts) {
+    if (parts) return Results::of(VF_CALL(plain, elbo_parts, x, z, VF_SETTINGS(c)));
+    return Results::of(VF_CALL(plain, elbo, x, z, VF_SETTINGS(c)));
+  }
+
+  static Tensors gradients(bool plain, const Tensor& grad, TensorList saved, const ElboState& s) {
     const Settings c = s.call();
     return VF_CALL(plain, elbo_backward, grad, s.x(saved), s.z(saved), VF_SETTINGS(c), s.mask);
   }
 };
 
 struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const ElboState& given) {
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const ElboState& given) {
     const at::AutoDispatchBelowADInplaceOrView below;
     Tensors saved = inputs.vec();
     if (given.donate) saved[kRecon] = Tensor();
@@ -164,13 +217,28 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
     const auto x = s.x(inputs), z = s.z(inputs);
     const Settings c = s.call();
     const bool plain = is_plain(inputs);
-    if (!s.donate && !may_write_gradients(plain, inputs, s)) return VF_CALL(plain, elbo_loss, x, z, VF_SETTINGS(c), s.mean);
-    auto [loss, grads] = s.donate ? loss_with_grad(x, z, c, s.mean, s.mask, true)
-                                  : VF_CALL(plain, elbo_loss_with_grad, x, z, VF_SETTINGS(c), s.mean, s.mask);
+    if (!s.donate && !may_write_gradients(plain, inputs, s)) return value(plain, x, z, c, s.mean, s.parts).outputs(ctx);
+    auto [loss, grads] =
+        s.donate ? loss_with_grad(x, z, c, s.mean, s.parts, s.mask, true) : value_with_grad(plain, x, z, c, s.mean, s.parts, s.mask);
     // Whatever else saved the reconstruction for its backward pass finds it changed, and says so there.
     if (s.donate) torch::autograd::impl::bump_version(inputs[kRecon]);
     s.grads = std::move(grads);
-    return loss;
+    return loss.outputs(ctx);
+  }
+
+  static Results value(bool plain, TensorList x, TensorList z, const Settings& c, bool mean, bool parts) {
+    if (parts) return Results::of(VF_CALL(plain, elbo_loss_parts, x, z, VF_SETTINGS(c), mean));
+    return Results::of(VF_CALL(plain, elbo_loss, x, z, VF_SETTINGS(c), mean));
+  }
+
+  static std::pair<Results, Tensors> value_with_grad(bool plain, TensorList x, TensorList z, const Settings& c, bool mean, bool parts,
+                                                     const Mask& mask) {
+    if (parts) {
+      auto [loss, likelihood, kl, grads] = VF_CALL(plain, elbo_loss_parts_with_grad, x, z, VF_SETTINGS(c), mean, mask);
+      return {{loss, likelihood, kl}, std::move(grads)};
+    }
+    auto [loss, grads] = VF_CALL(plain, elbo_loss_with_grad, x, z, VF_SETTINGS(c), mean, mask);
+    return {Results::of(loss), std::move(grads)};
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
@@ -183,7 +251,7 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
                   "elbo_loss with donate_recon=True: recon holds its gradient now, so there is neither a second backward pass "
                   "over a retained graph nor a derivative of the gradient; call it with donate_recon=False for those");
       const Tensor grad = per_sample_grad(s, saved, upstream[0]);
-      return spread(ElboOp::backward(plain_backward(saved, grad), grad, saved, s), s.mask, saved.size() + 1);
+      return spread(ElboFunction::gradients(plain_backward(saved, grad), grad, saved, s), s.mask, saved.size() + 1);
     }
     if (exactly) write_unless_exact(s, saved, upstream[0], *grads);
     return spread(*grads, s.mask, saved.size() + 1);
@@ -247,36 +315,56 @@ struct ElboLossFunction : torch::autograd::Function<ElboLossFunction> {
   }
 };
 
-ElboState state_of(const Tensors& inputs, size_t likelihood_inputs, const Settings& c, bool mean, bool donate) {
+ElboState state_of(const Tensors& inputs, size_t likelihood_inputs, const Settings& c, bool parts, bool mean, bool donate) {
   return {std::string(c.likelihood),
           std::string(c.kl),
           ParamList(c.params),
           c,
           likelihood_inputs,
+          parts,
           mean,
           donate && inputs[kRecon].requires_grad(),
           requires_grad_mask(inputs),
           {}};
 }
 
-Tensor loss_autograd(TensorList x, TensorList z, const Settings& c, bool mean, bool donate) {
+Results elbo_graph(TensorList x, TensorList z, const Settings& c, bool parts) {
+  const Tensors inputs = concatenate(x, z);
+  return Results::of(ElboFunction::apply(TensorList(inputs), state_of(inputs, x.size(), c, parts, false, false)));
+}
+
+Results loss_graph(TensorList x, TensorList z, const Settings& c, bool parts, bool mean, bool donate) {
   const Tensors inputs = concatenate(x, z);
   if (!wants_grad(inputs)) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return VF_CALL(is_plain(inputs), elbo_loss, x, z, VF_SETTINGS(c), mean);
+    return ElboLossFunction::value(is_plain(inputs), x, z, c, mean, parts);
   }
-  return ElboLossFunction::apply(TensorList(inputs), state_of(inputs, x.size(), c, mean, donate));
+  return Results::of(ElboLossFunction::apply(TensorList(inputs), state_of(inputs, x.size(), c, parts, mean, donate)));
+}
+
+/// As Python calls it.
+Results eager_elbo(const Tensors& x, const Tensors& z, const Settings& c, bool parts) {
+  const bool plain = is_plain(x) && is_plain(z);
+  if (plain && (wants_grad(x) || wants_grad(z))) {
+    RECORD_FUNCTION("vae_fast::elbo", std::vector<c10::IValue>());
+    return elbo_graph(x, z, c, parts);
+  }
+  return ElboFunction::value(plain, x, z, c, parts);
+}
+
+Results eager_loss(const Tensors& x, const Tensors& z, const Settings& c, bool parts, bool mean, bool donate) {
+  const bool plain = is_plain(x) && is_plain(z);
+  if (plain) {
+    RECORD_FUNCTION("vae_fast::elbo_loss", std::vector<c10::IValue>());
+    return loss_graph(x, z, c, parts, mean, donate);
+  }
+  return ElboLossFunction::value(plain, x, z, c, mean, parts);
 }
 
 }  // namespace
 
-Tensor elbo_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS) {
-  Head h = Head::make(x, z, VF_GIVEN_SETTINGS);
-  Tensor out = h.empty_result(x, h.data.batch());
-  h.args.value = out.data_ptr();
-  h.launch(x);
-  return out;
-}
+Tensor elbo_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS) { return per_sample(x, z, VF_GIVEN_SETTINGS, false).whole; }
+Parts elbo_parts_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS) { return per_sample(x, z, VF_GIVEN_SETTINGS, true).all(); }
 
 Tensors elbo_backward_kernel(const Tensor& grad, TensorList x, TensorList z, VF_ELBO_SETTINGS, const Mask& mask) {
   Head h = Head::make(x, z, VF_GIVEN_SETTINGS);
@@ -291,40 +379,40 @@ Tensors elbo_backward_kernel(const Tensor& grad, TensorList x, TensorList z, VF_
 }
 
 std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean, const Mask& mask) {
-  return loss_with_grad(x, z, VF_GIVEN_SETTINGS, mean, mask, false);
+  auto [loss, grads] = loss_with_grad(x, z, VF_GIVEN_SETTINGS, mean, false, mask);
+  return {loss.whole, std::move(grads)};
+}
+std::tuple<Tensor, Tensor, Tensor, Tensors> elbo_loss_parts_with_grad_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean,
+                                                                             const Mask& mask) {
+  auto [loss, grads] = loss_with_grad(x, z, VF_GIVEN_SETTINGS, mean, true, mask);
+  return {loss.whole, loss.likelihood, loss.kl, std::move(grads)};
 }
 
 Tensor elbo_loss_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean) {
-  Mask none;
-  for (size_t i = 0; i < x.size() + z.size(); ++i) none.push_back(false);
-  return std::get<0>(loss_with_grad(x, z, VF_GIVEN_SETTINGS, mean, none, false));
+  return loss_alone(x, z, VF_GIVEN_SETTINGS, mean, false).whole;
+}
+Parts elbo_loss_parts_kernel(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean) {
+  return loss_alone(x, z, VF_GIVEN_SETTINGS, mean, true).all();
 }
 
-Tensor elbo_autograd(TensorList x, TensorList z, VF_ELBO_SETTINGS) {
-  const Tensors inputs = concatenate(x, z);
-  return OpFunction<ElboOp>::apply(TensorList(inputs), state_of(inputs, x.size(), VF_GIVEN_SETTINGS, false, false));
-}
+Tensor elbo_autograd(TensorList x, TensorList z, VF_ELBO_SETTINGS) { return elbo_graph(x, z, VF_GIVEN_SETTINGS, false).whole; }
+Parts elbo_parts_autograd(TensorList x, TensorList z, VF_ELBO_SETTINGS) { return elbo_graph(x, z, VF_GIVEN_SETTINGS, true).all(); }
 
 Tensor elbo_loss_autograd(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean) {
-  return loss_autograd(x, z, VF_GIVEN_SETTINGS, mean, false);
+  return loss_graph(x, z, VF_GIVEN_SETTINGS, false, mean, false).whole;
+}
+Parts elbo_loss_parts_autograd(TensorList x, TensorList z, VF_ELBO_SETTINGS, bool mean) {
+  return loss_graph(x, z, VF_GIVEN_SETTINGS, true, mean, false).all();
 }
 
-Tensor elbo(const Tensors& x, const Tensors& z, VF_ELBO_SETTINGS) {
-  const bool plain = is_plain(x) && is_plain(z);
-  if (plain && (wants_grad(x) || wants_grad(z))) {
-    RECORD_FUNCTION("vae_fast::elbo", std::vector<c10::IValue>());
-    return elbo_autograd(x, z, VF_SETTINGS_AS_GIVEN);
-  }
-  return VF_CALL(plain, elbo, x, z, VF_SETTINGS_AS_GIVEN);
-}
+Tensor elbo(const Tensors& x, const Tensors& z, VF_ELBO_SETTINGS) { return eager_elbo(x, z, VF_GIVEN_SETTINGS, false).whole; }
+Parts elbo_parts(const Tensors& x, const Tensors& z, VF_ELBO_SETTINGS) { return eager_elbo(x, z, VF_GIVEN_SETTINGS, true).all(); }
 
 Tensor elbo_loss(const Tensors& x, const Tensors& z, VF_ELBO_SETTINGS, bool mean, bool donate) {
-  const bool plain = is_plain(x) && is_plain(z);
-  if (plain) {
-    RECORD_FUNCTION("vae_fast::elbo_loss", std::vector<c10::IValue>());
-    return loss_autograd(x, z, VF_GIVEN_SETTINGS, mean, donate);
-  }
-  return VF_CALL(plain, elbo_loss, x, z, VF_SETTINGS_AS_GIVEN, mean);
+  return eager_loss(x, z, VF_GIVEN_SETTINGS, false, mean, donate).whole;
+}
+Parts elbo_loss_parts(const Tensors& x, const Tensors& z, VF_ELBO_SETTINGS, bool mean, bool donate) {
+  return eager_loss(x, z, VF_GIVEN_SETTINGS, true, mean, donate).all();
 }
 
 }  // namespace ops

@@ -42,6 +42,16 @@ Tensors elbo_backward_kernel(const Tensor& grad, TensorList likelihood_inputs, T
 /// The loss and, in the same pass, its gradients in the inputs that `mask` marks.
 std::tuple<Tensor, Tensors> elbo_loss_with_grad_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean,
                                                        const Mask& mask);
+/// The same with what they are made of beside them, before beta and without gradients: the likelihood, and the KL.
+using Parts = std::tuple<Tensor, Tensor, Tensor>;
+Parts elbo_parts_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS);
+Parts elbo_loss_parts_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean);
+std::tuple<Tensor, Tensor, Tensor, Tensors> elbo_loss_parts_with_grad_kernel(TensorList likelihood_inputs, TensorList kl_inputs,
+                                                                             VF_ELBO_SETTINGS, bool mean, const Mask& mask);
+Parts elbo_parts_autograd(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS);
+Parts elbo_loss_parts_autograd(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean);
+Parts elbo_parts(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_ELBO_SETTINGS);
+Parts elbo_loss_parts(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_ELBO_SETTINGS, bool mean, bool donate);
 Tensor elbo_autograd(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS);
 Tensor elbo_loss_autograd(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean);
 Tensor elbo_loss_kernel(TensorList likelihood_inputs, TensorList kl_inputs, VF_ELBO_SETTINGS, bool mean);

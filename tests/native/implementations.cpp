@@ -64,8 +64,8 @@ Implementation cuda_implementation() {
   i.memory = &cuda_memory;
   i.row_terms = [](const vae_fast::RowTermsArgs& given) {
     vae_fast::RowTermsArgs args = given;
-    const size_t blocks = static_cast<size_t>(cuda::row_terms_blocks(args));
-    Block partials(cuda_memory, blocks * sizeof(double)), counter(cuda_memory, sizeof(uint32_t));
+    const size_t sums = static_cast<size_t>(cuda::row_terms_partials(args));
+    Block partials(cuda_memory, sums * sizeof(double)), counter(cuda_memory, sizeof(uint32_t));
     uint32_t count = 0;
     counter.write(&count);
     if (args.loss != nullptr) {

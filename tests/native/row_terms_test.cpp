@@ -52,6 +52,7 @@ struct Case {
   std::string label;
   int64_t rows;
   bool is_double, value, loss;
+  bool parts = false;  // the sums of each term beside them
   double loss_scale;
   std::vector<Term> terms;
 };
@@ -117,6 +118,7 @@ void run(Implementation& implementation, Case& c) {
   Memory& memory = *implementation.memory;
   const DType result = c.is_double ? DType::kDouble : DType::kFloat;
   Tensor value(memory, result, 1, c.rows), loss(memory, result, 1, 1);
+  Tensor part_value(memory, result, 2, c.rows), part_loss(memory, result, 2, 1);
   RowTermsArgs args;
   args.terms_used = static_cast<int32_t>(c.terms.size());
   args.rows = c.rows;
@@ -125,9 +127,14 @@ void run(Implementation& implementation, Case& c) {
   args.loss = c.loss ? loss.data() : nullptr;
   args.loss_scale = c.loss_scale;
   for (size_t t = 0; t < c.terms.size(); ++t) args.term[t] = c.terms[t].args;
+  args.part_scale = std::fabs(c.loss_scale);
+  for (int t = 0; c.parts && t < 2; ++t) {
+    const size_t size = c.is_double ? sizeof(double) : sizeof(float);
+    if (c.value) args.part_value[t] = static_cast<char*>(part_value.data()) + static_cast<size_t>(t * c.rows) * size;
+    if (c.loss) args.part_loss[t] = static_cast<char*>(part_loss.data()) + static_cast<size_t>(t) * size;
+  }
   implementation.row_terms(args);
-  value.download();
-  loss.download();
+  for (Tensor* t : {&value, &loss, &part_value, &part_loss}) t->download();
   for (Term& t : c.terms) {
     for (auto& g : t.grad) {
       if (g != nullptr) g->download();
@@ -136,20 +143,22 @@ void run(Implementation& implementation, Case& c) {
 
   const std::string where = implementation.name + " row_terms" + c.label;
   const double unit = c.is_double ? 2e-14 : 2e-6;
-  double loss_want = 0.0, loss_magnitude = 0.0;
+  double loss_want = 0.0, loss_magnitude = 0.0, part_want[2] = {}, part_magnitude[2] = {};
   int bad_values = 0, bad_grads = 0;
   std::string first_bad;
   for (int64_t r = 0; r < c.rows; ++r) {
     double want = 0.0, magnitude = 0.0;
-    for (Term& t : c.terms) {
+    for (size_t which = 0; which < c.terms.size(); ++which) {
+      Term& t = c.terms[which];
+      double sum = 0.0, size = 0.0;
       double g = t.args.row_grad.constant;
       if (t.row_grad != nullptr) g *= t.row_grad->value(0, r * t.args.row_grad.stride);
       for (int64_t k = 0; k < t.args.columns; ++k) {
         double in[4] = {};
         for (int i = 0; i < t.name.inputs; ++i) in[i] = t.in[static_cast<size_t>(i)]->value(r, k);
         const Element e = evaluate(t.name, in, t.args.param);
-        want += t.args.coefficient * e.value;
-        magnitude += std::fabs(t.args.coefficient) * e.magnitude;
+        sum += e.value;
+        size += e.magnitude;
         for (int i = 0; i < t.name.inputs; ++i) {
           const auto& grad = t.grad[static_cast<size_t>(i)];
           if (grad == nullptr) continue;
@@ -160,6 +169,13 @@ void run(Implementation& implementation, Case& c) {
             first_bad += text(" grad %d at (%ld, %ld): %.9g, not %.9g", i, static_cast<long>(r), static_cast<long>(k), got, d);
         }
       }
+      want += t.args.coefficient * sum;
+      magnitude += std::fabs(t.args.coefficient) * size;
+      part_want[which] += sum;
+      part_magnitude[which] += size;
+      const double part = part_value.result(static_cast<int64_t>(which), r);
+      if (c.parts && c.value && !close(part, sum, unit * size) && ++bad_values == 1)
+        first_bad += text(" part %d of value %ld: %.9g, not %.9g", static_cast<int>(which), static_cast<long>(r), part, sum);
     }
     if (c.value && !close(value.result(0, r), want, unit * magnitude)) {
       if (++bad_values == 1) first_bad += text(" value %ld: %.9g, not %.9g", static_cast<long>(r), value.result(0, r), want);
@@ -173,6 +189,10 @@ void run(Implementation& implementation, Case& c) {
     const double want = c.loss_scale * loss_want;
     tally.check(close(loss.result(0, 0), want, unit * std::fabs(c.loss_scale) * loss_magnitude),
                 where + text(" loss %.9g, not %.9g", loss.result(0, 0), want));
+    for (int t = 0; c.parts && t < 2; ++t) {
+      const double part = part_loss.result(t, 0), exact = args.part_scale * part_want[t];
+      tally.check(close(part, exact, unit * args.part_scale * part_magnitude[t]), where + text(" part %d: %.9g, not %.9g", t, part, exact));
+    }
   }
 }
 
@@ -192,6 +212,8 @@ Case draw_case(Random& random, Memory& memory, const TermName& term) {
     const int64_t latents = random.one_of({1, 2, 5, 20, 32, 130});
     const TermName& kl = kl_of(static_cast<int>(random.below(5)), random.coin());
     c.terms.push_back(draw_term(random, memory, kl, c.rows, latents, c.is_double, c.label));
+    c.parts = random.coin();
+    if (c.parts) c.label += " parts";
   }
   return c;
 }

@@ -39,6 +39,12 @@ def op_calls(dtype, device):
         "elbo_loss.on_device": (ops.elbo_loss, ([x, logits], [mu, logvar], *on_device, True)),
         "elbo_loss": (ops.elbo_loss, ([x, logits], [mu, logvar], *head, True)),
         "elbo_loss_with_grad": (ops.elbo_loss_with_grad, ([x, logits], [mu, logvar], *head, False, [True, True, False, True])),
+        "elbo_parts": (ops.elbo_parts, ([x, logits], [mu, logvar], *head)),
+        "elbo_loss_parts": (ops.elbo_loss_parts, ([x, logits], [mu, logvar], *head, True)),
+        "elbo_loss_parts_with_grad": (
+            ops.elbo_loss_parts_with_grad,
+            ([x, logits], [mu, logvar], *on_device, True, [True, True, True, False]),
+        ),
         **linear_calls(dtype, device),
         "draw_seed": (ops.draw_seed, (mu,)),
         "reparameterize": (ops.reparameterize, ([mu, logvar], None, rng, "logvar", 2)),
@@ -109,6 +115,7 @@ def wanting_gradients(value):
 NAMES = list(op_calls(torch.float32, "cpu")) if _backend.C is not None else []
 INNER = {
     "elbo_loss_with_grad",
+    "elbo_loss_parts_with_grad",
     "linear_bernoulli_sum_with_grad",
     "mixture_statistics",
     "mixture_statistics.given",

@@ -58,6 +58,7 @@ class Head:
         free_bits: Number | None,
         latent_dim: int,
         check_data: bool,
+        return_parts: bool,
     ) -> None:
         """Check all but the function's own arguments."""
         if values.wanted(check_data):
@@ -68,10 +69,10 @@ class Head:
         self.beta, self.floor = number("beta", beta, mu), floor_of(free_bits, mu)
         self.kl, latents = kl_term(mu, logvar, prior_mu, prior_logvar, "logvar")
         self.arguments: list[Any] = [x, *parameters_of(recon), *latents]
-        self.latents = len(latents)
+        self.latents, self.return_parts = len(latents), return_parts
 
-    def elbo(self, *arguments: Any) -> Tensor:
-        """The ELBO of each sample."""
+    def elbo(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """The ELBO of each sample; if they are wanted, the likelihood and the KL that it is made of, without gradients."""
         data, latents = arguments[: -self.latents], list(arguments[-self.latents :])
         log_p = log_prob(self.f, data[0], data[1:])
         if len(log_p.shape) != len(self.batch) or any(a != b and 1 not in (a, b) for a, b in zip(log_p.shape, self.batch, strict=True)):
@@ -83,10 +84,13 @@ class Head:
         # 0 leaves nothing of a KL that is out of range; NaN shows
         off = torch.as_tensor(self.beta == 0, device=kl.device) & ~kl.isnan()
         dtype = reference.compute_dtype([log_p, kl])
-        return log_p.to(dtype) - self.beta * kl.masked_fill(off, 0.0).to(dtype)
+        value = log_p.to(dtype) - self.beta * kl.masked_fill(off, 0.0).to(dtype)
+        if not self.return_parts:
+            return (value,)
+        return value, *(part.detach().to(dtype).expand(value.shape) for part in (log_p, kl))
 
-    def loss(self, reduction: str) -> Tensor:
-        """The negative ELBO, reduced; its gradients are written at once where that is all of them."""
+    def loss(self, reduction: str) -> tuple[Tensor, ...]:
+        """The negative ELBO, reduced, and its parts as :meth:`elbo` has them; its gradients are written at once where that is all."""
         places = [i for i, t in enumerate(self.arguments) if isinstance(t, Tensor) and t.requires_grad]
         given = [self.arguments[i] for i in places]
         if reduction == "none" or not places or not torch.is_grad_enabled() or not _eager(self.arguments):
@@ -95,13 +99,14 @@ class Head:
             return self.reduced(reduction, self.arguments)  # a half gradient waits for the loss's scale
         begun = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         own = [t.view_as(t) for t in given]
-        loss = self.reduced(reduction, self.with_own(places, own))
+        loss, *parts = self.reduced(reduction, self.with_own(places, own))
         nodes = [t.grad_fn for t in own]
         held = _leaves_of([loss.grad_fn], nodes, begun)
         if held is None or _lead_to(nodes, held):
-            return loss  # a part of this graph is wanted by another, or leads where the arguments do: left to autograd
+            return loss, *parts  # something in this graph is wanted by another, or leads where the arguments do: left to autograd
         grads = torch.autograd.grad(loss, [*own, *held], allow_unused=True)
-        return _Written.apply(_Result(self, reduction, places, loss.detach(), list(grads)), *given, *held)  # type: ignore[no-any-return,no-untyped-call]
+        result = _Result(self, reduction, places, loss.detach(), list(grads))
+        return _Written.apply(result, *given, *held), *parts  # type: ignore[no-untyped-call]
 
     def with_own(self, places: Sequence[int], own: Sequence[Tensor]) -> list[Any]:
         """The arguments, with others in these places."""
@@ -110,9 +115,10 @@ class Head:
             arguments[i] = t
         return arguments
 
-    def reduced(self, reduction: str, arguments: Sequence[Any]) -> Tensor:
-        """The loss as a graph of its own."""
-        return reduce(-self.elbo(*arguments), reduction)
+    def reduced(self, reduction: str, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The loss as a graph of its own, and its parts."""
+        value, *parts = self.elbo(*arguments)
+        return tuple(reduce(t, reduction) for t in (-value, *parts))
 
 
 def _eager(arguments: Sequence[Any]) -> bool:
@@ -179,6 +185,6 @@ class _Written(torch.autograd.Function):
         with torch.enable_grad():
             count = len(result.places)
             own = [t.view_as(t) if create_graph else t.detach().requires_grad_() for t in leaves[:count]]
-            loss = result.head.reduced(result.reduction, result.head.with_own(result.places, own))
+            loss, *_ = result.head.reduced(result.reduction, result.head.with_own(result.places, own))
             again = torch.autograd.grad(loss, [*own, *leaves[count:]], upstream, create_graph=create_graph, allow_unused=True)
         return None, *again

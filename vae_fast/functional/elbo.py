@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -19,7 +19,12 @@ from vae_fast.functional._own_likelihood import log_prob as own_log_prob
 from vae_fast.functional.gaussian import floor_of, kl_term
 from vae_fast.likelihoods import LIKELIHOODS, term_params
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Recon = Tensor | tuple[Tensor, ...]
+#: What is computed, and what it is made of: the likelihood and the KL.
+Parts = tuple[Tensor, Tensor, Tensor]
 
 
 #: A likelihood's term, its inputs and its parameters, as the kernels take them.
@@ -123,6 +128,34 @@ def _arguments(
     return lik_inputs, kl_inputs, lik, params, kl, floor, beta, event_dim, latent_dim
 
 
+class _ELBOOptions(TypedDict, total=False):
+    """What :func:`elbo` takes by name, to those who check types."""
+
+    likelihood: str | LogProb
+    beta: float | Tensor
+    clip: str | None
+    eps: float
+    prior_mu: Tensor | None
+    prior_logvar: Tensor | None
+    free_bits: float | Tensor | None
+    event_dim: int
+    latent_dim: int
+    check_data: bool
+
+
+class _LossOptions(_ELBOOptions, total=False):
+    """And :func:`elbo_loss`."""
+
+    reduction: str
+    donate_recon: bool
+
+
+@overload
+def elbo(
+    x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, *, return_parts: Literal[False] = False, **options: Unpack[_ELBOOptions]
+) -> Tensor: ...
+@overload
+def elbo(x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, *, return_parts: Literal[True], **options: Unpack[_ELBOOptions]) -> Parts: ...
 @overridable
 def elbo(
     x: Tensor,
@@ -139,8 +172,9 @@ def elbo(
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
+    return_parts: bool = False,
     check_data: bool = False,
-) -> Tensor:
+) -> Tensor | Parts:
     r"""Evidence lower bound of each sample with an analytic KL, in nats.
 
     .. math:: \mathrm{ELBO}(x) = \log p(x \mid z) - \beta\, \mathrm{KL}(N(\mu, \sigma^2) \| N(\mu_0, \sigma_0^2))
@@ -169,10 +203,15 @@ def elbo(
         free_bits: least value of each KL element, see :func:`gaussian_kl`.
         event_dim: number of trailing dimensions of ``x`` that are summed.
         latent_dim: number of trailing dimensions of ``mu`` that are summed.
+        return_parts: True: give ``(elbo, likelihood, kl)``, all of the same pass: the log-likelihood ``log p(x|z)``, of the sign that it
+            has (a log-probability, below 0), and the KL, at least 0, with the floor of ``free_bits`` and without ``beta``, so that
+            ``elbo = likelihood - beta * kl`` to rounding; also where ``beta`` is 0, but for a KL that is out of range, which shows here
+            and counts for nothing there. The two carry no gradient.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
 
     Returns:
-        float32 (float64 if any input is float64), one value per sample. Differentiable in every tensor.
+        float32 (float64 if any input is float64), one value per sample. Differentiable in every tensor. With ``return_parts`` three of
+        them.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
@@ -183,18 +222,42 @@ def elbo(
         >>> vae_fast.elbo(x, logits, mu, logvar).shape
         torch.Size([4])
     """
+    if return_parts is not False:
+        check.flag("return_parts", return_parts)
     if callable(likelihood):
         check.any_likelihood(likelihood, clip, eps)
-        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data)
-        return head.elbo(*head.arguments)
+        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data, return_parts)
+        return _given(head.elbo(*head.arguments))
     k = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
         values.require(*values.head(args[0], args[1], args[2], args[4]))
-    out: Tensor = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
-    return out
+    return _given(_per_sample(k, args, return_parts))
 
 
+def _per_sample(k: Any, args: _Arguments, parts: bool) -> tuple[Tensor, ...]:
+    """The ELBO of each sample, and if they are wanted its parts."""
+    if k is None:
+        return reference.elbo_parts(*args) if parts else (reference.elbo(*args),)
+    given = _for_kernels(args)
+    results: tuple[Tensor, ...] = k.elbo_parts(*given) if parts else (k.elbo(*given),)
+    return results
+
+
+def _given(results: tuple[Tensor, ...]) -> Tensor | Parts:
+    """One result, or a tuple with its parts, as the caller gets them."""
+    whole, *parts = results
+    return (whole, parts[0], parts[1]) if parts else whole
+
+
+@overload
+def elbo_loss(
+    x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, *, return_parts: Literal[False] = False, **options: Unpack[_LossOptions]
+) -> Tensor: ...
+@overload
+def elbo_loss(
+    x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, *, return_parts: Literal[True], **options: Unpack[_LossOptions]
+) -> Parts: ...
 @overridable
 def elbo_loss(
     x: Tensor,
@@ -212,9 +275,10 @@ def elbo_loss(
     event_dim: int = 1,
     latent_dim: int = 1,
     reduction: str = "mean",
+    return_parts: bool = False,
     donate_recon: bool = False,
     check_data: bool = False,
-) -> Tensor:
+) -> Tensor | Parts:
     """The negative :func:`elbo`, reduced over the batch: the loss of a VAE, in nats.
 
     With ``"mean"`` or ``"sum"`` and gradients wanted, the forward pass writes the gradients too (three passes over memory instead
@@ -225,6 +289,8 @@ def elbo_loss(
         x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim, check_data: as in
             :func:`elbo`.
         reduction: ``"mean"`` (default; over samples, never over pixels), ``"sum"`` or ``"none"``.
+        return_parts: True: give ``(loss, likelihood, kl)``, all of the same pass: ``loss = -likelihood + beta * kl`` to rounding, with the
+            two of :func:`elbo`, reduced as the loss is. They are for a log, and carry no gradient.
         donate_recon: **destructive**: with gradients wanted, the forward pass writes the gradient of ``recon`` over ``recon`` itself, whose
             values are lost: no second buffer of its size is allocated. It is refused where that is known to be unsafe (below); whatever
             else saved ``recon`` for its own backward pass raises torch's error about an in-place change there. A bfloat16 gradient is
@@ -233,7 +299,7 @@ def elbo_loss(
             gradient is wanted, on the reference backend, or under ``torch.compile``, which plans memory itself.
 
     Returns:
-        float32 (float64 if any input is float64), shape ``()``, or ``batch`` for ``"none"``.
+        float32 (float64 if any input is float64), shape ``()``, or ``batch`` for ``"none"``. With ``return_parts`` three of them.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected. With ``donate_recon``: for a pair, a leaf that
@@ -246,15 +312,20 @@ def elbo_loss(
         >>> x, mu, logvar = torch.rand(4, 784), torch.randn(4, 20), torch.randn(4, 20)
         >>> logits = torch.randn(4, 784, requires_grad=True)
         >>> vae_fast.elbo_loss(x, logits, mu, logvar).backward()
+        >>> loss, likelihood, kl = vae_fast.elbo_loss(x, logits, mu, logvar, return_parts=True)
+        >>> loss.requires_grad, likelihood.requires_grad, bool((loss - (kl - likelihood)).abs() < 1e-3)
+        (True, False, True)
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
-    if donate_recon is not False:
+    if return_parts is not False or donate_recon is not False:
+        check.flag("return_parts", return_parts)
         check.flag("donate_recon", donate_recon)
     if callable(likelihood):
         if donate_recon:
             raise ValueError("donate_recon=True: expected a likelihood by name, a function may need recon; use donate_recon=False here")
         check.any_likelihood(likelihood, clip, eps)
-        return Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data).loss(reduction)
+        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data, return_parts)
+        return _given(head.loss(reduction))
     k: Any = kernels()
     args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
@@ -262,12 +333,13 @@ def elbo_loss(
     if k is None or reduction == "none":
         if donate_recon:
             _check_donation(recon, args, reduction)
-        per_sample = reference.elbo(*args) if k is None else k.elbo(*_for_kernels(args))
-        return reduce(-per_sample, reduction)
+        value, *parts = _per_sample(k, args, return_parts)
+        return _given(tuple(reduce(t, reduction) for t in (-value, *parts)))
     eager = k is C  # the compiler plans memory itself
     if eager and donate_recon:
         _check_donation(recon, args, reduction)
-    out: Tensor = k.elbo_loss(*_for_kernels(args), reduction == "mean", *((donate_recon,) if eager else ()))
+    op = k.elbo_loss_parts if return_parts else k.elbo_loss
+    out: Tensor | Parts = op(*_for_kernels(args), reduction == "mean", *((donate_recon,) if eager else ()))
     return out
 
 

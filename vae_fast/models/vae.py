@@ -283,6 +283,9 @@ class VAE(nn.Module):
         if self.prior is not None:
             kl = self._log_ratio(output)
             return Losses(self._loss_with(kl, x, output, reduction), reduce(kl.detach(), reduction))
+        if self.free_bits is None:
+            loss, _, kl = F.elbo_loss(x, *output[:3], **self._head(), reduction=reduction, return_parts=True)
+            return Losses(loss, kl)
         mu, logvar = output.mu.detach(), output.logvar.detach()
         prior_mu, prior_logvar = (None if p is None else p.detach() for p in (self.prior_mu, self.prior_logvar))
         kl = F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, event_dim=self.latent_ndim, reduction=reduction)
@@ -308,22 +311,22 @@ class VAE(nn.Module):
     def _elbo_loss(self, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
         if self.prior is not None:
             return self._loss_with(self._log_ratio(output), x, output, reduction)
-        return F.elbo_loss(
-            x,
-            output.recon,
-            output.mu,
-            output.logvar,
-            likelihood=self.likelihood,
-            beta=self.beta,
-            clip=self.clip,
-            eps=self.eps,
-            prior_mu=self.prior_mu,
-            prior_logvar=self.prior_logvar,
-            free_bits=self.free_bits,
-            event_dim=self.event_dim,
-            latent_dim=self.latent_ndim,
-            reduction=reduction,
-        )
+        loss: Tensor = F.elbo_loss(x, *output[:3], **self._head(), reduction=reduction)
+        return loss
+
+    def _head(self) -> dict[str, Any]:
+        """The options of :func:`vae_fast.elbo_loss` that are this model's."""
+        return {
+            "likelihood": self.likelihood,
+            "beta": self.beta,
+            "clip": self.clip,
+            "eps": self.eps,
+            "prior_mu": self.prior_mu,
+            "prior_logvar": self.prior_logvar,
+            "free_bits": self.free_bits,
+            "event_dim": self.event_dim,
+            "latent_dim": self.latent_ndim,
+        }
 
     def log_likelihood(self, x: Tensor, recon: Recon) -> Tensor:
         """``log p(x|z)`` in nats for the decoder's output; batch dimensions of ``x`` and ``recon`` broadcast."""
