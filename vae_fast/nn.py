@@ -56,7 +56,7 @@ class ELBOLoss(_Loss):
     r"""The loss of a VAE, :func:`vae_fast.elbo_loss`: :math:`-\log p(x \mid z) + \beta\, \mathrm{KL}(q \| p)`, in nats.
 
     Args:
-        likelihood, beta, clip, eps, free_bits, event_dim, latent_dim, return_parts, donate_recon, check_data: as in
+        likelihood, beta, clip, eps, scale, free_bits, event_dim, latent_dim, return_parts, donate_recon, check_data: as in
             :func:`vae_fast.elbo_loss`.
         reduction: over the batch: ``"mean"`` (over samples, never over pixels), ``"sum"`` or ``"none"``.
 
@@ -86,6 +86,7 @@ class ELBOLoss(_Loss):
         beta: float | Tensor = 1.0,
         clip: str | None = None,
         eps: float = 1e-9,
+        scale: str = "logvar",
         free_bits: float | Tensor | None = None,
         event_dim: int = 1,
         latent_dim: int = 1,
@@ -96,6 +97,7 @@ class ELBOLoss(_Loss):
     ) -> None:
         """See the class."""
         check.any_likelihood(likelihood, clip, eps)
+        check.one_of("scale", scale, SCALES)
         _check_common(reduction, event_dim=event_dim, latent_dim=latent_dim)
         check.flag("return_parts", return_parts)
         check.flag("donate_recon", donate_recon)
@@ -107,6 +109,7 @@ class ELBOLoss(_Loss):
             beta=setting("beta", beta),
             clip=clip,
             eps=eps,
+            scale=scale,
             free_bits=None if free_bits is None else setting("free_bits", free_bits, 0.0),
             event_dim=event_dim,
             latent_dim=latent_dim,
@@ -128,7 +131,7 @@ class IWAELoss(_Loss):
     r"""The loss of an importance-weighted autoencoder, :func:`vae_fast.iwae_loss`: minus the bound of K samples, in nats.
 
     Args:
-        likelihood, clip, eps, event_dim, latent_dim, check_data: as in :func:`vae_fast.elbo_loss`.
+        likelihood, clip, eps, scale, event_dim, latent_dim, check_data: as in :func:`vae_fast.elbo_loss`.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -155,6 +158,7 @@ class IWAELoss(_Loss):
         likelihood: str | LogProb = "bernoulli",
         clip: str | None = None,
         eps: float = 1e-9,
+        scale: str = "logvar",
         event_dim: int = 1,
         latent_dim: int = 1,
         reduction: str = "mean",
@@ -162,12 +166,14 @@ class IWAELoss(_Loss):
     ) -> None:
         """See the class."""
         check.any_likelihood(likelihood, clip, eps)
+        check.one_of("scale", scale, SCALES)
         _check_common(reduction, event_dim=event_dim, latent_dim=latent_dim)
         check.flag("check_data", check_data)
         super().__init__(
             likelihood=likelihood,
             clip=clip,
             eps=eps,
+            scale=scale,
             event_dim=event_dim,
             latent_dim=latent_dim,
             reduction=reduction,

@@ -84,7 +84,21 @@ def laplace_log_prob(x, loc, s, scale="log_std", event_dim=1):
     return total(torch.distributions.Laplace(loc, std_of(s, scale), validate_args=False).log_prob(x), event_dim)
 
 
-def elbo(x, recon, mu, logvar, *prior, likelihood="bernoulli", clip=None, eps=EPS, beta=1.0, free_bits=None, event_dim=1, latent_dim=1):
+def elbo(
+    x,
+    recon,
+    mu,
+    logvar,
+    *prior,
+    likelihood="bernoulli",
+    clip=None,
+    eps=EPS,
+    beta=1.0,
+    scale="logvar",
+    free_bits=None,
+    event_dim=1,
+    latent_dim=1,
+):
     if likelihood == "gaussian":
         recon = recon if isinstance(recon, tuple) else (recon,)
         log_prob = gaussian_log_prob(x, *recon, event_dim=event_dim)
@@ -93,7 +107,7 @@ def elbo(x, recon, mu, logvar, *prior, likelihood="bernoulli", clip=None, eps=EP
     else:
         formula = bernoulli_logits if likelihood == "bernoulli" else bernoulli_probs
         log_prob = formula(x, recon, clip, eps, event_dim)
-    return log_prob - beta * gaussian_kl(mu, logvar, *prior, free_bits=free_bits, event_dim=latent_dim)
+    return log_prob - beta * gaussian_kl(mu, logvar, *prior, scale=scale, free_bits=free_bits, event_dim=latent_dim)
 
 
 def logsumexp(a, weights=None, dim=-1):
@@ -200,7 +214,8 @@ def _elbo(name, kinds, prior=False, **options):
         return f(x, recon, mu, logvar, **named, **({"eps": EPS} | options | kw))
 
     latent = 4 if prior else 2
-    return Case(name, (*kinds, *("location", "logvar") * (latent // 2)), ours, lambda *t, **kw: elbo(*split(t), **(options | kw)), latent)
+    latents = ("location", options.get("scale", "logvar")) * (latent // 2)
+    return Case(name, (*kinds, *latents), ours, lambda *t, **kw: elbo(*split(t), **(options | kw)), latent)
 
 
 ELBOS = [
@@ -215,6 +230,9 @@ ELBOS = [
     _elbo("elbo.gaussian", ("location", "location"), likelihood="gaussian"),
     _elbo("elbo.gaussian.pair.prior", ("location", "location", "logvar"), prior=True, likelihood="gaussian", free_bits=0.1, beta=2.0),
     _elbo("elbo.laplace", ("location", "location", "log_std"), likelihood="laplace"),
+    *(_elbo(f"elbo.{scale}", ("target", "logits"), scale=scale) for scale in ("log_std", "var")),
+    _elbo("elbo.gaussian.std.prior", ("location", "location", "logvar"), prior=True, likelihood="gaussian", scale="std", beta=2.0),
+    _elbo("elbo.softplus.prior", ("target", "logits"), prior=True, scale="softplus", free_bits=0.1),
 ]
 
 LOGSUMEXPS = [

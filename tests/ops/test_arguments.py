@@ -154,6 +154,12 @@ BAD = {
         ValueError,
         ["likelihood='bce'", "'bernoulli', 'bernoulli_probs', 'gaussian'"],
     ),
+    "elbo scale": (lambda: elbo(A, A, A, A, scale="sigma"), ValueError, ["scale='sigma'", "'softplus'"]),
+    "elbo_loss scale of a function": (
+        lambda: elbo_loss(A, A, A, A, likelihood=lambda x, a: a.sum(-1), scale=None, check_data=True),
+        ValueError,
+        ["scale=None", "'softplus'"],
+    ),
     "likelihood None": (lambda: elbo_loss(A, A, A, A, likelihood=None), ValueError, ["likelihood=None", "'gaussian'"]),
     # exactly one of two
     "neither": (lambda: bernoulli_log_prob(A), ValueError, ["logits, probs", "exactly one", "neither"]),

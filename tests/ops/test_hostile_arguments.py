@@ -88,7 +88,7 @@ NONE = {"None": None}
 NAMES = ("clip", "likelihood", "reduction", "covariance_type", "precision")
 INTS = ("event_dim", "latent_dim", "num_samples", "dim")
 REALS = ("eps", "beta", "free_bits", "min_scale")
-FLAGS = ("check_data", "donate_recon")
+FLAGS = ("check_data", "donate_recon", "return_parts")
 OPTIONAL = {"clip", "free_bits", "num_samples", "generator", "noise", "bias", "prior_mu", "prior_logvar", "weights"}
 OPTIONAL |= {"responsibilities", "sample_weight"}
 

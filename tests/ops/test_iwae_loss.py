@@ -9,6 +9,7 @@ from oracle import assert_refused, bernoulli_logits, gaussian_log_prob, leaves, 
 import vae_fast
 from vae_fast.bench.case import Work
 from vae_fast.bench.measure import peak_memory
+from vae_fast.terms import SCALES
 
 
 def problem(k=3, batch=(4,), columns=7, latent=2, dtype=torch.float64, device="cpu"):
@@ -49,6 +50,22 @@ def test_prior(device):
         "prior_logvar": torch.randn(2, dtype=torch.float64, device=device),
     }
     torch.testing.assert_close(vae_fast.iwae_loss(*tensors, **prior), plain(*tensors, **prior))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_form_of_the_scales(scale, device, backend):
+    """Of the posterior and the prior, in values and gradients."""
+    x, recon, z, mu, logvar = problem(device=device)
+    mine, other = ([t.requires_grad_() for t in (logvar.clone(), torch.ones_like(logvar[0]))] for _ in range(2))
+
+    def form(t):
+        std = (0.5 * t).exp()
+        return {"logvar": t, "log_std": 0.5 * t, "std": std, "var": t.exp(), "softplus": std.expm1().log()}[scale]
+
+    got = vae_fast.iwae_loss(x, recon, z, mu, form(mine[0]), prior_logvar=form(mine[1]), scale=scale)
+    want = plain(x, recon, z, mu, other[0], prior_logvar=other[1])
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, mine), torch.autograd.grad(want, other))
 
 
 def test_one_sample_has_the_mean_of_the_elbo(device):

@@ -45,8 +45,9 @@ def test_values_and_gradients(reduction, beta, device, backend):
     torch.testing.assert_close(ours(*t, f=vae_fast.elbo, beta=beta), -plain(*t, beta=beta, reduction="none"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["logvar", "softplus"])
 @pytest.mark.parametrize("clip", [None, "clamp"])
-def test_a_likelihood_by_name_as_a_function(clip, device, backend):
+def test_a_likelihood_by_name_as_a_function(clip, scale, device, backend):
     """The ELBO of the fused head, by way of the function of its first term."""
     x, logits, mu, logvar = torch.rand(4, 7, device=device), *(torch.randn(4, n, device=device) for n in (7, 3, 3))
     prior = torch.randn(3, device=device), torch.randn(3, device=device)
@@ -56,7 +57,8 @@ def test_a_likelihood_by_name_as_a_function(clip, device, backend):
 
     def loss(likelihood, **kw):
         def call(x, a, mu, logvar, p, t):
-            return vae_fast.elbo_loss(x, a, mu, logvar, prior_mu=p, prior_logvar=t, likelihood=likelihood, free_bits=0.1, beta=0.7, **kw)
+            given = {"prior_mu": p, "prior_logvar": t, "scale": scale, "free_bits": 0.1, "beta": 0.7}
+            return vae_fast.elbo_loss(x, a, mu, logvar, likelihood=likelihood, **given, **kw)
 
         return value_and_grads(call, [x, logits, mu, logvar, *prior])
 

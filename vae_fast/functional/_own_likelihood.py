@@ -55,19 +55,20 @@ class Head:
         beta: Number,
         prior_mu: Tensor | None,
         prior_logvar: Tensor | None,
+        scale: str,
         free_bits: Number | None,
         latent_dim: int,
         check_data: bool,
         return_parts: bool,
     ) -> None:
         """Check all but the function's own arguments."""
-        if values.wanted(check_data):
-            values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
-        shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar")
+        shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
         check.event_dims("latent_dim", latent_dim, "mu", shape)
+        if values.wanted(check_data):
+            values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
         self.f, self.latent_dim, self.batch = f, latent_dim, shape[: len(shape) - latent_dim]
         self.beta, self.floor = number("beta", beta, mu), floor_of(free_bits, mu)
-        self.kl, latents = kl_term(mu, logvar, prior_mu, prior_logvar, "logvar")
+        self.kl, latents = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
         self.arguments: list[Any] = [x, *parameters_of(recon), *latents]
         self.latents, self.return_parts = len(latents), return_parts
 

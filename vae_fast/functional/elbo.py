@@ -18,6 +18,7 @@ from vae_fast.functional._own_likelihood import Head, LogProb
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
 from vae_fast.functional.gaussian import floor_of, kl_term
 from vae_fast.likelihoods import LIKELIHOODS, term_params
+from vae_fast.terms import SCALES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,6 +62,9 @@ _TERMS = {
     if len(found.parameters) == 1 or found.family_alone is not None
 }
 
+#: The same of the KL from N(0, 1), by the form of the scale.
+_KL = {scale: f"kl.{scale}" for scale in SCALES}
+
 _Arguments = tuple[list[Tensor], list[Tensor], str, list[float], str, Number, Number, int, int]
 
 
@@ -82,6 +86,7 @@ def _arguments(
     eps: float,
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
+    scale: str,
     free_bits: float | Tensor | None,
     event_dim: int,
     latent_dim: int,
@@ -97,6 +102,7 @@ def _arguments(
         try:
             ordinary = (
                 (likelihood, clip) in _TERMS
+                and scale in _KL
                 and type(event_dim) is int
                 and type(latent_dim) is int
                 and k.ordinary_head(x, recon, mu, logvar, event_dim, latent_dim)
@@ -106,9 +112,9 @@ def _arguments(
     if ordinary:
         check.clip(clip, eps)
         data: list[Any] = [x, recon]
-        return data, [mu, logvar], _TERMS[(likelihood, clip)], term_params(clip, eps), "kl.logvar", floor, beta, event_dim, latent_dim
+        return data, [mu, logvar], _TERMS[(likelihood, clip)], term_params(clip, eps), _KL[scale], floor, beta, event_dim, latent_dim
     lik, lik_inputs, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
-    shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar")
+    shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
     check.event_dims("latent_dim", latent_dim, "mu", shape)
     if mu.device != lik_inputs[1].device:
         raise ValueError(f"mu is on {mu.device}, recon is on {lik_inputs[1].device}: expected one device")
@@ -124,7 +130,7 @@ def _arguments(
                 f"recon has batch shape {tuple(batch)} (event_dim={event_dim}), mu has batch shape {tuple(latent_batch)} "
                 f"(latent_dim={latent_dim}): expected shapes that broadcast to one another{hint}"
             ) from None
-    kl, kl_inputs = kl_term(mu, logvar, prior_mu, prior_logvar, "logvar")
+    kl, kl_inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
     return lik_inputs, kl_inputs, lik, params, kl, floor, beta, event_dim, latent_dim
 
 
@@ -137,6 +143,7 @@ class _ELBOOptions(TypedDict, total=False):
     eps: float
     prior_mu: Tensor | None
     prior_logvar: Tensor | None
+    scale: str
     free_bits: float | Tensor | None
     event_dim: int
     latent_dim: int
@@ -169,6 +176,7 @@ def elbo(
     eps: float = 1e-9,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    scale: str = "logvar",
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
@@ -187,7 +195,7 @@ def elbo(
         recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean (of unit variance)
             or a (mean, logvar) pair for ``"gaussian"``, the location (of scale 1) or a (loc, log_scale) pair for ``"laplace"``.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
-        logvar: posterior log-variance.
+        logvar: posterior log-variance, or what ``scale`` says.
         likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"`` or ``"laplace"``; or a function ``f(x, recon)``
             (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does:
             ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business. :func:`elbo_loss`
@@ -199,7 +207,9 @@ def elbo(
         clip: clip mode of the Bernoulli likelihoods, see :func:`bernoulli_log_prob`.
         eps: the constant of the clip mode.
         prior_mu: prior mean, None is 0.
-        prior_logvar: prior log-variance, None is 0.
+        prior_logvar: prior log-variance, or what ``scale`` says; None is unit variance.
+        scale: what the posterior's and the prior's second tensors are: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``,
+            see :func:`gaussian_kl`. The decoder's own scale, where ``recon`` has one, stays what ``likelihood`` says.
         free_bits: least value of each KL element, see :func:`gaussian_kl`.
         event_dim: number of trailing dimensions of ``x`` that are summed.
         latent_dim: number of trailing dimensions of ``mu`` that are summed.
@@ -226,10 +236,10 @@ def elbo(
         check.flag("return_parts", return_parts)
     if callable(likelihood):
         check.any_likelihood(likelihood, clip, eps)
-        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data, return_parts)
+        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, scale, free_bits, latent_dim, check_data, return_parts)
         return _given(head.elbo(*head.arguments))
     k = kernels()
-    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
+    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, scale, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
         values.require(*values.head(args[0], args[1], args[2], args[4]))
     return _given(_per_sample(k, args, return_parts))
@@ -271,6 +281,7 @@ def elbo_loss(
     eps: float = 1e-9,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    scale: str = "logvar",
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
@@ -286,8 +297,8 @@ def elbo_loss(
     ``Partial("sum")`` loss, whose ``"mean"`` is that of all rows however many each process has.
 
     Args:
-        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim, check_data: as in
-            :func:`elbo`.
+        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, scale, free_bits, event_dim, latent_dim, check_data:
+            as in :func:`elbo`.
         reduction: ``"mean"`` (default; over samples, never over pixels), ``"sum"`` or ``"none"``.
         return_parts: True: give ``(loss, likelihood, kl)``, all of the same pass: ``loss = -likelihood + beta * kl`` to rounding, with the
             two of :func:`elbo`, reduced as the loss is. They are for a log, and carry no gradient.
@@ -324,10 +335,10 @@ def elbo_loss(
         if donate_recon:
             raise ValueError("donate_recon=True: expected a likelihood by name, a function may need recon; use donate_recon=False here")
         check.any_likelihood(likelihood, clip, eps)
-        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, free_bits, latent_dim, check_data, return_parts)
+        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, scale, free_bits, latent_dim, check_data, return_parts)
         return _given(head.loss(reduction))
     k: Any = kernels()
-    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, free_bits, event_dim, latent_dim)
+    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, scale, free_bits, event_dim, latent_dim)
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
         values.require(*values.head(args[0], args[1], args[2], args[4]))
     if k is None or reduction == "none":

@@ -31,6 +31,7 @@ def iwae_loss(
     eps: float = 1e-9,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    scale: str = "logvar",
     event_dim: int = 1,
     latent_dim: int = 1,
     reduction: str = "mean",
@@ -52,7 +53,7 @@ def iwae_loss(
         z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``. One so far out that its
             densities under the posterior and under the model are both out of range (1e19 standard deviations in float32) has no weight.
         mu, logvar: the posterior, ``(*batch, *latent)``.
-        likelihood, clip, eps, prior_mu, prior_logvar, event_dim, latent_dim, check_data: as in :func:`elbo`.
+        likelihood, clip, eps, prior_mu, prior_logvar, scale, event_dim, latent_dim, check_data: as in :func:`elbo`.
         reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -70,11 +71,11 @@ def iwae_loss(
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
     check.tensor("z", z)
-    _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"), latent_dim)
+    _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, scale), latent_dim)
     check.same_device(mu=mu, z=z)
     posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
     if values.wanted(check_data):
-        values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, "logvar"))
+        values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
     if callable(likelihood):
         check.any_likelihood(likelihood, clip, eps)
         log_p_x = own_log_prob(likelihood, x, recon)
@@ -89,8 +90,8 @@ def iwae_loss(
     z = z.to(dtype)
     prior = z.new_zeros(()) if prior_mu is None else prior_mu.to(dtype)  # before it is broadcast: its gradient is a sum, rounded once
     event = torch.broadcast_shapes(prior.shape, z.shape[z.ndim - latent_dim :])
-    log_p = log_p_x + gaussian_log_prob(z, prior.expand(event), prior_logvar, event_dim=latent_dim)
-    log_q = gaussian_log_prob(z, mu, logvar, event_dim=latent_dim)
+    log_p = log_p_x + gaussian_log_prob(z, prior.expand(event), prior_logvar, scale=scale, event_dim=latent_dim)
+    log_q = gaussian_log_prob(z, mu, logvar, scale=scale, event_dim=latent_dim)
     # No posterior drew a sample whose density is out of range: it has no weight if that under the model is out of range too.
     log_q = log_q.masked_fill((log_q == -math.inf) & (log_p == -math.inf), 0.0)
     return reduce(-iwae_bound(log_p - log_q, dim=0), reduction)
