@@ -39,6 +39,13 @@ CASES = {
         (X, LOGITS.expand(5, 6, 1, 3, 3), Z, MU, LOGVAR),
         PRIOR,
     ),
+    "iwae, samples last": (
+        nn.IWAELoss,
+        {"event_dim": 3, "sample_dim": -1},
+        vae_fast.iwae_loss,
+        (X, LOGITS.unsqueeze(1).expand(6, 5, 1, 3, 3), Z.transpose(0, 1), MU, LOGVAR),
+        {},
+    ),
     "iwae, none": (
         nn.IWAELoss,
         {"event_dim": 3, "reduction": "none", "likelihood": "gaussian"},
@@ -147,6 +154,7 @@ def test_options_are_attributes():
         (nn.IWAELoss, {"scale": None}, ValueError, "scale=None: expected one of 'logvar'"),
         (nn.IWAELoss, {"reduction": None}, ValueError, "reduction=None: expected one of"),
         (nn.IWAELoss, {"latent_dim": True}, TypeError, "latent_dim=True: expected an int"),
+        (nn.IWAELoss, {"sample_dim": "0"}, TypeError, "sample_dim='0': expected an int"),
         (nn.IWAELoss, {"check_data": 0}, TypeError, "check_data=0: expected True or False"),
         (nn.GaussianKL, {"scale": "variance"}, ValueError, "scale='variance': expected one of"),
         (nn.GaussianKL, {"free_bits": True}, TypeError, "free_bits=True: expected a Python number"),

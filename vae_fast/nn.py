@@ -132,11 +132,13 @@ class IWAELoss(_Loss):
 
     Args:
         likelihood, clip, eps, scale, event_dim, latent_dim, check_data: as in :func:`vae_fast.elbo_loss`.
+        sample_dim: which batch dimension of recon and z holds the samples, see :func:`vae_fast.iwae_loss`.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
         - x: ``(*batch, *event)``.
-        - recon: ``(K, *batch, *event)``, or a pair of it; z: ``(K, *batch, *latent)``, the samples that were decoded.
+        - recon: ``(K, *batch, *event)``, or a pair of it; z: ``(K, *batch, *latent)``, the samples that were decoded; or with K where
+          ``sample_dim`` says.
         - mu, logvar: ``(*batch, *latent)``; prior_mu, prior_logvar: broadcast against them, None is N(0, 1).
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is).
 
@@ -161,6 +163,7 @@ class IWAELoss(_Loss):
         scale: str = "logvar",
         event_dim: int = 1,
         latent_dim: int = 1,
+        sample_dim: int = 0,
         reduction: str = "mean",
         check_data: bool = False,
     ) -> None:
@@ -168,6 +171,7 @@ class IWAELoss(_Loss):
         check.any_likelihood(likelihood, clip, eps)
         check.one_of("scale", scale, SCALES)
         _check_common(reduction, event_dim=event_dim, latent_dim=latent_dim)
+        check.integer("sample_dim", sample_dim)
         check.flag("check_data", check_data)
         super().__init__(
             likelihood=likelihood,
@@ -176,6 +180,7 @@ class IWAELoss(_Loss):
             scale=scale,
             event_dim=event_dim,
             latent_dim=latent_dim,
+            sample_dim=sample_dim,
             reduction=reduction,
             check_data=check_data,
         )

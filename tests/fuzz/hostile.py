@@ -33,7 +33,15 @@ CALLS = {
     "gaussian_log_prob": {**_X, "mu": "torch.zeros(3, 5)", "logvar": "torch.zeros(3, 5)", "scale": "'logvar'", "event_dim": "1"},
     "elbo": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1"},
     "elbo_loss": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1", "reduction": "'sum'"},
-    "iwae_loss": {**_X, "recon": "torch.zeros(4, 3, 5)", "z": "torch.zeros(4, 3, 2)", **_MU, **_LIKELIHOOD, "reduction": "'sum'"},
+    "iwae_loss": {
+        **_X,
+        "recon": "torch.zeros(4, 3, 5)",
+        "z": "torch.zeros(4, 3, 2)",
+        **_MU,
+        **_LIKELIHOOD,
+        "sample_dim": "0",
+        "reduction": "'sum'",
+    },
     "iwae_bound": {"log_w": "torch.zeros(3, 2)", "dim": "0"},
     "logsumexp": {"a": "torch.zeros(3, 2)", "dim": "0", "weights": "torch.ones(3, 2)"},
     "linear_bernoulli_log_prob": {

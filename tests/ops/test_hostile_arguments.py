@@ -86,7 +86,7 @@ ALL = {
 }
 NONE = {"None": None}
 NAMES = ("clip", "likelihood", "reduction", "covariance_type", "precision")
-INTS = ("event_dim", "latent_dim", "num_samples", "dim")
+INTS = ("event_dim", "latent_dim", "sample_dim", "num_samples", "dim")
 REALS = ("eps", "beta", "free_bits", "min_scale")
 FLAGS = ("check_data", "donate_recon", "return_parts")
 OPTIONAL = {"clip", "free_bits", "num_samples", "generator", "noise", "bias", "prior_mu", "prior_logvar", "weights"}

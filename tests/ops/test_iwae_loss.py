@@ -169,6 +169,66 @@ def test_x_is_not_repeated(device):
     assert peak_memory(work, device) < 0.1 * recon.nbytes
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("sample_dim", [1, 2, -1, -2, -3])
+def test_samples_in_any_batch_dimension(sample_dim, reduction, device, backend):
+    """The numbers of samples that come first, and their gradients."""
+    x, recon, z, mu, logvar = problem(5, (2, 3), device=device)
+    prior = torch.randn(3, 2, dtype=torch.float64, device=device), torch.randn(2, dtype=torch.float64, device=device)
+
+    def loss(x, recon, z, mu, logvar, p, t, **options):
+        return vae_fast.iwae_loss(x, recon, z, mu, logvar, prior_mu=p, prior_logvar=t, reduction=reduction, **options)
+
+    first, moved = leaves([x, recon, z, mu, logvar, *prior]), leaves([x, recon, z, mu, logvar, *prior])
+    want = loss(*first)
+    place = sample_dim % 3
+    there = [t.movedim(0, place) if i in (1, 2) else t for i, t in enumerate(moved)]
+    got = loss(*there, sample_dim=sample_dim)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got.sum(), moved), torch.autograd.grad(want.sum(), first))
+    dense = [t.detach().contiguous() for t in there]
+    torch.testing.assert_close(loss(*dense, sample_dim=sample_dim), want.detach())
+
+
+def test_samples_of_images_after_the_batch(device, backend):
+    """Bytes, a pair, a posterior that is broadcast, and a latent of two dimensions."""
+    x = torch.randint(0, 256, (4, 1, 3, 5), dtype=torch.uint8, device=device)
+    recon, spread = torch.randn(6, 4, 1, 3, 5, device=device), torch.randn(1, 3, 5, device=device)
+    mu, logvar, z = torch.randn(4, 2, 3, device=device), torch.randn(3, device=device), torch.randn(6, 4, 2, 3, device=device)
+    options = {"likelihood": "gaussian", "event_dim": 3, "latent_dim": 2, "reduction": "none"}
+    want = vae_fast.iwae_loss(x, (recon, spread), z, mu, logvar, **options)
+    got = vae_fast.iwae_loss(x, (recon.transpose(0, 1), spread), z.transpose(0, 1), mu, logvar, sample_dim=1, **options)
+    torch.testing.assert_close(got, want)
+
+
+def test_samples_after_the_batch_for_a_function(device, backend):
+    x, recon, z, mu, logvar = problem(5, (4,), device=device)
+
+    def log_prob(x, logits):
+        return vae_fast.bernoulli_log_prob(x.unsqueeze(1), logits)
+
+    got = vae_fast.iwae_loss(x, recon.transpose(0, 1), z.transpose(0, 1), mu, logvar, likelihood=log_prob, sample_dim=-1)
+    torch.testing.assert_close(got, vae_fast.iwae_loss(x, recon, z, mu, logvar))
+
+
+@needs_kernels
+def test_nothing_is_copied_for_samples_after_the_batch(device):
+    x, recon, z, mu, logvar = (t.contiguous() for t in problem(20, (256,), 784, dtype=torch.float32, device=device))
+    recon, z = recon.transpose(0, 1).contiguous(), z.transpose(0, 1).contiguous()
+    work = Work(lambda r: vae_fast.iwae_loss(x, r, z, mu, logvar, sample_dim=1), [(recon,)], None)
+    assert peak_memory(work, device) < 0.1 * recon.nbytes
+    others = Work(lambda r: vae_fast.iwae_loss(x, r, z.movedim(1, 0), mu, logvar), [(recon.movedim(1, 0),)], None)
+    assert peak_memory(others, device) < 0.1 * recon.nbytes  # nor for strides that put it first
+
+
+def test_a_compiled_sample_dimension(device):
+    torch._dynamo.reset()
+    x, recon, z, mu, logvar = problem(5, (4,), device=device)
+    given = x, recon.transpose(0, 1), z.transpose(0, 1), mu, logvar
+    got = torch.compile(vae_fast.iwae_loss, backend="aot_eager", fullgraph=True)(*given, sample_dim=-1)
+    torch.testing.assert_close(got, vae_fast.iwae_loss(x, recon, z, mu, logvar))
+
+
 X, R, Z, M = torch.zeros(4, 7), torch.zeros(3, 4, 7), torch.zeros(3, 4, 2), torch.zeros(4, 2)
 BAD = {
     "z without samples": (lambda: vae_fast.iwae_loss(X, R, M, M, M), ValueError, ["z has shape (4, 2)", "expected z (K, *mu.shape)"]),
@@ -197,6 +257,23 @@ BAD = {
         lambda: vae_fast.iwae_loss(X.to("meta"), R.to("meta"), Z, M, M),
         ValueError,
         ["recon is on meta", "mu is on cpu"],
+    ),
+    "z with samples elsewhere": (
+        lambda: vae_fast.iwae_loss(X, R, Z, M, M, sample_dim=1),
+        ValueError,
+        ["z has shape (3, 4, 2)", "mu.shape with K as its dimension 1"],
+    ),
+    "recon with samples elsewhere": (
+        lambda: vae_fast.iwae_loss(X, R, Z.transpose(0, 1), M, M, sample_dim=1),
+        ValueError,
+        ["recon has shape (3, 4, 7)", "x.shape with K as its dimension 1 with the K=3 of z"],
+    ),
+    "no such dimension": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, sample_dim=2), ValueError, ["sample_dim=2", "expected -2 to 1"]),
+    "nor from the end": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, sample_dim=-3), ValueError, ["sample_dim=-3", "expected -2 to 1"]),
+    "rows of another rank": (
+        lambda: vae_fast.iwae_loss(X.expand(3, 4, 7), R.expand(3, 3, 4, 7), Z, M, M),
+        ValueError,
+        ["recon has shape (3, 3, 4)", "z has shape (3, 4)", "as many"],
     ),
     "reduction": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, reduction="k"), ValueError, ["reduction='k'"]),
     "z list": (lambda: vae_fast.iwae_loss(X, R, [0.0], M, M), TypeError, ["z", "got list"]),

@@ -11,7 +11,7 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
-from vae_fast.functional._own_likelihood import LogProb
+from vae_fast.functional._own_likelihood import LogProb, parameters_of
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
 from vae_fast.functional.elbo import Recon, likelihood_term
 from vae_fast.functional.gaussian import gaussian_log_prob
@@ -34,6 +34,7 @@ def iwae_loss(
     scale: str = "logvar",
     event_dim: int = 1,
     latent_dim: int = 1,
+    sample_dim: int = 0,
     reduction: str = "mean",
     check_data: bool = False,
 ) -> Tensor:
@@ -49,11 +50,14 @@ def iwae_loss(
 
     Args:
         x: data, ``(*batch, *event)``, dtypes as in :func:`elbo`.
-        recon: the decoder's output for each sample, ``(K, *batch, *event)``, or a pair, see :func:`elbo`.
+        recon: the decoder's output for each sample, ``(K, *batch, *event)``, or a pair, see :func:`elbo`. ``sample_dim`` says where K is.
         z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``. One so far out that its
             densities under the posterior and under the model are both out of range (1e19 standard deviations in float32) has no weight.
         mu, logvar: the posterior, ``(*batch, *latent)``.
         likelihood, clip, eps, prior_mu, prior_logvar, scale, event_dim, latent_dim, check_data: as in :func:`elbo`.
+        sample_dim: which of the batch dimensions of ``z`` and ``recon`` holds the K samples; below 0 it counts from the last batch
+            dimension, just before an event: ``z`` of ``(batch, K, latent)`` has it at 1, or at -1. ``x``, ``mu``, ``logvar`` and the prior
+            have no such dimension, and are broadcast over it. A ``likelihood`` that is a function gets ``x`` as it came.
         reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -71,7 +75,7 @@ def iwae_loss(
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
     check.tensor("z", z)
-    _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, scale), latent_dim)
+    after = _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, scale), latent_dim, sample_dim)
     check.same_device(mu=mu, z=z)
     posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
     if values.wanted(check_data):
@@ -84,17 +88,24 @@ def iwae_loss(
             raise ValueError(f"likelihood gives shape {tuple(log_p_x.shape)}, z has batch shape {tuple(batch)}: expected one per sample")
         dtype = reference.compute_dtype([log_p_x, z, *posterior])
     else:
-        log_p_x, dtype = _log_prob_of_samples(x, recon, z, posterior, likelihood, clip, eps, event_dim, latent_dim, check_data)
+        log_p_x, dtype = _log_prob_of_samples(x, recon, z, posterior, likelihood, clip, eps, event_dim, latent_dim, after, check_data)
     # One precision for all three terms before they are summed. Of half samples too: the gradients of both densities would each be rounded
     # to a half, and may be out of its range where their sum is not.
     z = z.to(dtype)
+    mu, logvar = _over_samples(mu, after + latent_dim), _over_samples(logvar, after + latent_dim)
+    prior_mu, prior_logvar = (None if t is None else _over_samples(t, after + latent_dim) for t in (prior_mu, prior_logvar))
     prior = z.new_zeros(()) if prior_mu is None else prior_mu.to(dtype)  # before it is broadcast: its gradient is a sum, rounded once
     event = torch.broadcast_shapes(prior.shape, z.shape[z.ndim - latent_dim :])
     log_p = log_p_x + gaussian_log_prob(z, prior.expand(event), prior_logvar, scale=scale, event_dim=latent_dim)
     log_q = gaussian_log_prob(z, mu, logvar, scale=scale, event_dim=latent_dim)
     # No posterior drew a sample whose density is out of range: it has no weight if that under the model is out of range too.
     log_q = log_q.masked_fill((log_q == -math.inf) & (log_p == -math.inf), 0.0)
-    return reduce(-iwae_bound(log_p - log_q, dim=0), reduction)
+    return reduce(-iwae_bound(log_p - log_q, dim=-1 - after), reduction)
+
+
+def _over_samples(t: Tensor, after: int) -> Tensor:
+    """A tensor without a dimension of samples, to be broadcast over one that ``after`` dimensions follow; nothing is copied."""
+    return t.unsqueeze(t.ndim - after) if t.ndim > after else t
 
 
 def _log_prob_of_samples(
@@ -107,18 +118,25 @@ def _log_prob_of_samples(
     eps: float,
     event_dim: int,
     latent_dim: int,
+    after: int,
     check_data: bool,
 ) -> tuple[Tensor, torch.dtype]:
-    """``log p(x|z_k)``, and the precision in which the bound is computed."""
-    term, data, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
-    if data[1].ndim != x.ndim + 1 or data[1].shape[0] != z.shape[0]:
+    """``log p(x|z_k)``, and the precision in which the bound is computed; ``after`` batch dimensions follow that of the samples."""
+    check.tensor("x", x, check.TARGETS)
+    check.event_dims("event_dim", event_dim, "x", x.shape)
+    samples, place = z.shape[z.ndim - latent_dim - after - 1], x.ndim - event_dim - after
+    first = parameters_of(recon)[0]
+    if isinstance(first, Tensor) and (first.ndim != x.ndim + 1 or place < 0 or first.shape[place] != samples):
+        where = "(K, *x.shape)" if place <= 0 else f"x.shape with K as its dimension {place}"
         raise ValueError(
-            f"recon has shape {tuple(data[1].shape)}, x has shape {tuple(x.shape)}: "
-            f"expected recon (K, *x.shape) with the K={z.shape[0]} of z"
+            f"recon has shape {tuple(first.shape)}, x has shape {tuple(x.shape)}: expected recon {where} with the K={samples} of z"
         )
+    term, data, params = likelihood_term(_over_samples(x, after + event_dim), recon, likelihood, clip, eps, event_dim)
     check.same_device(mu=posterior[0], recon=data[1])
     batch, latent = data[1].shape[: data[1].ndim - event_dim], z.shape[: z.ndim - latent_dim]
     check.broadcast_shapes("batch dimensions: ", recon=batch, z=latent)
+    if len(batch) != len(latent):  # or one's samples would meet the other's rows
+        raise ValueError(f"batch dimensions: recon has shape {tuple(batch)}, z has shape {tuple(latent)}: expected as many of them")
     if values.wanted(check_data):
         values.require(*values.term(term, data, values.data_names(data)))
     dtype = reference.compute_dtype([*data, z, *posterior])
@@ -127,15 +145,25 @@ def _log_prob_of_samples(
     return row_sum(term, data, [*params], event_dim), dtype
 
 
-def _check_samples(z: Tensor, mu: Tensor, logvar: Tensor, full: torch.Size, latent_dim: int) -> None:
-    """``full`` is the common shape of the posterior and its prior."""
+def _check_samples(z: Tensor, mu: Tensor, logvar: Tensor, full: torch.Size, latent_dim: int, sample_dim: int) -> int:
+    """How many batch dimensions follow that of the samples; ``full`` is the common shape of the posterior and its prior."""
     shape = check.broadcast(mu=mu, logvar=logvar)
     check.event_dims("latent_dim", latent_dim, "mu", shape)
     batch = len(shape) - latent_dim
+    check.integer("sample_dim", sample_dim)
+    if not -batch - 1 <= sample_dim <= batch:
+        raise ValueError(
+            f"sample_dim={check.shown(sample_dim)}: expected {-batch - 1} to {batch}, the batch dimensions of samples of mu "
+            f"(shape {tuple(mu.shape)}, latent_dim={latent_dim})"
+        )
+    place = sample_dim + batch + 1 if sample_dim < 0 else sample_dim
+    one = z.shape[:place] + z.shape[place + 1 :]
     try:
-        fits = len(z.shape) == len(shape) + 1 and z.shape[1 + batch :] == shape[batch:] and torch.broadcast_shapes(z.shape, full) == z.shape
+        fits = len(z.shape) == len(shape) + 1 and one[batch:] == shape[batch:] and torch.broadcast_shapes(one, full) == one
     except RuntimeError:
         fits = False
-    if not fits or z.shape[0] < 1:
+    if not fits or z.shape[place] < 1:
         wide = "" if full == mu.shape else f" (with logvar and the prior {tuple(full)})"
-        raise ValueError(f"z has shape {tuple(z.shape)}, mu has shape {tuple(mu.shape)}{wide}: expected z (K, *mu.shape) with K at least 1")
+        where = "(K, *mu.shape)" if place == 0 else f"mu.shape with K as its dimension {place}"
+        raise ValueError(f"z has shape {tuple(z.shape)}, mu has shape {tuple(mu.shape)}{wide}: expected z {where} with K at least 1")
+    return batch - place
