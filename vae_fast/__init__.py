@@ -1,8 +1,9 @@
 """Fused kernels for the arithmetic of variational autoencoders and Gaussian mixtures.
 
-``vae_fast.models``, ``vae_fast.nn``, ``vae_fast.training``, ``vae_fast.data`` and the other public modules are imported when they are
-first named. The package is a house of rooms; a room imports from those to the right of it and from no other, which a test compares with
-what the files say. ``base`` is errors, files and what has to be there first; ``backend`` loads the kernels; ``vae_fast`` is this file.
+``vae_fast.models``, ``vae_fast.nn``, ``vae_fast.distributions``, ``vae_fast.training``, ``vae_fast.data`` and the other public modules are
+imported when they are first named. The package is a house of rooms; a room imports from those to the right of it and from no other, which
+a test compares with what the files say. ``base`` is errors, files and what has to be there first; ``backend`` loads the kernels;
+``vae_fast`` is this file.
 
     base       <- nothing
     reference  <- nothing
@@ -11,6 +12,7 @@ what the files say. ``base`` is errors, files and what has to be there first; ``
     data       <- base, reference, functional
     models     <- base, reference, functional
     nn         <- reference, functional
+    distributions <- functional
     plots      <- base, reference, functional, models
     vae_fast   <- base, backend, functional
     training   <- base, backend, functional, data, models
@@ -38,6 +40,7 @@ if _typing.TYPE_CHECKING:  # for type checkers, which a __getattr__ would let ev
     from vae_fast import bench as bench
     from vae_fast import cli as cli
     from vae_fast import data as data
+    from vae_fast import distributions as distributions
     from vae_fast import errors as errors
     from vae_fast import files as files
     from vae_fast import functional as functional

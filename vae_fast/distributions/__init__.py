@@ -1,0 +1,33 @@
+"""``torch.distributions`` on our kernels: the same classes with the same arguments, shapes and errors, to be had by another import.
+
+Each is a subclass of torch's class of the same name, so that ``isinstance`` holds and whatever is not in this table is inherited from it:
+
+===================  ==============================================================  ==================================================
+class                ours                                                            torch's arithmetic
+===================  ==============================================================  ==================================================
+Normal               log_prob, rsample, sample; KL from a Normal                     entropy, cdf, icdf, other KLs
+Laplace              log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
+Bernoulli            log_prob                                                        sample, entropy, enumerate_support, KLs
+Independent          log_prob of those above with its sum, one pass; KL of           the sum of anything else's log_prob; entropy
+                     Independent Normals, one pass
+MixtureSameFamily    log_prob and sample of diagonal Normals (memory O(N + K D))     other components, cdf, mean, variance
+===================  ==============================================================  ==================================================
+
+``torch.distributions.kl_divergence`` finds the KLs, between ours and between one of ours and one of torch's. Of what is computed by our
+kernels, halves give float32, as :func:`vae_fast.gaussian_log_prob` does; integers are numbers, and never bytes to be read as ``x / 255``.
+Constructing a distribution and ``log_prob`` look at all values, as torch's do, unless ``validate_args=False``.
+
+Example:
+    >>> import torch
+    >>> from vae_fast import distributions as D
+    >>> posterior = D.Independent(D.Normal(torch.zeros(3, 2), torch.ones(3, 2)), 1)
+    >>> prior = D.Independent(D.Normal(torch.zeros(2), torch.ones(2)), 1)
+    >>> torch.distributions.kl_divergence(posterior, prior), posterior.rsample().shape
+    (tensor([0., 0., 0.]), torch.Size([3, 2]))
+"""
+
+from vae_fast.distributions import _kl as _kl
+from vae_fast.distributions._combined import Independent, MixtureSameFamily
+from vae_fast.distributions._elementwise import Bernoulli, Laplace, Normal
+
+__all__ = ["Bernoulli", "Independent", "Laplace", "MixtureSameFamily", "Normal"]
