@@ -1,4 +1,4 @@
-"""Fits the polynomials of csrc/math/elementary.h and prints them with their worst error after rounding to float32.
+"""Fits the polynomials of csrc/math/elementary.h and csrc/math/gamma.h and prints them with their worst error after rounding to float32.
 
 Each is a Chebyshev interpolant in 60-digit arithmetic (within a small factor of minimax), rounded to float32 and checked there; that of
 csrc/cpu/logits.h, which is shorter, is a minimax fit by Lawson's method (iteratively reweighted least squares).
@@ -28,6 +28,15 @@ def near_zero(f, series):
     return lambda x: mp.mpf(series) if abs(x) < mp.mpf(10) ** -25 else f(x)
 
 
+def binet(z):
+    """The remainder of Stirling's formula: DLMF 5.11.1."""
+    return mp.loggamma(z) - ((z - mp.mpf(0.5)) * mp.log(z) - z + mp.log(2 * mp.pi) / 2)
+
+
+def binet_slope(z):
+    return mp.log(z) - 1 / (2 * z) - mp.digamma(z)
+
+
 CASES = {
     # name: (what is fitted, its limit at 0, range, degree)
     "exp: (e^r - 1 - r) / r^2": (lambda r: (mp.expm1(r) - r) / r**2, 0.5, (-0.3466, 0.3466), 4),
@@ -37,6 +46,8 @@ CASES = {
     "log1m on [0, 1/2]: -log(1 - s) / s": (lambda s: -mp.log1p(-s) / s, 1, (0, 0.5), 8),
     "sin: sin(2 pi r) / r, in r^2": (lambda t: mp.sin(2 * mp.pi * mp.sqrt(t)) / mp.sqrt(t), 2 * mp.pi, (0, 1 / 64), 3),
     "cos: cos(2 pi r), in r^2": (lambda t: mp.cos(2 * mp.pi * mp.sqrt(t)), 1, (0, 1 / 64), 4),
+    "binet: z binet(z), in w = 1 / z": (lambda w: binet(1 / w) / w, mp.mpf(1) / 12, (0, 1), 6),
+    "binet_slope: z^2 binet_slope(z), in w = 1 / z": (lambda w: binet_slope(1 / w) / w**2, mp.mpf(1) / 12, (0, 1), 7),
 }
 
 for name, (f, limit, (low, high), degree) in CASES.items():
@@ -61,3 +72,16 @@ for _ in range(400):
     weight /= weight.sum()
 print(f"exp, 5th degree: (e^r - 1 - r) / r^2  worst relative error of e^r {best_error:.1e}")
 print("  ", ", ".join(f"{np.float32(v):.9g}f" for v in best))
+
+# The same two in double: quotients of polynomials of degree 8 through the values at 17 Chebyshev nodes, q0 = 1
+for name, f, power in (("binet", binet, 1), ("binet_slope", binet_slope, 2)):
+    nodes = [(1 + mp.cos(mp.pi * (2 * i + 1) / 34)) / 2 for i in range(17)]
+    values = [f(1 / w) / w**power for w in nodes]
+    rows = mp.matrix([[w**j for j in range(9)] + [-v * w**j for j in range(1, 9)] for w, v in zip(nodes, values, strict=True)])
+    c = mp.lu_solve(rows, mp.matrix(values))
+    p, q = [c[j] for j in range(9)], [mp.mpf(1), *(c[j] for j in range(9, 17))]
+    ws = [mp.mpf(2 * i + 1) / 800 for i in range(400)]
+    worst = max(abs(mp.polyval(p[::-1], w) / mp.polyval(q[::-1], w) * w**power - f(1 / w)) for w in ws)
+    print(f"{name}, double  worst error {mp.nstr(worst, 2)}")
+    for called, of in (("p", p), ("q", q)):
+        print(f"   {called}", ", ".join(f"{float(v):.17g}" for v in of))

@@ -141,6 +141,7 @@ VF_INLINE float log1p_positive(float q) {
   const float b = 1.0f + q;
   return log_normal_fused(b) + (q - (b - 1.0f)) / b;
 }
+VF_INLINE double log1p_positive(double q) { return ::log1p(q); }
 
 /// log(1 - s) for s in [0, 1/2].
 VF_INLINE float log1m_half(float s) {
