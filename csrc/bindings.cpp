@@ -120,6 +120,7 @@ void register_kernels(torch::Library& m) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(vae_fast, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(vae_fast, SparseCsrCPU, m) { register_kernels(m); }  // of counts; all else refuses it before it comes here
 #if defined(VF_WITH_CUDA)
 TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) { register_kernels(m); }
 #endif

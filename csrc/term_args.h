@@ -6,10 +6,12 @@
 
 namespace vae_fast {
 
-enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kUInt8, kBool };
+/// Of bytes, kUInt8 stands for byte / 255, kBool and kByte for the byte itself. The integers are counts.
+enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kUInt8, kBool, kByte, kInt16, kInt32, kInt64 };
 
-/// What a term's inputs are: x and the parameters of p(x), where x may be bytes; or the mean and scale of a Gaussian, and those of another.
-enum class TermKind : int32_t { kLikelihood, kKl };
+/// What a term's inputs are: x and the parameters of p(x), where x may be bytes that stand for [0, 1]; x and parameters, where x counts,
+/// most often nothing, and has no derivative; or the mean and scale of a Gaussian, and those of another.
+enum class TermKind : int32_t { kLikelihood, kCounts, kKl };
 
 constexpr int kMaxTermInputs = 4;
 constexpr int kMaxTermParams = 2;  // given, and worked out from them

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "math/bernoulli.h"
+#include "math/counts.h"
 #include "math/gaussian.h"
 #include "math/laplace.h"
 #include "term_args.h"
@@ -21,6 +22,13 @@
   X(family ".clamp", TermKind::kLikelihood, Struct<Clip::kClamp>) \
   X(family ".add", TermKind::kLikelihood, Struct<Clip::kAdd>)     \
   X(family ".bce", TermKind::kLikelihood, Struct<Clip::kBce>)
+#define VF_FOR_EACH_COUNT(X)                                                                                   \
+  X("poisson.rate", TermKind::kCounts, Poisson<Space::kLinear>)                                                \
+  X("poisson.log_rate", TermKind::kCounts, Poisson<Space::kLog>)                                               \
+  X("negative_binomial.linear", TermKind::kCounts, NegativeBinomial<Space::kLinear>)                           \
+  X("negative_binomial.log", TermKind::kCounts, NegativeBinomial<Space::kLog>)                                 \
+  X("zero_inflated_negative_binomial.linear", TermKind::kCounts, ZeroInflatedNegativeBinomial<Space::kLinear>) \
+  X("zero_inflated_negative_binomial.log", TermKind::kCounts, ZeroInflatedNegativeBinomial<Space::kLog>)
 #define VF_KL(form) Kl<form, false>
 #define VF_KL_PRIOR(form) Kl<form, true>
 #define VF_GAUSSIAN(form) Gaussian<form>
@@ -33,4 +41,5 @@
   VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)               \
   X("gaussian_unit", TermKind::kLikelihood, GaussianUnit)              \
   VF_FOR_EACH_SCALE(X, "gaussian", TermKind::kLikelihood, VF_GAUSSIAN) \
-  VF_FOR_EACH_SCALE(X, "laplace", TermKind::kLikelihood, VF_LAPLACE)
+  VF_FOR_EACH_SCALE(X, "laplace", TermKind::kLikelihood, VF_LAPLACE)   \
+  VF_FOR_EACH_COUNT(X)

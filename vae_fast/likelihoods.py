@@ -35,22 +35,35 @@ class Likelihood:
     family_alone: str | None = None
     #: What form the scale is given in, see :func:`vae_fast.gaussian_log_prob`.
     scale: str | None = None
+    #: The variant of the family, where that is neither a scale's form nor a clip mode; and the term's own parameters.
+    variant: str | None = None
+    params: tuple[float, ...] = ()
     clips: tuple[str | None, ...] = (None,)
     #: The layer that makes the mean of the first parameter; None if that is the mean itself.
     mean_layer: type[nn.Module] | None = None
 
     @property
     def data(self) -> str:
-        """What the values of x have to be: "unit" (in [0, 1]) or "finite"."""
+        """What the values of x have to be: "unit" (in [0, 1]), "count" or "finite"."""
         return TERMS[self.family].inputs[0]
+
+    @property
+    def of_counts(self) -> bool:
+        """Whether x counts: integers are taken, bytes are numbers, and there is no gradient."""
+        return self.family in TERMS and self.data == "count"
 
     def term(self, given: int, clip: str | None) -> str:
         """The kernels' name for it, with ``given`` of its parameters."""
         if given < len(self.parameters) and self.family_alone is not None:
             return self.family_alone
-        if self.scale is not None:
-            return f"{self.family}.{self.scale}"
+        if self.scale is not None or self.variant is not None:
+            return f"{self.family}.{self.scale or self.variant}"
         return f"{self.family}.{clip or 'none'}" if len(self.clips) > 1 else self.family
+
+    @property
+    def may_be_alone(self) -> bool:
+        """Whether the first parameter may be given without the others."""
+        return len(self.parameters) == 1 or self.family_alone is not None or self.scale is not None
 
     def completed(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The inputs of :meth:`term` beside x: a scale of 1 is filled in where there is no term without one."""
@@ -89,6 +102,19 @@ def _draw_laplace(parameters: Sequence[Tensor], generator: torch.Generator | Non
     return torch.addcmul(loc, scale, up - down)
 
 
+def _draw_negative_binomial(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    # Poisson's counts of a rate drawn from Gamma(theta, theta / mu)
+    mu, theta = torch.broadcast_tensors(*(t.exp() for t in parameters[:2]))
+    rate = torch._standard_gamma(theta, generator=generator) * (mu / theta)
+    return torch.poisson(rate, generator=generator)
+
+
+def _draw_zero_inflated(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    counts = _draw_negative_binomial(parameters, generator)
+    kept = torch.bernoulli((-parameters[2]).sigmoid().expand_as(counts), generator=generator)
+    return counts * kept
+
+
 LIKELIHOODS = {
     entry.name: entry
     for entry in (
@@ -119,5 +145,31 @@ LIKELIHOODS = {
             draw=_draw_gaussian,
         ),
         Likelihood("laplace", ("loc", "log_scale"), "laplace", scale="log_std", mean=_first, draw=_draw_laplace),
+        Likelihood(
+            "poisson",
+            ("log_rate",),
+            "poisson",
+            variant="log_rate",
+            mean=lambda p: p[0].exp(),
+            draw=lambda p, generator: torch.poisson(p[0].exp(), generator=generator),
+        ),
+        Likelihood(
+            "negative_binomial",
+            ("log_mu", "log_theta"),
+            "negative_binomial",
+            variant="log",
+            params=(0.0,),
+            mean=lambda p: p[0].exp(),
+            draw=_draw_negative_binomial,
+        ),
+        Likelihood(
+            "zero_inflated_negative_binomial",
+            ("log_mu", "log_theta", "zi_logits"),
+            "zero_inflated_negative_binomial",
+            variant="log",
+            params=(0.0,),
+            mean=lambda p: p[0].exp() * (-p[2]).sigmoid(),
+            draw=_draw_zero_inflated,
+        ),
     )
 }

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.terms import LOG_2PI, SCALES, UNIT_SCALE, Number, compute_all, compute_dtype, std, term, to_compute, wide
+from vae_fast.terms import LOG_2PI, SCALES, UNIT_SCALE, Number, compute_all, compute_dtype, inputs_to_compute, std, term, to_compute, wide
 
 __all__ = ["SCALES", "UNIT_SCALE", "compute_dtype", "std", "term", "to_compute"]
 
@@ -62,7 +62,7 @@ def elbo_parts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`elbo`, and the two that it is made of, without gradients."""
     like = compute_dtype([*likelihood_inputs, *kl_inputs])  # one precision for both terms
-    log_prob = term(likelihood, [to_compute(t, like) for t in likelihood_inputs], params, event_dim)
+    log_prob = term(likelihood, inputs_to_compute(likelihood, likelihood_inputs, like), params, event_dim)
     latents = [to_compute(t, like) for t in kl_inputs]
     divergence = counted = term(kl, latents, [floor], latent_dim)
     off = beta == 0

@@ -21,6 +21,8 @@ LOG_2PI = math.log(2.0 * math.pi)
 SCALES = ("logvar", "log_std", "std", "var", "softplus")
 #: Clip modes of the Bernoulli log-likelihood, by their name inside term names.
 CLIPS = ("none", "clamp", "add", "bce")
+#: Whether the mean and the dispersion of a count are given as they are, or as their logarithms.
+SPACES = ("linear", "log")
 #: The tensor that stands for a standard deviation of one, in each scale form.
 UNIT_SCALE = {"logvar": 0.0, "log_std": 0.0, "std": 1.0, "var": 1.0, "softplus": math.log(math.expm1(1.0))}
 
@@ -31,6 +33,11 @@ def to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
     """The value kernels compute with: float32 for halves and float32, float64 for float64; uint8 is ``t / 255``."""
     dtype = torch.float64 if torch.float64 in (t.dtype, like) else torch.float32
     return t.to(dtype) / 255.0 if t.dtype == torch.uint8 else t.to(dtype)
+
+
+def count_to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
+    """The same of counts: bytes are the numbers they are, and sparse rows dense."""
+    return (t.to_dense() if t.layout == torch.sparse_csr else t).to(torch.float64 if torch.float64 in (t.dtype, like) else torch.float32)
 
 
 def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -216,6 +223,55 @@ def _laplace(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> 
     return torch.where(size == math.inf, -size, density).to(inputs[0].dtype)
 
 
+# --- counts ----------------------------------------------------------------------------------------------------------
+
+
+def _poisson(inputs: Sequence[Tensor], variant: str, params: Sequence[Number]) -> Tensor:
+    # x log r - r - log x!
+    x, r = wide(*inputs)
+    log_rate, rate = (r, r.exp()) if variant == "log_rate" else (r.masked_fill(x == 0, 1.0).log(), r)  # 0 log 0 = 0
+    return (x * log_rate - rate - (x + 1.0).lgamma()).to(inputs[0].dtype)
+
+
+def _binet_difference(theta: Tensor, n: Tensor) -> Tensor:
+    # what Stirling's formulas of lgamma(n) and lgamma(theta) leave, for theta > 1000 (DLMF 5.11.1)
+    u, v = 1.0 / theta, 1.0 / n
+    return (v - u) / 12.0 - (v**3 - u**3) / 360.0
+
+
+def _rising(theta: Tensor, x: Tensor) -> Tensor:
+    # lgamma(theta + x) - lgamma(theta) - x log theta, without cancellation where theta is large
+    large = theta > 1000.0
+    high, low = theta.masked_fill(~large, 1.0), theta.masked_fill(large, 1.0)
+    n = high + x
+    series = (n - 0.5) * (x / high).log1p() - x + _binet_difference(high, n)
+    return torch.where(large, series, (low + x).lgamma() - low.lgamma() - x * low.log())
+
+
+def _negative_binomial(inputs: Sequence[Tensor], space: str, params: Sequence[Number]) -> Tensor:
+    # theta log((theta + e) / s) + x log((mu + e) / s) + lgamma(x + theta) - lgamma(theta) - log x!  with s = theta + mu + e
+    x, mu, theta = wide(*inputs[:3])
+    (eps,) = params
+    log_mu = None
+    if space == "log":
+        log_mu = mu.clamp(max=60.0)
+        mu, theta = log_mu.exp(), theta.clamp(-60.0, 60.0).exp()
+    theta = theta.clamp(1e-30, 1e30)
+    top = mu + eps
+    if log_mu is None or eps != 0.0:
+        log_mu = top.masked_fill(x == 0, 1.0).log()  # of which there is nothing then
+    count = torch.where(x == 0, torch.zeros_like(x), x * (log_mu - (top / theta).log1p()))
+    log_prob = count - theta * (mu / (theta + eps)).log1p() + _rising(theta, x) - (x + 1.0).lgamma()
+    return log_prob.to(inputs[0].dtype)
+
+
+def _zero_inflated_negative_binomial(inputs: Sequence[Tensor], space: str, params: Sequence[Number]) -> Tensor:
+    # log(s(l) + s(-l) NB(0)) at 0, log s(-l) + log NB(x) above
+    log_prob, logits = _negative_binomial([t.double() for t in inputs[:3]], space, params), inputs[3].double()
+    zero = softplus(log_prob - logits) - softplus(-logits)
+    return torch.where(inputs[0] == 0, zero, log_prob - softplus(logits)).to(inputs[0].dtype)
+
+
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +281,8 @@ class Term:
 
     #: ``element(inputs, variant, params)``: the inputs in one precision, broadcast against each other.
     element: Callable[[Sequence[Tensor], str, Sequence[Number]], Tensor]
-    #: What the values of each input have to be, by the names in :mod:`vae_fast.functional._values`; "scale": as the variant has it.
+    #: What the values of each input have to be, by the names in :mod:`vae_fast.functional._values`; "scale", "mean" and "dispersion": as
+    #: the variant has it.
     inputs: tuple[str, ...]
     variants: tuple[str, ...] = ("",)
 
@@ -238,7 +295,23 @@ TERMS = {
     "gaussian_unit": Term(_gaussian_unit, ("finite", "finite")),
     "gaussian": Term(_gaussian, ("finite", "finite", "scale"), SCALES),
     "laplace": Term(_laplace, ("finite", "finite", "scale"), SCALES),
+    "poisson": Term(_poisson, ("count", "mean"), ("rate", "log_rate")),
+    "negative_binomial": Term(_negative_binomial, ("count", "mean", "dispersion"), SPACES),
+    "zero_inflated_negative_binomial": Term(_zero_inflated_negative_binomial, ("count", "mean", "dispersion", "finite"), SPACES),
 }
+
+
+def _find(name: str) -> tuple[Term, str]:
+    family, _, variant = name.partition(".")
+    if family not in TERMS or variant not in TERMS[family].variants or name.endswith("."):
+        raise ValueError(f"term={name!r}: expected one of {', '.join(names())}")
+    return TERMS[family], variant
+
+
+def inputs_to_compute(name: str, inputs: Sequence[Tensor], like: torch.dtype) -> list[Tensor]:
+    """A term's inputs in one precision."""
+    first = count_to_compute if _find(name)[0].inputs[0] == "count" else to_compute
+    return [first(inputs[0], like), *(to_compute(t, like) for t in inputs[1:])]
 
 
 def names() -> list[str]:
@@ -250,10 +323,9 @@ def term(name: str, inputs: Sequence[Tensor], params: Sequence[Number], event_di
     """A row-summed term by the name the kernels know it by, e.g. ``"kl.logvar"`` or ``"bernoulli_logits.clamp"``.
 
     ``inputs`` broadcast against each other; the last ``event_dim`` dimensions are summed. ``params`` are the term's own: the constant of
-    the Bernoulli clip modes ``"clamp"`` and ``"add"``; the least value of an element of the KL terms (free bits; ``-inf`` for none).
+    the Bernoulli clip modes ``"clamp"`` and ``"add"``; the least value of an element of the KL terms (free bits; ``-inf`` for none); the
+    constant in the logarithms of the negative binomials (0 for none).
     """
-    family, _, variant = name.partition(".")
-    if family not in TERMS or variant not in TERMS[family].variants or name.endswith("."):
-        raise ValueError(f"term={name!r}: expected one of {', '.join(names())}")
-    element = TERMS[family].element(compute_all(inputs), variant, params)
+    found, variant = _find(name)
+    element = found.element(inputs_to_compute(name, inputs, compute_dtype(inputs)), variant, params)
     return element.flatten(-event_dim).sum(-1) if event_dim else element

@@ -4,6 +4,7 @@
 #include "../term_table.h"
 #include "logits.h"
 #include "row_sums.h"
+#include "sparse.h"
 #include "tile.h"
 
 namespace vae_fast {
@@ -43,6 +44,87 @@ void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, co
   }
 }
 
+/// Where v is not 0 (NaN is not); returns in how many places. Writes up to kSpill beyond.
+template <typename T>
+inline int find_nonzero(const T* v, int n, int* place) {
+  int found = 0, i = 0;
+#if VF_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    __m512i here = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; i + 16 <= n; i += 16) {
+      const __mmask16 marked = _mm512_cmp_ps_mask(_mm512_loadu_ps(v + i), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+      _mm512_storeu_si512(place + found, _mm512_maskz_compress_epi32(marked, here));
+      found += __builtin_popcount(marked);
+      here = _mm512_add_epi32(here, _mm512_set1_epi32(16));
+    }
+  }
+#endif
+  for (; i < n; ++i) {
+    place[found] = i;
+    found += v[i] != T(0) ? 1 : 0;
+  }
+  return found;
+}
+
+/// The same for counts: all of them as if they were 0, then those that are not, packed together.
+template <class F, typename T, bool with_grad>
+void map_counts(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
+  constexpr int inputs = F::kInputs;
+  const T* __restrict a1 = tiles.in[1];
+  const T* __restrict a2 = tiles.in[2];
+  const T* __restrict a3 = tiles.in[3];
+  T* __restrict g1 = tiles.grad[1];
+  T* __restrict g2 = tiles.grad[2];
+  T* __restrict g3 = tiles.grad[3];
+  T* __restrict value = tiles.value;
+  const math::TermParams<T> p = params;
+  VF_SIMD
+  for (int i = 0; i < n; ++i) {
+    T x[kMaxTermInputs], d[kMaxTermInputs], v;
+    x[1] = a1[i];
+    if constexpr (inputs > 2) x[2] = a2[i];
+    if constexpr (inputs > 3) x[3] = a3[i];
+    F::zero(x, p, v, d);
+    value[i] = v;
+    if constexpr (with_grad) {
+      const T g = upstream[i];
+      g1[i] = g * d[1];
+      if constexpr (inputs > 2) g2[i] = g * d[2];
+      if constexpr (inputs > 3) g3[i] = g * d[3];
+    }
+  }
+
+  int place[kTile + kSpill];
+  const int found = find_nonzero(tiles.in[0], n, place);
+  alignas(64) T in[inputs][kTile], d[inputs][kTile], values[kTile];
+  for (int k = 0; k < inputs; ++k) {
+    const T* from = tiles.in[k];
+    for (int j = 0; j < found; ++j) in[k][j] = from[place[j]];
+  }
+  VF_SIMD
+  for (int j = 0; j < found; ++j) {
+    T x[kMaxTermInputs], dx[kMaxTermInputs], v;
+    x[0] = in[0][j];
+    x[1] = in[1][j];
+    if constexpr (inputs > 2) x[2] = in[2][j];
+    if constexpr (inputs > 3) x[3] = in[3][j];
+    F::positive(x, p, v, dx);
+    values[j] = v;
+    if constexpr (with_grad) {
+      d[1][j] = dx[1];
+      if constexpr (inputs > 2) d[2][j] = dx[2];
+      if constexpr (inputs > 3) d[3][j] = dx[3];
+    }
+  }
+  for (int j = 0; j < found; ++j) value[place[j]] = values[j];
+  if constexpr (with_grad) {
+    for (int k = 1; k < inputs; ++k) {
+      T* to = tiles.grad[k];
+      for (int j = 0; j < found; ++j) to[place[j]] = upstream[place[j]] * d[k][j];
+    }
+  }
+}
+
 /// The loops of one term.
 template <typename T>
 struct TermMap {
@@ -57,13 +139,18 @@ struct TermMap {
 
   template <class F>
   static constexpr TermMap of() {
-    return {F::kInputs,
-            &math::term_params<F, T>,
-            math::IsBounded<F>::value,
-            &map_tile<F, T, 1, false>,
-            &map_tile<F, T, 1, true>,
-            &map_tile<F, T, 0, true>,
-            row_loops<F, T>()};
+    if constexpr (math::IsOfCounts<F>::value) {
+      constexpr Fn gradient = &map_counts<F, T, true>;
+      return {F::kInputs, &math::term_params<F, T>, math::IsBounded<F>::value, &map_counts<F, T, false>, gradient, gradient, {}};
+    } else {
+      return {F::kInputs,
+              &math::term_params<F, T>,
+              math::IsBounded<F>::value,
+              &map_tile<F, T, 1, false>,
+              &map_tile<F, T, 1, true>,
+              &map_tile<F, T, 0, true>,
+              row_loops<F, T>()};
+    }
   }
 };
 
@@ -75,6 +162,10 @@ inline const TermMap<T>& term_map(int term) {
       VF_FOR_EACH_TERM(VF_ROW)
 #undef VF_ROW
   };
+#define VF_ROW(name, kind, ...) \
+  static_assert(IsOfCounts<__VA_ARGS__>::value == (kind == TermKind::kCounts), name ": another kind of struct");
+  VF_FOR_EACH_TERM(VF_ROW)
+#undef VF_ROW
   return maps[term];
 }
 
@@ -129,7 +220,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     tiles.value = value;
     bool direct[kMaxTermInputs] = {};
     for (int k = 0; k < map.inputs; ++k) {
-      tiles.in[k] = load(a.in[k], r, a.columns, in_buffer[k]);
+      tiles.in[k] = a.in[k].dtype == kSparseRows ? load_sparse(a.in[k], r, in_buffer[k]) : load(a.in[k], r, a.columns, in_buffer[k]);
       T* place = in_place<T>(a.grad[k], r, a.columns);
       // Over its own input: by way of the buffer, as the pointers of map_tile must not alias.
       direct[k] = place != nullptr && (by_row || place != tiles.in[k]);
@@ -166,7 +257,8 @@ void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
     tiles.value = values != nullptr ? static_cast<T*>(values) + r : value_buffer;
     bool direct[kMaxTermInputs] = {};
     for (int k = 0; k < map.inputs; ++k) {
-      tiles.in[k] = load_elements(a.in[k], r, rect.rows, in_buffer[k]);
+      tiles.in[k] =
+          a.in[k].dtype == kSparseRows ? load_sparse(a.in[k], rect, in_buffer[k]) : load_elements(a.in[k], r, rect.rows, in_buffer[k]);
       T* place = in_place<T>(a.grad[k], rect, 1);
       direct[k] = place != nullptr && place != tiles.in[k];
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];

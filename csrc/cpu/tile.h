@@ -23,6 +23,12 @@ struct Rect {
   int count() const { return rows * columns; }
 };
 
+template <typename I, typename T>
+inline void widen_integers(const I* p, int n, T* to) {
+  VF_SIMD
+  for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i]);
+}
+
 template <typename T>
 inline void widen(const void* from, DType dtype, int64_t at, int n, T* to) {
   switch (dtype) {
@@ -67,6 +73,14 @@ inline void widen(const void* from, DType dtype, int64_t at, int n, T* to) {
       for (int i = 0; i < n; ++i) to[i] = static_cast<T>(p[i] != 0);
       break;
     }
+    case DType::kByte:
+      return widen_integers(static_cast<const uint8_t*>(from) + at, n, to);
+    case DType::kInt16:
+      return widen_integers(static_cast<const int16_t*>(from) + at, n, to);
+    case DType::kInt32:
+      return widen_integers(static_cast<const int32_t*>(from) + at, n, to);
+    case DType::kInt64:
+      return widen_integers(static_cast<const int64_t*>(from) + at, n, to);
   }
 }
 

@@ -21,7 +21,7 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
-struct Byte {  // uint8 (read as x / 255) or bool
+struct Byte {  // uint8 (read as x / 255, or as the number it is), or bool
   uint8_t value;
 };
 
@@ -62,7 +62,7 @@ inline constexpr DType kDType<BFloat16> = DType::kBFloat16;
 /// Whether memory of data type `dtype` can be read as T.
 template <typename T>
 bool holds(DType dtype) {
-  return dtype == kDType<T> || (kDType<T> == DType::kUInt8 && dtype == DType::kBool);
+  return dtype == kDType<T> || (kDType<T> == DType::kUInt8 && (dtype == DType::kBool || dtype == DType::kByte));
 }
 
 /// What a byte stands for is byte * (high + low): x / 255 correctly rounded, in two products.

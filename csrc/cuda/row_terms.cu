@@ -113,6 +113,9 @@ cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream) {
     if (args.term[t].term < 0 || args.term[t].term >= AllTerms::kCount || (t == 1 && !is_kl(args.term[t].term)))
       return cudaErrorInvalidValue;
     for (const Stream& s : args.term[t].grad) grad = grad || s.data != nullptr;
+    for (const Stream& s : args.term[t].in) {
+      if (s.dtype == DType::kInt16 || s.dtype == DType::kInt32 || s.dtype == DType::kInt64) return cudaErrorInvalidValue;
+    }
   }
   return with_kernel(args, [&](auto a, auto x) {
     using A = decltype(a);

@@ -80,12 +80,9 @@ struct Portable {
   VF_INLINE static float madd(float a, float b, float c) { return fma_rn(a, b, c); }
 };
 
-/// log(x) for positive normal x, to 2 ulp.
+/// log(1 + f) - f for 1 + f in [sqrt(1/2), sqrt(2)), relative accuracy kept where f is tiny.
 template <class Arithmetic>
-VF_INLINE float log_normal(float x) {
-  const uint32_t i = bits_to<uint32_t>(x) - 0x3f3504f3u;  // sqrt(1/2): the mantissa then lies in [sqrt(1/2), sqrt(2))
-  const float e = static_cast<float>(static_cast<int32_t>(i) >> 23);
-  const float f = add_rn(bits_to<float>((i & 0x007fffffu) + 0x3f3504f3u), -1.0f);
+VF_INLINE float log1p_minus(float f) {
   float p = 0.0696975365f;
   p = Arithmetic::madd(p, f, -0.114791878f);
   p = Arithmetic::madd(p, f, 0.116857961f);
@@ -96,8 +93,23 @@ VF_INLINE float log_normal(float x) {
   p = Arithmetic::madd(p, f, -0.24999997f);
   p = Arithmetic::madd(p, f, 0.333333313f);
   const float ff = mul_rn(f, f);
-  // e log 2 + f - f^2 / 2 + f^3 p, smallest first; log 2 in two parts, the first exact in a product with e
-  const float tail = Arithmetic::madd(e, -2.12194440e-4f, Arithmetic::madd(mul_rn(ff, f), p, mul_rn(-0.5f, ff)));
+  return Arithmetic::madd(mul_rn(ff, f), p, mul_rn(-0.5f, ff));
+}
+
+/// x = (1 + f) 2^e for positive normal x, with 1 + f in [sqrt(1/2), sqrt(2)).
+VF_INLINE void log_parts(float x, float& f, float& e) {
+  const uint32_t i = bits_to<uint32_t>(x) - 0x3f3504f3u;  // sqrt(1/2)
+  e = static_cast<float>(static_cast<int32_t>(i) >> 23);
+  f = add_rn(bits_to<float>((i & 0x007fffffu) + 0x3f3504f3u), -1.0f);
+}
+
+/// log(x) for positive normal x, to 2 ulp.
+template <class Arithmetic>
+VF_INLINE float log_normal(float x) {
+  float f, e;
+  log_parts(x, f, e);
+  // e log 2 + f + (log(1 + f) - f), smallest first; log 2 in two parts, the first exact in a product with e
+  const float tail = Arithmetic::madd(e, -2.12194440e-4f, log1p_minus<Arithmetic>(f));
   return Arithmetic::madd(e, 0.693359375f, add_rn(f, tail));
 }
 VF_INLINE double log_normal_fused(double x) { return ::log(x); }

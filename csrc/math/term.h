@@ -4,6 +4,7 @@
 // and, where they apply,
 //   kBounded = true                            no derivative is ever out of range
 //   derive(param)                              fills in, on the host and in double, what follows from the parameters
+// A term of counts has zero(...) and positive(...) beside eval(...), see counts.h.
 #pragma once
 
 #include <type_traits>
@@ -18,6 +19,12 @@ template <class Term, typename = void>
 struct IsBounded : std::false_type {};
 template <class Term>
 struct IsBounded<Term, std::enable_if_t<Term::kBounded>> : std::true_type {};
+
+/// Whether a term's first input is a count.
+template <class Term, typename = void>
+struct IsOfCounts : std::false_type {};
+template <class Term>
+struct IsOfCounts<Term, std::void_t<decltype(&Term::template positive<float>)>> : std::true_type {};
 
 /// What an upstream gradient makes of a derivative: nothing, if it is 0, even where the derivative is out of range.
 template <class Term, typename T>

@@ -130,7 +130,7 @@ struct Head {
 
   /// Room for what a launch writes.
   Results room(TensorList x, at::IntArrayRef shape, bool parts, void*& whole, void* (&part)[2]) const {
-    const auto options = x[0].options().dtype(compute_type(is_double));
+    const auto options = x[1].options().dtype(compute_type(is_double));
     Results r = Results::of(at::empty(shape, options));
     whole = r.whole.data_ptr();
     if (!parts) return r;

@@ -37,6 +37,25 @@ DType dtype_of(const Tensor& t) {
   }
 }
 
+namespace {
+DType count_dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kByte:
+      return DType::kByte;
+    case at::kShort:
+      return DType::kInt16;
+    case at::kInt:
+      return DType::kInt32;
+    case at::kLong:
+      return DType::kInt64;
+    case at::kBool:
+      TORCH_CHECK_TYPE(false, "dtype Bool: expected counts of uint8, int16, int32, int64 or a floating dtype");
+    default:
+      return dtype_of(t);
+  }
+}
+}  // namespace
+
 at::DimVector common_shape(TensorList tensors) {
   const Tensor& first = tensors[0];
   TORCH_CHECK_VALUE(first.is_cpu() || first.is_cuda(), "device ", first.device(), ": expected cpu or cuda");
@@ -133,19 +152,21 @@ bool describe(const Tensor& t, const Layout& layout, Stream& s) {
 
 }  // namespace
 
-Stream dense_stream(const Tensor& t, int64_t columns) {
+namespace {
+
+Stream dense_stream_of(const Tensor& t, int64_t columns, DType dtype) {
   Stream s;
   s.data = t.data_ptr();
-  s.dtype = dtype_of(t);
+  s.dtype = dtype;
   s.row.stride[0] = columns;
   return s;
 }
 
-Stream stream_of(const Tensor& input, const Layout& layout, bool is_double, std::vector<Tensor>& keep) {
+Stream stream_as(const Tensor& input, DType (&name)(const Tensor&), const Layout& layout, bool is_double, std::vector<Tensor>& keep) {
   // In double, other floats are converted: a mixture the kernels need not know.
   const bool convert = is_double && input.is_floating_point() && input.scalar_type() != at::kDouble;
   const bool full = input.sizes() == at::IntArrayRef(layout.shape);
-  if (full && layout.ordered && !convert && input.is_contiguous()) return dense_stream(input, layout.columns);
+  if (full && layout.ordered && !convert && input.is_contiguous()) return dense_stream_of(input, layout.columns, name(input));
 
   Tensor t = convert ? input.to(at::kDouble) : input;
   if (!full) t = t.expand(layout.shape);
@@ -157,9 +178,50 @@ Stream stream_of(const Tensor& input, const Layout& layout, bool is_double, std:
     describe(t, layout, s);
   }
   s.data = t.data_ptr();
-  s.dtype = dtype_of(t);
+  s.dtype = name(t);
   if (convert || !t.is_alias_of(input)) keep.push_back(t);
   return s;
+}
+
+}  // namespace
+
+Stream dense_stream(const Tensor& t, int64_t columns) { return dense_stream_of(t, columns, dtype_of(t)); }
+
+Stream stream_of(const Tensor& input, const Layout& layout, bool is_double, std::vector<Tensor>& keep) {
+  return stream_as(input, dtype_of, layout, is_double, keep);
+}
+
+namespace {
+Stream sparse_stream(const Tensor& counts, const Layout& layout, std::vector<Tensor>& keep, std::shared_ptr<SparseRows>& sparse) {
+  TORCH_CHECK_VALUE(counts.is_cpu(), "x is sparse and on ", counts.device(), ": expected a dense one there, x.to_dense()");
+  TORCH_CHECK_VALUE(layout.event_dim == 1 && counts.sizes() == at::IntArrayRef(layout.shape), "x is sparse and of shape ", counts.sizes(),
+                    " (event_dim=", layout.event_dim, "), the parameters' is ", layout.shape,
+                    ": expected rows of one event, none of them broadcast");
+  for (const Tensor& t : {counts.crow_indices(), counts.col_indices(), counts.values()}) keep.push_back(t.contiguous());
+  const Tensor *part = &keep[keep.size() - 3], &values = part[2];
+  sparse = std::make_shared<SparseRows>();
+  sparse->offsets = part[0].const_data_ptr();
+  sparse->columns = part[1].const_data_ptr();
+  sparse->values = values.const_data_ptr();
+  sparse->wide = part[1].scalar_type() == at::kLong;
+  sparse->dtype = count_dtype_of(values);
+  Stream s;
+  s.data = sparse.get();
+  s.dtype = kSparseRows;
+  s.row.stride[0] = 1;
+  return s;
+}
+}  // namespace
+
+Stream count_stream(const Tensor& counts, const Layout& layout, bool is_double, std::vector<Tensor>& keep,
+                    std::shared_ptr<SparseRows>& sparse) {
+  if (counts.layout() == at::kSparseCsr) return sparse_stream(counts, layout, keep, sparse);
+  const auto type = counts.scalar_type();
+  if (!counts.is_cuda() || (type != at::kShort && type != at::kInt && type != at::kLong)) {
+    return stream_as(counts, count_dtype_of, layout, is_double, keep);
+  }
+  keep.push_back(counts.to(compute_type(is_double)));  // of integers, the kernels there read bytes alone
+  return stream_as(Tensor(keep.back()), dtype_of, layout, is_double, keep);
 }
 
 Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, at::ArrayRef<double> params) {
@@ -169,7 +231,10 @@ Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is
   t.args.is_double = is_double;
   t.args.columns = layout.columns;
   std::copy(params.begin(), params.end(), t.args.param);
-  for (size_t k = 0; k < inputs.size(); ++k) t.args.in[k] = stream_of(inputs[k], layout, is_double, t.keep);
+  for (size_t k = 0; k < inputs.size(); ++k) {
+    const bool counts = k == 0 && is_of_counts(term);
+    t.args.in[k] = counts ? count_stream(inputs[k], layout, is_double, t.keep, t.sparse) : stream_of(inputs[k], layout, is_double, t.keep);
+  }
   return t;
 }
 
@@ -189,6 +254,7 @@ Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double
 }
 
 Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout) {
+  TORCH_CHECK_VALUE(k > 0 || !is_of_counts(args.term), "x requires a gradient: counts have none, expected x.detach()");
   Tensor grad = gradient_buffer(input, layout, args.is_double);
   args.grad[k] = dense_stream(grad, layout.columns);
   return grad;

@@ -3,10 +3,12 @@
 
 #include <ATen/ATen.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "../kernels.h"
+#include "../sparse_rows.h"
 #include "term_names.h"
 
 namespace vae_fast {
@@ -49,6 +51,7 @@ struct Layout {
 struct Term {
   TermArgs args;
   std::vector<Tensor> keep;
+  std::shared_ptr<SparseRows> sparse;  // what the first stream's data is, if x is sparse
 
   /// Points gradient k at a fresh buffer in the layout.
   Tensor add_gradient(int k, const Tensor& input, const Layout& layout);
@@ -56,6 +59,9 @@ struct Term {
 
 /// A stream over `t` broadcast to the layout; copies, and keeps the copy, only if its event is neither dense in that order nor one value.
 Stream stream_of(const Tensor& t, const Layout& layout, bool is_double, std::vector<Tensor>& keep);
+/// The same over counts, which may be integers; bytes are numbers here. Sparse ones are read as they are, by way of `sparse`.
+Stream count_stream(const Tensor& counts, const Layout& layout, bool is_double, std::vector<Tensor>& keep,
+                    std::shared_ptr<SparseRows>& sparse);
 /// A stream over a dense tensor of `columns` per row.
 Stream dense_stream(const Tensor& t, int64_t columns);
 

@@ -48,6 +48,7 @@ void check_term(int32_t term, size_t inputs, size_t params) {
 }
 
 bool is_kl(int32_t term) { return info(term).kind == TermKind::kKl; }
+bool is_of_counts(int32_t term) { return info(term).kind == TermKind::kCounts; }
 
 int32_t scale_form(c10::string_view name) {
   static const char* const forms[] = {"logvar", "log_std", "std", "var", "softplus"};

@@ -15,6 +15,8 @@ int32_t term_index(c10::string_view name);
 void check_term(int32_t term, size_t inputs, size_t params);
 /// Whether the term is a KL divergence, not a likelihood.
 bool is_kl(int32_t term);
+/// Whether the term's first input is a count.
+bool is_of_counts(int32_t term);
 /// The ScaleForm behind the dot of a term's name.
 int32_t scale_form(c10::string_view name);
 

@@ -39,7 +39,7 @@ Tensor term_kernel(TensorList inputs, string_view name, Numbers params, const Op
   const Layout layout(shape, event_dim, primary(inputs, index), false);
   Term prepared = prepare_term(inputs, index, layout, is_double, params);
   prepared.args.param_at = number_at(param_at, inputs[0]);
-  Tensor out = at::empty(layout.batch(), inputs[0].options().dtype(compute_type(is_double)));
+  Tensor out = at::empty(layout.batch(), inputs[1].options().dtype(compute_type(is_double)));  // x may be sparse
   RowTermsArgs args;
   args.term[0] = prepared.args;
   args.rows = layout.rows;

@@ -19,6 +19,8 @@ from .runs import reference_backend
 _MU = {"mu": "torch.zeros(3, 2)", "logvar": "torch.zeros(3, 2)"}
 _PRIOR = {"prior_mu": "torch.zeros(3, 2)", "prior_logvar": "torch.zeros(3, 2)"}
 _X = {"x": "torch.rand(3, 5)"}
+_COUNTS = {"x": "torch.ones(3, 5)"}
+_NB = {"mu": "torch.ones(3, 5)", "theta": "torch.ones(5)"}
 _CLIP = {"clip": "'add'", "eps": "1e-3"}
 _LIKELIHOOD = {"likelihood": "'bernoulli'", **_CLIP, **_PRIOR, "scale": "'std'", "event_dim": "1", "latent_dim": "1"}
 _KL = {"scale": "'logvar'", "event_dim": "1", "free_bits": "0.1", "reduction": "'mean'"}
@@ -30,6 +32,25 @@ CALLS = {
     "reparameterize_with_kl": {**_MU, **_PRIOR, **_KL, "num_samples": "2", "generator": "None"},
     "bernoulli_log_prob": {**_X, "logits": "torch.zeros(3, 5)", **_CLIP, "event_dim": "1"},
     "laplace_log_prob": {**_X, "loc": "torch.zeros(3, 5)", "log_scale": "torch.zeros(3, 5)", "scale": "'std'", "event_dim": "1"},
+    "poisson_log_prob": {**_COUNTS, "rate": "torch.ones(3, 5)", "event_dim": "1"},
+    "negative_binomial_log_prob": {**_COUNTS, **_NB, "space": "'linear'", "eps": "1e-8", "event_dim": "1"},
+    "zero_inflated_negative_binomial_log_prob": {
+        **_COUNTS,
+        **_NB,
+        "zi_logits": "torch.zeros(3, 5)",
+        "space": "'log'",
+        "eps": "1e-8",
+        "event_dim": "1",
+    },
+    "negative_binomial_mixture_log_prob": {
+        **_COUNTS,
+        "mu_1": "torch.ones(3, 5)",
+        "mu_2": "torch.ones(3, 5)",
+        "theta_1": "torch.ones(5)",
+        "theta_2": "torch.ones(5)",
+        "pi_logits": "torch.zeros(3, 5)",
+        "event_dim": "1",
+    },
     "gaussian_log_prob": {**_X, "mu": "torch.zeros(3, 5)", "logvar": "torch.zeros(3, 5)", "scale": "'logvar'", "event_dim": "1"},
     "elbo": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1"},
     "elbo_loss": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1", "reduction": "'sum'"},

@@ -87,8 +87,11 @@ inline double rounded(double v, DType dtype) {
       return std::nearbyint(std::min(1.0, std::max(0.0, v)) * 255.0) / 255.0;
     case DType::kBool:
       return v >= 0.5 ? 1.0 : 0.0;
+    case DType::kByte:
+      return std::nearbyint(std::min(255.0, std::max(0.0, v)));
+    default:
+      return std::nearbyint(v);
   }
-  return v;
 }
 
 /// Whether a result near v may come out as infinity.

@@ -25,6 +25,12 @@ double draw_input(Random& random, const TermName& name, int i) {
     if (name.family == "bernoulli_logits") return random.coin(0.1) ? 40.0 * random.normal() : 3.0 * random.normal();
     return random.coin(0.1) ? random.one_of({1e-6, 1.0 - 1e-4, 0.5}) : random.uniform(0.001, 0.999);
   }
+  if (name.is_of_counts()) {
+    if (i == 0) return random.coin(0.8) ? 0.0 : std::floor(random.one_of({2.0, 8.0, 200.0}) * random.uniform());
+    if (i == 3) return 3.0 * random.normal();
+    const double log = (random.coin(0.1) ? 6.0 : 1.0) * random.normal();
+    return name.is_log() ? log : std::exp(log);
+  }
   return 1.5 * random.normal();
 }
 
@@ -78,7 +84,7 @@ Term draw_term(Random& random, Memory& memory, const TermName& name, int64_t row
     DType dtype = draw_dtype(random, is_double, mixed, common);
     if (i == 0 && !t.name.is_kl()) {
       const int kind = static_cast<int>(random.below(4));
-      if (kind == 0) dtype = DType::kUInt8;
+      if (kind == 0) dtype = name.is_of_counts() ? DType::kByte : DType::kUInt8;
       if (kind == 1 && name.is_bernoulli()) dtype = DType::kBool;
       if (kind == 2 && !is_double) dtype = DType::kFloat;
     }
@@ -89,7 +95,7 @@ Term draw_term(Random& random, Memory& memory, const TermName& name, int64_t row
     t.in.back()->fill([&] { return draw_input(random, t.name, i); });
     t.args.in[i] = t.in.back()->stream();
     t.grad.push_back(nullptr);
-    if (!grads || size_of(dtype) == 1 || random.coin(0.2)) continue;
+    if (!grads || size_of(dtype) == 1 || random.coin(0.2) || (i == 0 && name.is_of_counts())) continue;
     if (i == 1 && (layout == Layout::kDense || layout == Layout::kPadded || layout == Layout::kTwoBatchDims) && random.coin(0.3)) {
       label += " over";
       t.grad.back() = t.in.back();
@@ -235,7 +241,9 @@ Case plain_case(Memory& memory, const TermName& name, int64_t rows, int64_t colu
     t.in.push_back(make(memory, DType::kFloat, rows, columns, Layout::kDense));
     t.in.back()->fill([&] { return draw(i); });
     t.args.in[i] = t.in.back()->stream();
-    t.grad.push_back(make(memory, DType::kFloat, rows, columns, Layout::kDense));
+    t.grad.push_back(nullptr);
+    if (i == 0 && name.is_of_counts()) continue;
+    t.grad.back() = make(memory, DType::kFloat, rows, columns, Layout::kDense);
     t.args.grad[i] = t.grad.back()->stream();
   }
   c.terms.push_back(std::move(t));
@@ -249,7 +257,9 @@ void launch(Implementation& implementation, Case& c, Tensor* value, RowTermsArgs
   args.term[0] = c.terms[0].args;
   implementation.row_terms(args);
   if (value != nullptr) value->download();
-  for (auto& g : c.terms[0].grad) g->download();
+  for (auto& g : c.terms[0].grad) {
+    if (g != nullptr) g->download();
+  }
 }
 
 }  // namespace
@@ -352,6 +362,8 @@ void check_row_terms_edges(Implementation& implementation) {
       if (name.family == "bernoulli_probs")
         return i == 0 ? random.one_of({0.0, 1.0})
                       : (name.clip == 0 ? random.one_of({0.25, 0.5, 1e-6}) : random.one_of({0.0, 1e-6, 0.5, 1.0}));
+      if (name.is_of_counts() && i == 0) return random.one_of({0.0, 0.0, 1.0, 2.0, 1e6});
+      if (name.is_of_counts() && i < 3 && !name.is_log()) return random.one_of({0.0, 1e-39, 1e-6, 1.0, 1e8, 3e38});
       return random.one_of({-3e38, -1e3, 0.0, 1e-39, 1e3, 3e38});
     });
     Tensor value(memory, DType::kFloat, 1, c.rows);
@@ -359,7 +371,7 @@ void check_row_terms_edges(Implementation& implementation) {
     bool nan = false;
     for (int64_t r = 0; r < c.rows; ++r) nan = nan || std::isnan(value.result(0, r));
     for (auto& g : c.terms[0].grad) {
-      for (int64_t i = 0; i < c.rows * 24; ++i) nan = nan || std::isnan(g->result(i / 24, i % 24));
+      for (int64_t i = 0; g != nullptr && i < c.rows * 24; ++i) nan = nan || std::isnan(g->result(i / 24, i % 24));
     }
     tally.check(!nan, implementation.name + " " + name.name + ": NaN at extremes");
   }
@@ -373,7 +385,7 @@ void check_row_terms_edges(Implementation& implementation) {
     bool ok = true;
     for (int64_t r = 0; r < c.rows; ++r) ok = ok && std::isnan(value.result(0, r)) == (r == 4);
     for (auto& g : c.terms[0].grad) {
-      for (int64_t i = 0; i < c.rows * 20; ++i) ok = ok && (i == 4 * 20 + 13 || !std::isnan(g->result(i / 20, i % 20)));
+      for (int64_t i = 0; g != nullptr && i < c.rows * 20; ++i) ok = ok && (i == 4 * 20 + 13 || !std::isnan(g->result(i / 20, i % 20)));
     }
     tally.check(ok, implementation.name + " " + name.name + ": NaN leaves its row or is lost");
   }

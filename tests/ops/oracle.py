@@ -84,6 +84,24 @@ def laplace_log_prob(x, loc, s, scale="log_std", event_dim=1):
     return total(torch.distributions.Laplace(loc, std_of(s, scale), validate_args=False).log_prob(x), event_dim)
 
 
+def poisson_log_prob(x, rate, event_dim=1):
+    return total(torch.distributions.Poisson(rate, validate_args=False).log_prob(x.to(rate.dtype)), event_dim)
+
+
+def negative_binomial_elements(x, mu, theta):
+    logits = mu.log() - theta.log()
+    return torch.distributions.NegativeBinomial(theta, logits=logits, validate_args=False).log_prob(x.to(torch.result_type(mu, theta)))
+
+
+def negative_binomial_log_prob(x, mu, theta, event_dim=1):
+    return total(negative_binomial_elements(x, mu, theta), event_dim)
+
+
+def zero_inflated_negative_binomial_log_prob(x, mu, theta, logits, event_dim=1):
+    counted = negative_binomial_elements(x, mu, theta) + F.logsigmoid(-logits)
+    return total(torch.where(x == 0, torch.logaddexp(F.logsigmoid(logits), counted), counted), event_dim)
+
+
 def elbo(
     x,
     recon,
@@ -127,7 +145,19 @@ _DRAWS = {
     "logits": lambda shape: torch.randn(shape) * 3.0,
     "probs": lambda shape: torch.rand(shape) * 0.98 + 0.01,
     "weights": lambda shape: torch.rand(shape) + 0.1,
+    "rate": lambda shape: torch.rand(shape) * 5.0 + 0.1,
+    "log_rate": lambda shape: torch.randn(shape),
+    "theta": lambda shape: torch.rand(shape) * 3.0 + 0.2,
 }
+
+_COUNTS = (0, 0, 3, 0, 1, 0, 0, 17, 0, 0, 2, 0, 150)
+
+
+def counts_for(*parameters):
+    """Counts beside parameters: by the place in the last dimension alone, so that a part of a batch has those of the whole."""
+    shape = torch.broadcast_shapes(*(t.shape for t in parameters))
+    n = shape[-1] if shape else 1
+    return torch.tensor(_COUNTS, device=parameters[0].device).repeat(n // len(_COUNTS) + 1)[:n].expand(shape if shape else (1,)).view(shape)
 
 
 def draw(kind, shape, dtype=torch.float64, device="cpu"):
@@ -192,11 +222,50 @@ def _laplace(scale):
     )
 
 
+def _counts(name, kinds, ours, plain):
+    return Case(name, kinds, lambda *t, **kw: ours(counts_for(*t), *t, **kw), lambda *t, **kw: plain(counts_for(*t), *t, **kw))
+
+
+COUNTS = [
+    _counts("poisson.rate", ("rate",), lambda x, r, **kw: vae_fast.poisson_log_prob(x, r, **kw), poisson_log_prob),
+    _counts(
+        "poisson.log_rate",
+        ("log_rate",),
+        lambda x, r, **kw: vae_fast.poisson_log_prob(x, log_rate=r, **kw),
+        lambda x, r, **kw: poisson_log_prob(x, r.exp(), **kw),
+    ),
+    _counts(
+        "negative_binomial.linear",
+        ("rate", "theta"),
+        lambda *t, **kw: vae_fast.negative_binomial_log_prob(*t, **kw),
+        negative_binomial_log_prob,
+    ),
+    _counts(
+        "negative_binomial.log",
+        ("log_rate", "log_rate"),
+        lambda *t, **kw: vae_fast.negative_binomial_log_prob(*t, space="log", **kw),
+        lambda x, mu, theta, **kw: negative_binomial_log_prob(x, mu.exp(), theta.exp(), **kw),
+    ),
+    _counts(
+        "zero_inflated_negative_binomial.linear",
+        ("rate", "theta", "logits"),
+        lambda *t, **kw: vae_fast.zero_inflated_negative_binomial_log_prob(*t, **kw),
+        zero_inflated_negative_binomial_log_prob,
+    ),
+    _counts(
+        "zero_inflated_negative_binomial.log",
+        ("log_rate", "log_rate", "logits"),
+        lambda *t, **kw: vae_fast.zero_inflated_negative_binomial_log_prob(*t, space="log", **kw),
+        lambda x, mu, theta, logits, **kw: zero_inflated_negative_binomial_log_prob(x, mu.exp(), theta.exp(), logits, **kw),
+    ),
+]
+
 TERMS = [
     *(_kl(scale, prior) for prior in (False, True) for scale in SCALES),
     *(_bernoulli(space, clip) for space in ("logits", "probs") for clip in CLIPS),
     *(_gaussian(scale) for scale in (None, *SCALES)),
     *(_laplace(scale) for scale in SCALES),
+    *COUNTS,
 ]
 
 

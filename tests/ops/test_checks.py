@@ -41,6 +41,7 @@ def refused(function, words, **arguments):
 
 
 UNIT, FINITE, POSITIVE, WEIGHTS = "expected values in [0, 1]", "expected finite numbers", "expected positive finite", "of at least 0"
+COUNTED = ("poisson", "negative_binomial", "zero_inflated_negative_binomial", "negative_binomial_mixture")
 #: What each tensor argument is asked to be; everything else is asked to be finite.
 ASKED = {
     ("bernoulli_log_prob", "x"): UNIT,
@@ -48,6 +49,8 @@ ASKED = {
     ("elbo_loss", "x"): UNIT,
     ("iwae_loss", "x"): UNIT,
     ("linear_bernoulli_log_prob", "x"): UNIT,
+    **{(f"{name}_log_prob", "x"): "expected non-negative integers" for name in COUNTED},
+    **{(f"{name}_log_prob", theta): POSITIVE for name in COUNTED for theta in ("theta", "theta_1", "theta_2")},
 }
 
 
@@ -145,6 +148,16 @@ RANGES = {
         "laplace_log_prob",
         {"x": A, "loc": A, "log_scale": with_one(A, 0.0, (1, 2)), "scale": "std"},
         ["log_scale[1, 2] = 0.0", POSITIVE],
+    ),
+    "mean of a count": (
+        "negative_binomial_log_prob",
+        {"x": torch.ones(3, 4), "mu": with_one(A, -1.0, (1, 2)), "theta": A},
+        ["mu[1, 2] = -1.0", "finite numbers of at least 0"],
+    ),
+    "count of an elbo": (
+        "elbo_loss",
+        {"x": A, "recon": A, "mu": A, "logvar": A, "likelihood": "poisson"},
+        ["x[0, 0] = 0.5", "non-negative integers"],
     ),
     "std of a sample": (
         "reparameterize",

@@ -383,6 +383,9 @@ def test_no_nan_from_large_random_inputs(case, device, backend):
         "probs": torch.round,
         "target": torch.round,
         "weights": lambda t: t * (torch.rand_like(t) > 0.5),
+        "rate": lambda t: 10 ** (torch.rand_like(t) * 30 - 15),
+        "log_rate": lambda t: t.sign() * torch.rand_like(t) * 80,
+        "theta": lambda t: 10 ** (torch.rand_like(t) * 30 - 15),
     }
     tensors = [wild[k](draw(k, (64, 33), torch.float32, device)) for k in case.kinds]
     wanted = [True, True, False] if case in SAMPLES else None

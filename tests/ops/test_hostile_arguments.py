@@ -85,14 +85,15 @@ ALL = {
     "flag": ODD | NUMBERS | {"None": None, "0": 0, "1": 1},
 }
 NONE = {"None": None}
-NAMES = ("clip", "likelihood", "reduction", "covariance_type", "precision")
+COUNTED = {f"{name}_log_prob" for name in ("poisson", "negative_binomial", "zero_inflated_negative_binomial", "negative_binomial_mixture")}
+NAMES = ("space", "clip", "likelihood", "reduction", "covariance_type", "precision")
 INTS = ("event_dim", "latent_dim", "sample_dim", "num_samples", "dim")
 REALS = ("eps", "beta", "free_bits", "min_scale")
 FLAGS = ("check_data", "donate_recon", "return_parts")
 OPTIONAL = {"clip", "free_bits", "num_samples", "generator", "noise", "bias", "prior_mu", "prior_logvar", "weights"}
 OPTIONAL |= {"responsibilities", "sample_weight"}
 
-A, D = f(3, 4), f(3, 2)
+A, D, N = f(3, 4), f(3, 2), torch.ones(3, 4)
 SAMPLE = {"mu": A, "logvar": A}
 LATENT = {"mu": D, "logvar": D}
 MIXTURE = {"x": f(5, 2), "weight_logits": f(3), "means": f(3, 2), "scale": f(3, 2)}
@@ -104,6 +105,10 @@ GOOD = {
     "gaussian_kl": {**SAMPLE},
     "gaussian_log_prob": {"x": A, **SAMPLE},
     "laplace_log_prob": {"x": A, "loc": A, "log_scale": A},
+    "poisson_log_prob": {"x": N, "rate": A},
+    "negative_binomial_log_prob": {"x": N, "mu": A, "theta": A},
+    "zero_inflated_negative_binomial_log_prob": {"x": N, "mu": A, "theta": A, "zi_logits": A},
+    "negative_binomial_mixture_log_prob": {"x": N, "mu_1": A, "mu_2": A, "theta_1": A, "theta_2": A, "pi_logits": A},
     "iwae_bound": {"log_w": A},
     "iwae_loss": {"x": A, "recon": f(5, 3, 4), "z": f(5, 3, 2), **LATENT},
     "linear_bernoulli_log_prob": {"x": A, "h": D, "weight": f(4, 2), "bias": f(4)},
@@ -127,7 +132,11 @@ def kind_of(function, name):
 def hostile_values(function, name):
     """Label and value of what this argument of this function cannot be."""
     values = dict(ALL[kind_of(function, name)])
+    of_counts = function in COUNTED
     optional = name in OPTIONAL or (function, name) in {("gaussian_log_prob", "logvar"), ("bernoulli_log_prob", "probs")}
+    optional = optional or (of_counts and name in ("log_rate", "theta_2", "eps"))
+    if of_counts and name == "x":
+        del values["int64"], values["csr"]
     if not optional:
         values |= NONE
     if function in ("iwae_bound", "logsumexp") and name in ("a", "log_w"):
@@ -165,7 +174,7 @@ def test_functions_refuse(function, name, backend):
     good = dict(GOOD[function])
     if name == "probs":
         del good["logits"]
-    if name == "eps":
+    if name == "eps" and function not in COUNTED:
         good["clip"] = "clamp"
     for label, value in hostile_values(function, name):
         with subtest(label):

@@ -14,7 +14,7 @@ _AT_ONCE = 2**22  # elements read at once: data may be mapped from a file and no
 
 
 def kind_of(model: object, transform: object | None) -> str:
-    """What a model asks of its data: what its likelihood asks, "unit" or "finite", where it has one and gets the data as they are.
+    """What a model asks of its data: what its likelihood asks, "unit", "count" or "finite", where it has one and gets the data as they are.
 
     Example:
         >>> from vae_fast.models import MLPVAE
@@ -62,7 +62,8 @@ def complaint(
         return rows if through is None else through(rows)
 
     extremes = [torch.stack(rows.aminmax()).to(torch.float64) for rows in map(piece, starts) if rows.numel()]
-    if not extremes or bool(values.extremes_fit(torch.cat(extremes), kind)):
+    whole = kind != "count" or not data.is_floating_point() or through is not None  # an extreme says nothing of what lies between
+    if not extremes or (whole and bool(values.extremes_fit(torch.cat(extremes), kind))):
         return None
     for start in starts:
         rows = piece(start)

@@ -2,6 +2,12 @@
 
 from vae_fast.functional._values import checks
 from vae_fast.functional.bernoulli import bernoulli_log_prob
+from vae_fast.functional.counts import (
+    negative_binomial_log_prob,
+    negative_binomial_mixture_log_prob,
+    poisson_log_prob,
+    zero_inflated_negative_binomial_log_prob,
+)
 from vae_fast.functional.elbo import elbo, elbo_loss
 from vae_fast.functional.gaussian import gaussian_kl, gaussian_log_prob
 from vae_fast.functional.iwae import iwae_loss
@@ -29,6 +35,10 @@ __all__ = [
     "mixture_log_prob",
     "mixture_responsibilities",
     "mixture_statistics",
+    "negative_binomial_log_prob",
+    "negative_binomial_mixture_log_prob",
+    "poisson_log_prob",
     "reparameterize",
     "reparameterize_with_kl",
+    "zero_inflated_negative_binomial_log_prob",
 ]

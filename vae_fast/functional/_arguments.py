@@ -19,6 +19,7 @@ from vae_fast.terms import SCALES
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 TARGETS = FLOATS | {torch.uint8, torch.bool}
+COUNTS = FLOATS | {torch.uint8, torch.int16, torch.int32, torch.int64}
 REDUCTIONS = ("none", "mean", "sum")
 LARGEST = 2**63 - 1  # of torch's sizes
 _NAMES = (str, torch.dtype, type(None))  # an array or a tensor has an == of its own
@@ -152,6 +153,8 @@ def _way_to_floats(name: str, dtype: torch.dtype, dtypes: frozenset[torch.dtype]
     """How integers become what is expected."""
     if dtype not in _INTEGERS:
         return ""
+    if torch.int64 in dtypes:
+        return f"; {name}.int()"
     if torch.uint8 in dtypes:
         return f"; {name}.float(), or for integers 0 to 255 {name}.to(torch.uint8), read as {name} / 255"
     return f"; {name}.float()"
@@ -214,9 +217,40 @@ def _way_to_shape(name: str, t: Tensor, shape: torch.Size) -> str:
     return f"; {what} {name} to {tuple(shape)}: {name}.{'view' if t.is_contiguous() else 'reshape'}({sizes})"
 
 
+def counts(name: str, value: object) -> Tensor:
+    """Refuse what cannot be counts: they have no gradient."""
+    if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
+        if value.ndim != 2:
+            raise ValueError(f"{name} is sparse and has shape {tuple(value.shape)}: expected (rows, columns)")
+        tensor(name, value.values(), COUNTS)
+        t = value
+    else:
+        t = tensor(name, value, COUNTS)
+    if t.requires_grad:
+        raise ValueError(f"{name} requires a gradient: counts have none, expected {name}.detach()")
+    return t
+
+
 def observed(x: Tensor, event_dim: int, **parameters: Tensor) -> None:
     """Check data and the parameters of its distribution, the first of which has the event's shape."""
     tensor("x", x, TARGETS)
+    _distribution_of(x, event_dim, parameters)
+
+
+def counted(x: Tensor, event_dim: int, **parameters: Tensor) -> None:
+    """The same of counts."""
+    counts("x", x)
+    if x.layout == torch.sparse_csr:
+        full = broadcast(**parameters)
+        if event_dim != 1 or x.shape != full:
+            raise ValueError(
+                f"x is sparse and has shape {tuple(x.shape)}, its parameters have {tuple(full)}, event_dim={shown(event_dim)}: "
+                "expected the same shape and event_dim=1; x.to_dense() broadcasts"
+            )
+    _distribution_of(x, event_dim, parameters)
+
+
+def _distribution_of(x: Tensor, event_dim: int, parameters: dict[str, Tensor]) -> None:
     for name, t in parameters.items():
         tensor(name, t)
     same_device(x=x, **parameters)

@@ -38,10 +38,17 @@ EXPECTED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "unit": ("values in [0, 1]", lambda t: (t >= 0) & (t <= 1)),
     "finite": ("finite numbers", lambda t: t.abs() < torch.inf),
     "positive": ("positive finite numbers", lambda t: (t > 0) & (t < torch.inf)),
+    "count": ("non-negative integers", lambda t: (t >= 0) & (t < torch.inf) & (t == t.floor())),
     "nonnegative": ("finite numbers of at least 0", lambda t: (t >= 0) & (t < torch.inf)),
     "log weight": ("finite numbers, or -inf for a weight of zero", lambda t: t < torch.inf),
 }
 _SCALES = {"logvar": "finite", "log_std": "finite", "std": "positive", "var": "positive", "softplus": "finite"}
+#: What is asked by variant.
+_BY_VARIANT = {
+    "scale": _SCALES,
+    "mean": {"linear": "nonnegative", "rate": "nonnegative", "log": "finite", "log_rate": "finite"},
+    "dispersion": {"linear": "positive", "log": "finite"},
+}
 Asked = tuple[str, Tensor | None, str]
 
 
@@ -108,7 +115,9 @@ def wanted(check_data: bool = False) -> bool:
 def term(name: str, inputs: Sequence[Tensor], names: Sequence[str]) -> list[Asked]:
     """What is asked of the inputs of a kernel's term, which the caller knows as ``names``."""
     family, _, variant = name.partition(".")
-    kinds = (_SCALES[variant] if kind == "scale" else kind for kind in TERMS[family].inputs)
+    if inputs[0].layout == torch.sparse_csr:  # what is not stored is 0
+        inputs, names = [inputs[0].values(), *inputs[1:]], [f"{names[0]}.values()", *names[1:]]
+    kinds = (_BY_VARIANT[kind][variant] if kind in _BY_VARIANT else kind for kind in TERMS[family].inputs)
     return list(zip(names, inputs, kinds, strict=False))
 
 
@@ -157,8 +166,10 @@ def _require(*asked: Asked) -> None:
 
 def fits(t: Tensor, kind: str) -> bool:
     """Whether all elements are what is asked of them."""
-    if t.dtype in (torch.uint8, torch.bool) or t.numel() == 0:  # bytes are read as x / 255
+    if t.dtype in (torch.uint8, torch.bool) or t.numel() == 0:  # bytes are read as x / 255, or are counts
         return True
+    if kind == "count" and t.is_floating_point():  # an extreme says nothing of what lies between
+        return bool(EXPECTED[kind][1](t).all())
     return bool(extremes_fit(torch.stack(t.aminmax()), kind))
 
 
@@ -178,7 +189,7 @@ def complaint(name: str, t: Tensor, kind: str, first_row: int | None = None) -> 
     value = t[tuple(place)]
     if first_row is not None:
         place[0] += first_row
-    shown = str(value.item() if value.dtype == torch.float64 else np.float32(value.item()))
+    shown = str(value.item() if value.dtype == torch.float64 or not value.is_floating_point() else np.float32(value.item()))
     index = f"[{', '.join(map(str, place))}]" if place else ""
     count = int(bad.sum())
     share = f", {count:,} of {t.numel():,} {'is' if count == 1 else 'are'} not" if first_row is None else ""

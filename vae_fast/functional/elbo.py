@@ -36,12 +36,16 @@ def likelihood_term(x: Tensor, recon: Recon, likelihood: str, clip: str | None, 
     """A likelihood by name, checked, as the kernels take it."""
     found = check.likelihood(likelihood, clip, eps)
     many = len(found.parameters) > 1 and isinstance(recon, tuple | list)
+    alone = "a tensor or " if found.may_be_alone else ""
+    tuples = "pair" if len(found.parameters) == 2 else "tuple"
     if many and len(recon) != len(found.parameters):
-        raise ValueError(f"recon: expected a tensor or a ({', '.join(found.parameters)}) pair, got {len(recon)} items")
+        raise ValueError(f"recon: expected {alone}a ({', '.join(found.parameters)}) {tuples}, got {len(recon)} items")
+    if not many and not found.may_be_alone:
+        raise TypeError(f"recon: expected a ({', '.join(found.parameters)}) {tuples}, got {check.shown(recon)}")
     given = {f"recon[{i}]": t for i, t in enumerate(recon)} if many else {"recon": recon}
-    check.observed(x, event_dim, **given)
+    (check.counted if found.of_counts else check.observed)(x, event_dim, **given)
     parameters: list[Tensor] = list(given.values())  # type: ignore[arg-type]
-    return found.term(len(parameters), clip), [x, *found.completed(parameters)], term_params(clip, eps)
+    return found.term(len(parameters), clip), [x, *found.completed(parameters)], [*found.params, *term_params(clip, eps)]
 
 
 def log_likelihood(x: Tensor, recon: Recon, likelihood: str | LogProb, clip: str | None, eps: float, event_dim: int) -> Tensor:
@@ -59,7 +63,7 @@ _TERMS = {
     (found.name, clip): found.term(1, clip)
     for found in LIKELIHOODS.values()
     for clip in found.clips
-    if len(found.parameters) == 1 or found.family_alone is not None
+    if (len(found.parameters) == 1 or found.family_alone is not None) and not found.of_counts
 }
 
 #: The same of the KL from N(0, 1), by the form of the scale.

@@ -69,7 +69,8 @@ class VAE(nn.Module):
     whose mean over z it is.
 
     ``x`` may be floating (in the dtype of the encoder), bool or uint8: the encoder is given ``x / 255``, the likelihood
-    reads the bytes themselves.
+    reads the bytes themselves. Counts may be floating or integers: the encoder is given the numbers (whose logarithm ``x.log1p()`` is a
+    sensible first step of it).
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
@@ -163,10 +164,15 @@ class VAE(nn.Module):
             >>> mu.shape, logvar.shape
             (torch.Size([5, 2]), torch.Size([5, 2]))
         """
-        check.tensor("x", x, check.TARGETS)
-        if x.dtype == torch.uint8:
+        of_counts = not callable(self.likelihood) and self._entry().of_counts
+        if of_counts:
+            x = check.counts("x", x)
+            x = x.to_dense() if x.layout == torch.sparse_csr else x
+        else:
+            check.tensor("x", x, check.TARGETS)
+        if x.dtype == torch.uint8 and not of_counts:
             x = x.to(self._anchor().dtype) / 255.0
-        elif x.dtype == torch.bool:
+        elif not x.is_floating_point():
             x = x.to(self._anchor().dtype)
         return posterior_of(self.encoder(x), self.latent_ndim)
 

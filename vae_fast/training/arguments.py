@@ -29,7 +29,7 @@ def check_run(
     for name, data, low in (("train", train, least), ("valid", valid, 1)):
         if data is None and name == "valid":
             continue
-        data = check.tensor(name, data, check.TARGETS)
+        data = check.tensor(name, data, check.COUNTS if kind_of(model, None) == "count" else check.TARGETS)
         if data.ndim < 2 or len(data) < low:
             raise ValueError(f"{name} has shape {tuple(data.shape)}: expected (n, *event) with n at least {low}")
     if not isinstance(callbacks, list | tuple) or not all(callable(c) for c in callbacks):
