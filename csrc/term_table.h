@@ -6,9 +6,12 @@
 #pragma once
 
 #include "math/bernoulli.h"
+#include "math/continuous_bernoulli.h"
 #include "math/counts.h"
 #include "math/gaussian.h"
 #include "math/laplace.h"
+#include "math/log_normal.h"
+#include "math/student_t.h"
 #include "term_args.h"
 
 #define VF_FOR_EACH_SCALE(X, family, kind, Struct)       \
@@ -33,13 +36,18 @@
 #define VF_KL_PRIOR(form) Kl<form, true>
 #define VF_GAUSSIAN(form) Gaussian<form>
 #define VF_LAPLACE(form) Laplace<form>
+#define VF_LOG_NORMAL(form) LogNormal<form>
+#define VF_STUDENT_T(form) StudentT<form>
 
-#define VF_FOR_EACH_TERM(X)                                            \
-  VF_FOR_EACH_SCALE(X, "kl", TermKind::kKl, VF_KL)                     \
-  VF_FOR_EACH_SCALE(X, "kl_prior", TermKind::kKl, VF_KL_PRIOR)         \
-  VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits)             \
-  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)               \
-  X("gaussian_unit", TermKind::kLikelihood, GaussianUnit)              \
-  VF_FOR_EACH_SCALE(X, "gaussian", TermKind::kLikelihood, VF_GAUSSIAN) \
-  VF_FOR_EACH_SCALE(X, "laplace", TermKind::kLikelihood, VF_LAPLACE)   \
+#define VF_FOR_EACH_TERM(X)                                                \
+  VF_FOR_EACH_SCALE(X, "kl", TermKind::kKl, VF_KL)                         \
+  VF_FOR_EACH_SCALE(X, "kl_prior", TermKind::kKl, VF_KL_PRIOR)             \
+  VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits)                 \
+  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)                   \
+  X("gaussian_unit", TermKind::kLikelihood, GaussianUnit)                  \
+  VF_FOR_EACH_SCALE(X, "gaussian", TermKind::kLikelihood, VF_GAUSSIAN)     \
+  VF_FOR_EACH_SCALE(X, "laplace", TermKind::kLikelihood, VF_LAPLACE)       \
+  VF_FOR_EACH_SCALE(X, "log_normal", TermKind::kLikelihood, VF_LOG_NORMAL) \
+  X("continuous_bernoulli", TermKind::kLikelihood, ContinuousBernoulli)    \
+  VF_FOR_EACH_SCALE(X, "student_t", TermKind::kLikelihood, VF_STUDENT_T)   \
   VF_FOR_EACH_COUNT(X)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vae_fast.terms import TERMS, UNIT_SCALE, std
+from vae_fast.terms import LOG_SINHC, TERMS, UNIT_SCALE, in_order, polynomial, std, to_compute
 
 #: The clip modes of the Bernoulli likelihoods; None is exact.
 CLIPS = (None, "clamp", "add", "bce")
@@ -25,9 +25,9 @@ class Likelihood:
     """One entry of :data:`LIKELIHOODS`."""
 
     name: str
-    #: What the decoder gives: one tensor, or a tuple of them. Only the first may be given where the other is a scale, which is 1 then.
+    #: What the decoder gives: one tensor, or a tuple of them. The last may be left out where it is a scale, which is 1 then.
     parameters: tuple[str, ...]
-    #: The family of the kernels' terms over all of them, and where only the first is given (None: the scale of 1 is filled in).
+    #: The family of the kernels' terms over all of them, and where the scale is left out (None: the scale of 1 is filled in).
     family: str
     #: The mean of ``p(x|z)``, and a draw from it; from the parameters that are given.
     mean: Callable[[Sequence[Tensor]], Tensor]
@@ -39,18 +39,23 @@ class Likelihood:
     variant: str | None = None
     params: tuple[float, ...] = ()
     clips: tuple[str | None, ...] = (None,)
-    #: The layer that makes the mean of the first parameter; None if that is the mean itself.
+    #: The layer that makes the mean of the first parameter; None if that is the mean itself, or no layer makes it.
     mean_layer: type[nn.Module] | None = None
 
     @property
     def data(self) -> str:
-        """What the values of x have to be: "unit" (in [0, 1]), "count" or "finite"."""
+        """What the values of x have to be: "unit" (in [0, 1]), "positive", "count" or "finite"."""
         return TERMS[self.family].inputs[0]
 
     @property
     def of_counts(self) -> bool:
         """Whether x counts: integers are taken, bytes are numbers, and there is no gradient."""
         return self.family in TERMS and self.data == "count"
+
+    @property
+    def arity(self) -> tuple[int, ...]:
+        """How many of its parameters may be given."""
+        return (len(self.parameters),) if self.scale is None else (len(self.parameters) - 1, len(self.parameters))
 
     def term(self, given: int, clip: str | None) -> str:
         """The kernels' name for it, with ``given`` of its parameters."""
@@ -60,18 +65,15 @@ class Likelihood:
             return f"{self.family}.{self.scale or self.variant}"
         return f"{self.family}.{clip or 'none'}" if len(self.clips) > 1 else self.family
 
-    @property
-    def may_be_alone(self) -> bool:
-        """Whether the first parameter may be given without the others."""
-        return len(self.parameters) == 1 or self.family_alone is not None or self.scale is not None
-
     def completed(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The inputs of :meth:`term` beside x: a scale of 1 is filled in where there is no term without one."""
-        if len(parameters) == len(self.parameters) or self.family_alone is not None or self.scale is None:
+        if len(parameters) < len(self.parameters) and self.family_alone is not None:
             return list(parameters)
-        first = parameters[0]
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        return [*parameters, torch.full((), UNIT_SCALE[self.scale], dtype=dtype, device=first.device)]
+        if len(parameters) < len(self.parameters) and self.scale is not None:
+            first = parameters[0]
+            dtype = torch.promote_types(first.dtype, torch.float32)
+            parameters = [*parameters, torch.full((), UNIT_SCALE[self.scale], dtype=dtype, device=first.device)]
+        return in_order(self.family, parameters)
 
 
 def term_params(clip: str | None, eps: float) -> list[float]:
@@ -83,8 +85,8 @@ def _first(parameters: Sequence[Tensor]) -> Tensor:
     return parameters[0]
 
 
-def _scale(parameters: Sequence[Tensor], form: str) -> Tensor:
-    return std(parameters[1], form) if len(parameters) > 1 else torch.ones_like(parameters[0])
+def _scale(parameters: Sequence[Tensor], form: str, at: int = 1) -> Tensor:
+    return std(parameters[at], form) if len(parameters) > at else torch.ones_like(parameters[0])
 
 
 def _draw_bernoulli(p: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -100,6 +102,44 @@ def _draw_laplace(parameters: Sequence[Tensor], generator: torch.Generator | Non
     loc, scale = torch.broadcast_tensors(parameters[0], _scale(parameters, "log_std"))
     up, down = torch.empty((2, *loc.shape), dtype=loc.dtype, device=loc.device).exponential_(generator=generator)
     return torch.addcmul(loc, scale, up - down)
+
+
+def _mean_log_normal(parameters: Sequence[Tensor]) -> Tensor:
+    return (parameters[0] + 0.5 * _scale(parameters, "log_std").square()).exp()
+
+
+def _draw_log_normal(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    loc, scale = torch.broadcast_tensors(parameters[0], _scale(parameters, "log_std"))
+    return torch.normal(loc, scale, generator=generator).exp()
+
+
+def _mean_continuous_bernoulli(parameters: Sequence[Tensor]) -> Tensor:
+    # 1 / (1 - e^-a) - 1 / a, by its series around a = 0
+    a = to_compute(parameters[0])
+    near = a.abs() < 1.0
+    inside, outside = a.masked_fill(~near, 0.5), a.masked_fill(near, 2.0)
+    close = 0.5 + inside * polynomial(inside * inside, [2 * (k + 1) * c for k, c in enumerate(LOG_SINHC)])
+    c = outside.abs()
+    smaller = 1.0 / c + (-c).exp() / torch.expm1(-c)
+    return torch.where(near, close, torch.where(outside < 0, smaller, 1.0 - smaller)).to(parameters[0].dtype)
+
+
+def _draw_continuous_bernoulli(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    # the inverse of the distribution function, log(1 + u (e^a - 1)) / a, of -|a|, and mirrored for a > 0
+    a = to_compute(parameters[0])
+    u = torch.rand(a.shape, dtype=a.dtype, device=a.device, generator=generator)
+    c = a.abs().clamp(min=1e-30)  # u to rounding
+    x = torch.log1p(u * torch.expm1(-c)) / -c
+    return torch.where(a < 0, x, 1.0 - x).to(parameters[0].dtype)
+
+
+def _draw_student_t(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    # a normal over the root of a chi-squared of as many degrees of freedom, by each of them
+    n, loc, scale = torch.broadcast_tensors(*parameters[:2], _scale(parameters, "log_std", 2))
+    half = 0.5 * to_compute(n)
+    square = torch._standard_gamma(half, generator=generator).clamp(min=torch.finfo(half.dtype).tiny) / half
+    noise = torch.empty_like(half).normal_(generator=generator)
+    return torch.addcmul(loc, scale, (noise * square.rsqrt()).to(loc.dtype))
 
 
 def _draw_negative_binomial(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
@@ -145,6 +185,16 @@ LIKELIHOODS = {
             draw=_draw_gaussian,
         ),
         Likelihood("laplace", ("loc", "log_scale"), "laplace", scale="log_std", mean=_first, draw=_draw_laplace),
+        Likelihood("log_normal", ("loc", "log_scale"), "log_normal", scale="log_std", mean=_mean_log_normal, draw=_draw_log_normal),
+        Likelihood(
+            "continuous_bernoulli",
+            ("logits",),
+            "continuous_bernoulli",
+            mean=_mean_continuous_bernoulli,
+            draw=_draw_continuous_bernoulli,
+        ),
+        # of one degree of freedom or less there is no mean, and loc is the median
+        Likelihood("student_t", ("df", "loc", "log_scale"), "student_t", scale="log_std", mean=lambda p: p[1], draw=_draw_student_t),
         Likelihood(
             "poisson",
             ("log_rate",),

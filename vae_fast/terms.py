@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ SPACES = ("linear", "log")
 UNIT_SCALE = {"logvar": 0.0, "log_std": 0.0, "std": 1.0, "var": 1.0, "softplus": math.log(math.expm1(1.0))}
 
 Number = float | Tensor
+Item = TypeVar("Item")
 
 
 def to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
@@ -223,6 +225,78 @@ def _laplace(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> 
     return torch.where(size == math.inf, -size, density).to(inputs[0].dtype)
 
 
+def _log_normal(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tensor:
+    # -log x - log s - log(2 pi) / 2 - ((log x - m) / s)^2 / 2, and -inf outside x > 0
+    wide_x, m, wide_s = wide(*inputs)
+    outside = wide_x <= 0
+    log_x = wide_x.masked_fill(outside, 1.0).log()
+    z = _standardised(log_x, m, wide_s, scale)
+    density = -(0.5 * z) * z - log_std(wide_s, scale) - 0.5 * LOG_2PI - log_x
+    return density.masked_fill(outside & ~density.isnan(), -math.inf).to(inputs[0].dtype)
+
+
+#: The first coefficients B_2k / (2k (2k)!) of the series of log(sinh(a / 2) / (a / 2)) in a^2.
+LOG_SINHC = (
+    *(1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -691 / 15692092416000, 1 / 1046139494400),
+    *(-2.1185501852016142918e-14, 4.7700344757099136467e-16, -1.0874343492790309365e-17),
+)
+
+
+def polynomial(u: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """``c[0] + c[1] u + c[2] u^2 + ...``."""
+    total = torch.zeros_like(u)
+    for c in reversed(coefficients):
+        total = total * u + c
+    return total
+
+
+def _continuous_bernoulli(inputs: Sequence[Tensor], variant: str, params: Sequence[Number]) -> Tensor:
+    # x a - log((e^a - 1) / a), by its series around a = 0
+    x, a = wide(*inputs)
+    near = a.abs() < 1.0
+    inside = a.masked_fill(~near, 0.5)
+    u = inside * inside
+    close = (x - 0.5) * inside - u * polynomial(u, LOG_SINHC)
+    outside = a.masked_fill(near, 2.0)
+    c = outside.abs()
+    far = (c / -torch.expm1(-c)).log() - torch.where(outside < 0, x, 1.0 - x) * c
+    return torch.where(near, close, far).to(inputs[0].dtype)
+
+
+#: The first coefficients of log Gamma(z + 1/2) - log Gamma(z) - log(z) / 2 in 1 / z, 1 / z^3, ... (Stirling's series, DLMF 5.11.8).
+_HALF_STEP = (
+    *(-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432, 691 / 180224, -5461 / 425984),
+    *(0.059100405375162760417, -0.35928737415986902574, 2.7848617779581170333),
+)
+
+
+def half_step_of_log_gamma(z: Tensor) -> Tensor:
+    """``log Gamma(z + 1/2) - log Gamma(z) - log(z) / 2`` in float64, by Stirling's series from z = 8 on and eight steps below."""
+    low = z < 8.0
+    inverse = torch.where(low, z + 8.0, z).reciprocal()
+    v, quotient = z.masked_fill(~low, 1.0), torch.ones_like(z)
+    for k in range(8):
+        quotient = quotient * ((v + k) / (v + (k + 0.5))) * ((v + (k + 1)) / (v + (k + 0.5)))
+    steps = 0.5 * quotient.log()
+    return inverse * polynomial(inverse * inverse, _HALF_STEP) + torch.where(low, steps, torch.zeros_like(steps))
+
+
+def _student_t(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tensor:
+    # A(n / 2) - log(2 pi) / 2 - log s - (n + 1) / 2 log(1 + t^2 / n), whose logarithm is 2 log|t| - log n far out, t in range or not
+    x, m, n, s = wide(*inputs)
+    with torch.no_grad():
+        t = _standardised(x, m, s, scale)
+        far = (t / n) * t > 1e18
+    zero, one = torch.zeros_like(t), torch.ones_like(t)
+    base = half_step_of_log_gamma(0.5 * n) - 0.5 * LOG_2PI
+    inside = torch.where(far, one, s)
+    z = _standardised(torch.where(far, zero, x), torch.where(far, zero, m), inside, scale)
+    near = base - log_std(inside, scale) - 0.5 * (n + 1.0) * torch.log1p((z / n) * z)
+    log_size = (0.5 * torch.where(far, x, one) - 0.5 * torch.where(far, m, zero)).abs().log() + math.log(2.0)
+    beyond = base + n * log_std(torch.where(far, s, one), scale) - (n + 1.0) * (log_size - 0.5 * n.log())
+    return torch.where(far, beyond, near).to(inputs[0].dtype)
+
+
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +359,9 @@ class Term:
     #: the variant has it.
     inputs: tuple[str, ...]
     variants: tuple[str, ...] = ("",)
+    #: Which of the parameters, as a user gives them, each input behind x is; empty if they are in the same order. The first input has the
+    #: shape of the event.
+    order: tuple[int, ...] = ()
 
 
 TERMS = {
@@ -295,6 +372,9 @@ TERMS = {
     "gaussian_unit": Term(_gaussian_unit, ("finite", "finite")),
     "gaussian": Term(_gaussian, ("finite", "finite", "scale"), SCALES),
     "laplace": Term(_laplace, ("finite", "finite", "scale"), SCALES),
+    "log_normal": Term(_log_normal, ("positive", "finite", "scale"), SCALES),
+    "continuous_bernoulli": Term(_continuous_bernoulli, ("unit", "finite")),
+    "student_t": Term(_student_t, ("finite", "finite", "positive", "scale"), SCALES, order=(1, 0, 2)),
     "poisson": Term(_poisson, ("count", "mean"), ("rate", "log_rate")),
     "negative_binomial": Term(_negative_binomial, ("count", "mean", "dispersion"), SPACES),
     "zero_inflated_negative_binomial": Term(_zero_inflated_negative_binomial, ("count", "mean", "dispersion", "finite"), SPACES),
@@ -312,6 +392,13 @@ def inputs_to_compute(name: str, inputs: Sequence[Tensor], like: torch.dtype) ->
     """A term's inputs in one precision."""
     first = count_to_compute if _find(name)[0].inputs[0] == "count" else to_compute
     return [first(inputs[0], like), *(to_compute(t, like) for t in inputs[1:])]
+
+
+def in_order(name: str, parameters: Sequence[Item]) -> list[Item]:
+    """The parameters of a distribution, as a user gives them (all, or the first few), in the order of its term's inputs."""
+    family = TERMS.get(name.partition(".")[0])  # an unknown one is refused where it is computed
+    order = () if family is None else family.order
+    return [parameters[i] for i in order if i < len(parameters)] if order else list(parameters)
 
 
 def names() -> list[str]:

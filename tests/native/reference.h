@@ -31,7 +31,7 @@ struct TermName {
   bool is_of_counts() const { return kind == vae_fast::TermKind::kCounts; }
   /// Whether the parameters of a count are logarithms.
   bool is_log() const { return name.find("log") != std::string::npos; }
-  bool is_bernoulli() const { return family == "bernoulli_logits" || family == "bernoulli_probs"; }
+  bool is_bernoulli() const { return family == "bernoulli_logits" || family == "bernoulli_probs" || family == "continuous_bernoulli"; }
   /// Whether input i is a scale.
   bool is_scale(int i) const { return form >= 0 && (is_kl() ? i % 2 == 1 : i == inputs - 1); }
 };

@@ -20,9 +20,10 @@ double draw_input(Random& random, const TermName& name, int i) {
     if (name.form < 4) return std::exp(0.5 * random.normal());
     return 2.0 * random.normal();
   }
+  if ((name.family == "log_normal" && i == 0) || (name.family == "student_t" && i == 2)) return std::exp(random.normal());
   if (name.is_bernoulli()) {
     if (i == 0) return random.coin(0.4) ? static_cast<double>(random.coin()) : random.uniform();
-    if (name.family == "bernoulli_logits") return random.coin(0.1) ? 40.0 * random.normal() : 3.0 * random.normal();
+    if (name.family != "bernoulli_probs") return random.coin(0.1) ? 40.0 * random.normal() : 3.0 * random.normal();
     return random.coin(0.1) ? random.one_of({1e-6, 1.0 - 1e-4, 0.5}) : random.uniform(0.001, 0.999);
   }
   if (name.is_of_counts()) {

@@ -102,6 +102,24 @@ def zero_inflated_negative_binomial_log_prob(x, mu, theta, logits, event_dim=1):
     return total(torch.where(x == 0, torch.logaddexp(F.logsigmoid(logits), counted), counted), event_dim)
 
 
+def log_normal_log_prob(x, loc, s, scale="log_std", event_dim=1):
+    return total(torch.distributions.LogNormal(loc, std_of(s, scale), validate_args=False).log_prob(x), event_dim)
+
+
+def continuous_bernoulli_log_prob(x, a, event_dim=1):
+    """x a - log((e^a - 1) / a), where torch.distributions loses half of its digits next to a = 0."""
+    half = 0.5 * a.masked_fill(a.abs() < 0.5, 1.0)
+    far = (half.sinh() / half).log()
+    u = a * a
+    series = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -691 / 15692092416000, 1 / 1046139494400)
+    near = sum(c * u ** (k + 1) for k, c in enumerate(series))
+    return total((x - 0.5) * a - torch.where(a.abs() < 0.5, near, far), event_dim)
+
+
+def student_t_log_prob(x, df, loc, s, scale="log_std", event_dim=1):
+    return total(torch.distributions.StudentT(df, loc, std_of(s, scale), validate_args=False).log_prob(x), event_dim)
+
+
 def elbo(
     x,
     recon,
@@ -122,6 +140,12 @@ def elbo(
         log_prob = gaussian_log_prob(x, *recon, event_dim=event_dim)
     elif likelihood == "laplace":
         log_prob = laplace_log_prob(x, *recon, event_dim=event_dim)
+    elif likelihood == "log_normal":
+        log_prob = log_normal_log_prob(x, *recon, event_dim=event_dim)
+    elif likelihood == "continuous_bernoulli":
+        log_prob = continuous_bernoulli_log_prob(x, recon, event_dim=event_dim)
+    elif likelihood == "student_t":
+        log_prob = student_t_log_prob(x, *recon, event_dim=event_dim)
     else:
         formula = bernoulli_logits if likelihood == "bernoulli" else bernoulli_probs
         log_prob = formula(x, recon, clip, eps, event_dim)
@@ -136,6 +160,8 @@ def logsumexp(a, weights=None, dim=-1):
 
 _DRAWS = {
     "location": lambda shape: torch.randn(shape) * 1.5,
+    "positive": lambda shape: (0.5 * torch.randn(shape)).exp(),
+    "df": lambda shape: torch.randn(shape).exp() * 4.0,
     "logvar": lambda shape: torch.randn(shape),
     "log_std": lambda shape: torch.randn(shape) * 0.5,
     "std": lambda shape: torch.rand(shape) + 0.3,
@@ -260,21 +286,43 @@ COUNTS = [
     ),
 ]
 
+
+def _log_normal(scale):
+    return Case(
+        f"log_normal.{scale}",
+        ("positive", "location", scale),
+        lambda *t, **kw: vae_fast.log_normal_log_prob(*t, scale=scale, **kw),
+        lambda *t, **kw: log_normal_log_prob(*t, scale=scale, **kw),
+    )
+
+
+def _student_t(scale):
+    return Case(
+        f"student_t.{scale}",
+        ("location", "df", "location", scale),
+        lambda *t, **kw: vae_fast.student_t_log_prob(*t, scale=scale, **kw),
+        lambda *t, **kw: student_t_log_prob(*t, scale=scale, **kw),
+    )
+
+
 TERMS = [
     *(_kl(scale, prior) for prior in (False, True) for scale in SCALES),
     *(_bernoulli(space, clip) for space in ("logits", "probs") for clip in CLIPS),
     *(_gaussian(scale) for scale in (None, *SCALES)),
     *(_laplace(scale) for scale in SCALES),
     *COUNTS,
+    *(_log_normal(scale) for scale in SCALES),
+    Case("continuous_bernoulli", ("target", "logits"), vae_fast.continuous_bernoulli_log_prob, continuous_bernoulli_log_prob),
+    *(_student_t(scale) for scale in SCALES),
 ]
 
 
 def _elbo(name, kinds, prior=False, **options):
-    pair = len(kinds) == 3
+    several = len(kinds) > 2
     recons = len(kinds) - 1
 
     def split(t):
-        recon = tuple(t[1:3]) if pair else t[1]
+        recon = tuple(t[1 : 1 + recons]) if several else t[1]
         return t[0], recon, *t[1 + recons :]
 
     def ours(*t, f=vae_fast.elbo, **kw):
@@ -302,6 +350,9 @@ ELBOS = [
     *(_elbo(f"elbo.{scale}", ("target", "logits"), scale=scale) for scale in ("log_std", "var")),
     _elbo("elbo.gaussian.std.prior", ("location", "location", "logvar"), prior=True, likelihood="gaussian", scale="std", beta=2.0),
     _elbo("elbo.softplus.prior", ("target", "logits"), prior=True, scale="softplus", free_bits=0.1),
+    _elbo("elbo.log_normal", ("positive", "location", "log_std"), likelihood="log_normal"),
+    _elbo("elbo.continuous_bernoulli", ("target", "logits"), likelihood="continuous_bernoulli"),
+    _elbo("elbo.student_t", ("location", "df", "location", "log_std"), likelihood="student_t"),
 ]
 
 LOGSUMEXPS = [

@@ -51,6 +51,9 @@ ASKED = {
     ("linear_bernoulli_log_prob", "x"): UNIT,
     **{(f"{name}_log_prob", "x"): "expected non-negative integers" for name in COUNTED},
     **{(f"{name}_log_prob", theta): POSITIVE for name in COUNTED for theta in ("theta", "theta_1", "theta_2")},
+    ("continuous_bernoulli_log_prob", "x"): UNIT,
+    ("log_normal_log_prob", "x"): POSITIVE,
+    ("student_t_log_prob", "df"): POSITIVE,
 }
 
 
@@ -158,6 +161,21 @@ RANGES = {
         "elbo_loss",
         {"x": A, "recon": A, "mu": A, "logvar": A, "likelihood": "poisson"},
         ["x[0, 0] = 0.5", "non-negative integers"],
+    ),
+    "a log-normal x of zero": (
+        "log_normal_log_prob",
+        {"x": with_one(A, 0.0, (2, 1)), "loc": A, "log_scale": A},
+        ["x[2, 1] = 0.0", POSITIVE],
+    ),
+    "a log-normal byte of zero": (
+        "log_normal_log_prob",
+        {"x": with_one(A, 0.0, (2, 1)).bool().byte(), "loc": A, "log_scale": A},
+        ["x[2, 1] = 0", POSITIVE],
+    ),
+    "no degrees of freedom": (
+        "elbo",
+        {"x": A, "recon": (with_one(A, 0.0, (2, 1)), A, A), "mu": A, "logvar": A, "likelihood": "student_t"},
+        ["recon[0][2, 1] = 0.0", POSITIVE],
     ),
     "std of a sample": (
         "reparameterize",

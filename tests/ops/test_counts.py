@@ -338,12 +338,12 @@ def test_the_elbo_holds_the_likelihood(device, backend):
         want = f(x, log_rate=given) if name == "poisson" else f(x, *given, space="log")
         torch.testing.assert_close(got, want)
     assert_refused(
-        lambda: vae_fast.elbo_loss(x, mu, latent, latent, likelihood="negative_binomial"), TypeError, ["recon", "(log_mu, log_theta) pair"]
+        lambda: vae_fast.elbo_loss(x, mu, latent, latent, likelihood="negative_binomial"), ValueError, ["recon", "(log_mu, log_theta) pair"]
     )
     assert_refused(
         lambda: vae_fast.elbo_loss(x, recon[:2], latent, latent, likelihood="zero_inflated_negative_binomial"),
         ValueError,
-        ["recon", "(log_mu, log_theta, zi_logits) tuple", "2 items"],
+        ["recon", "(log_mu, log_theta, zi_logits) triple", "2 items"],
     )
 
 

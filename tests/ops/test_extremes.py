@@ -380,6 +380,8 @@ def test_no_nan_from_large_random_inputs(case, device, backend):
         "softplus": lambda t: t.sign() * torch.rand_like(t) * 40,
         "std": lambda t: 10 ** (torch.rand_like(t) * 30 - 15),
         "var": lambda t: 10 ** (torch.rand_like(t) * 60 - 30),
+        "df": lambda t: 10 ** (torch.rand_like(t) * 10 - 2),
+        "positive": lambda t: 10 ** (torch.rand_like(t) * 60 - 30),
         "probs": torch.round,
         "target": torch.round,
         "weights": lambda t: t * (torch.rand_like(t) > 0.5),

@@ -100,11 +100,13 @@ MIXTURE = {"x": f(5, 2), "weight_logits": f(3), "means": f(3, 2), "scale": f(3, 
 PRIOR = {"prior_mu": A, "prior_logvar": A}
 GOOD = {
     "bernoulli_log_prob": {"x": A, "logits": A},
+    "continuous_bernoulli_log_prob": {"x": A, "logits": A},
     "elbo": {"x": A, "recon": A, **LATENT},
     "elbo_loss": {"x": A, "recon": A, **LATENT},
     "gaussian_kl": {**SAMPLE},
     "gaussian_log_prob": {"x": A, **SAMPLE},
     "laplace_log_prob": {"x": A, "loc": A, "log_scale": A},
+    "log_normal_log_prob": {"x": A, "loc": A, "log_scale": A},
     "poisson_log_prob": {"x": N, "rate": A},
     "negative_binomial_log_prob": {"x": N, "mu": A, "theta": A},
     "zero_inflated_negative_binomial_log_prob": {"x": N, "mu": A, "theta": A, "zi_logits": A},
@@ -119,6 +121,7 @@ GOOD = {
     "mixture_statistics": MIXTURE,
     "reparameterize": SAMPLE,
     "reparameterize_with_kl": SAMPLE,
+    "student_t_log_prob": {"x": A, "df": A.abs() + 1, "loc": A, "log_scale": A},
 }
 
 

@@ -10,7 +10,7 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional import mixture as mixture_functions
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood
 from vae_fast.models import VAE, MixtureDistribution, MixtureOfGaussians, _em
-from vae_fast.terms import SCALES, TERMS, names
+from vae_fast.terms import SCALES, TERMS, in_order, names
 from vae_fast.training import warmup
 
 X, MU = torch.rand(3, 4), torch.zeros(3, 2)
@@ -95,6 +95,10 @@ def test_every_term_of_the_kernels_is_known():
         assert reference.term(name, inputs, [0.1], 1).shape == (3,)
 
 
+#: Parameters for which the mean of a few draws is near that of all.
+DRAWN = {"log_scale": lambda t: -t, "df": lambda t: t + 4.0}
+
+
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_an_entry_is_whole(name, backend):
     """Every likelihood has terms, for each clip and each way to give its parameters; its mean is that of its draws."""
@@ -102,8 +106,8 @@ def test_an_entry_is_whole(name, backend):
     assert entry.name == name
     assert entry.data == TERMS[entry.family].inputs[0]
     torch.manual_seed(3)
-    all_of_it = [torch.rand(2, 5) * 0.8 + 0.1 for _ in entry.parameters]
-    for given in range(1 if entry.may_be_alone else len(all_of_it), len(all_of_it) + 1):
+    all_of_it = [DRAWN.get(p, lambda t: t)(torch.rand(2, 5) * 0.8 + 0.1) for p in entry.parameters]
+    for given in entry.arity:
         parameters = all_of_it[:given]
         recon = parameters[0] if given == 1 else tuple(parameters)
         for clip in entry.clips:
@@ -120,10 +124,12 @@ def test_an_entry_is_whole(name, backend):
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_density_integrates_to_one(name, scale, backend):
     entry = LIKELIHOODS[name]
-    x = torch.linspace(-60, 60, 200_001, dtype=torch.float64).unsqueeze(-1)
-    inputs = [x, torch.tensor([0.3], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)]
+    u = torch.linspace(-60, 60, 200_001, dtype=torch.float64).unsqueeze(-1)
+    x, step = (u.exp(), u.exp()) if entry.data == "positive" else (u, torch.ones_like(u))
+    parameters = [torch.tensor([v], dtype=torch.float64) for v in ((0.3, 0.7) if len(entry.parameters) == 2 else (9.0, 0.3, 0.7))]
+    inputs = [x, *in_order(entry.family, parameters)]
     density = reference.term(f"{entry.family}.{scale}", inputs, [], 1).exp()
-    assert torch.trapezoid(density, x[:, 0]).item() == pytest.approx(1.0, abs=1e-6)
+    assert torch.trapezoid(density * step[:, 0], u[:, 0]).item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_reductions():

@@ -14,7 +14,7 @@ _AT_ONCE = 2**22  # elements read at once: data may be mapped from a file and no
 
 
 def kind_of(model: object, transform: object | None) -> str:
-    """What a model asks of its data: what its likelihood asks, "unit", "count" or "finite", where it has one and gets the data as they are.
+    """What a model asks of its data: "unit", "positive", "count" or "finite", as its likelihood does where it gets the data as they are.
 
     Example:
         >>> from vae_fast.models import MLPVAE
@@ -52,7 +52,7 @@ def complaint(
         >>> complaint("train", torch.tensor([[0.5], [float("nan")]]), "finite")
         'train[1, 0] = nan: expected finite numbers'
     """
-    if through is None and data.dtype in (torch.uint8, torch.bool):
+    if through is None and values.all_bytes_fit(data, kind):
         return None
     step = max(1, _AT_ONCE // max(1, data[:1].numel()))
     starts = range(0, len(data), step)[rank::size]

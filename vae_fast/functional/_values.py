@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.functional._dispatch import is_dtensor
-from vae_fast.terms import TERMS
+from vae_fast.terms import TERMS, in_order
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -132,14 +132,14 @@ def finite(**tensors: Tensor | None) -> list[Asked]:
     return [(name, t, "finite") for name, t in tensors.items()]
 
 
-def data_names(data: Sequence[Tensor]) -> tuple[str, ...]:
-    """What the caller of an ELBO knows the inputs of its likelihood as."""
-    return ("x", "recon") if len(data) == 2 else ("x", *(f"recon[{i}]" for i in range(len(data) - 1)))
+def data_names(name: str, data: Sequence[Tensor]) -> tuple[str, ...]:
+    """What the caller of an ELBO knows the inputs of its likelihood, the kernels' term ``name``, as."""
+    return ("x", "recon") if len(data) == 2 else ("x", *in_order(name, [f"recon[{i}]" for i in range(len(data) - 1)]))
 
 
 def head(data: Sequence[Tensor], latent: Sequence[Tensor], likelihood: str, kl: str) -> list[Asked]:
     """What is asked of an ELBO's arguments, in the form in which the kernels get them."""
-    return term(likelihood, data, data_names(data)) + term(kl, latent, ("mu", "logvar", "prior_mu", "prior_logvar"))
+    return term(likelihood, data, data_names(likelihood, data)) + term(kl, latent, ("mu", "logvar", "prior_mu", "prior_logvar"))
 
 
 def __getattr__(name: str) -> object:
@@ -166,11 +166,16 @@ def _require(*asked: Asked) -> None:
 
 def fits(t: Tensor, kind: str) -> bool:
     """Whether all elements are what is asked of them."""
-    if t.dtype in (torch.uint8, torch.bool) or t.numel() == 0:  # bytes are read as x / 255, or are counts
+    if t.numel() == 0 or all_bytes_fit(t, kind):
         return True
     if kind == "count" and t.is_floating_point():  # an extreme says nothing of what lies between
         return bool(EXPECTED[kind][1](t).all())
     return bool(extremes_fit(torch.stack(t.aminmax()), kind))
+
+
+def all_bytes_fit(t: Tensor, kind: str) -> bool:
+    """Whether t holds bytes, which are read as x / 255, and each of them is what is asked."""
+    return t.dtype in (torch.uint8, torch.bool) and kind != "positive"
 
 
 def extremes_fit(extremes: Tensor, kind: str) -> Tensor:

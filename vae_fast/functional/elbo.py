@@ -18,7 +18,7 @@ from vae_fast.functional._own_likelihood import Head, LogProb
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
 from vae_fast.functional.gaussian import floor_of, kl_term
 from vae_fast.likelihoods import LIKELIHOODS, term_params
-from vae_fast.terms import SCALES
+from vae_fast.terms import SCALES, in_order
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,6 +28,8 @@ Recon = Tensor | tuple[Tensor, ...]
 Parts = tuple[Tensor, Tensor, Tensor]
 
 
+_TUPLES = {2: "pair", 3: "triple"}
+
 #: A likelihood's term, its inputs and its parameters, as the kernels take them.
 _Likelihood = tuple[str, list[Tensor], list[float]]
 
@@ -36,15 +38,14 @@ def likelihood_term(x: Tensor, recon: Recon, likelihood: str, clip: str | None, 
     """A likelihood by name, checked, as the kernels take it."""
     found = check.likelihood(likelihood, clip, eps)
     many = len(found.parameters) > 1 and isinstance(recon, tuple | list)
-    alone = "a tensor or " if found.may_be_alone else ""
-    tuples = "pair" if len(found.parameters) == 2 else "tuple"
-    if many and len(recon) != len(found.parameters):
-        raise ValueError(f"recon: expected {alone}a ({', '.join(found.parameters)}) {tuples}, got {len(recon)} items")
-    if not many and not found.may_be_alone:
-        raise TypeError(f"recon: expected a ({', '.join(found.parameters)}) {tuples}, got {check.shown(recon)}")
-    given = {f"recon[{i}]": t for i, t in enumerate(recon)} if many else {"recon": recon}
-    (check.counted if found.of_counts else check.observed)(x, event_dim, **given)
-    parameters: list[Tensor] = list(given.values())  # type: ignore[arg-type]
+    parameters: list[Tensor] = list(recon) if many else [recon]  # type: ignore[list-item]
+    if len(parameters) not in found.arity or (many and len(parameters) == 1):
+        what = "a tensor or " if 1 in found.arity else f"({', '.join(found.parameters[:-1])}) or " if len(found.arity) > 1 else ""
+        came = f"{len(parameters)} items" if many else f"a {type(recon).__name__}"
+        raise ValueError(f"recon: expected {what}a ({', '.join(found.parameters)}) {_TUPLES[len(found.parameters)]}, got {came}")
+    names = [f"recon[{i}]" for i in range(len(parameters))] if many else ["recon"]
+    ordered = dict(in_order(found.family, list(zip(names, parameters, strict=True))))
+    (check.counted if found.of_counts else check.observed)(x, event_dim, **ordered)
     return found.term(len(parameters), clip), [x, *found.completed(parameters)], [*found.params, *term_params(clip, eps)]
 
 
@@ -54,7 +55,7 @@ def log_likelihood(x: Tensor, recon: Recon, likelihood: str | LogProb, clip: str
         return own_log_prob(likelihood, x, recon)
     term, data, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
     if values.STATE.on:
-        values.require(*values.term(term, data, values.data_names(data)))
+        values.require(*values.term(term, data, values.data_names(term, data)))
     return row_sum(term, data, [*params], event_dim)
 
 
@@ -122,7 +123,7 @@ def _arguments(
     check.event_dims("latent_dim", latent_dim, "mu", shape)
     if mu.device != lik_inputs[1].device:
         raise ValueError(f"mu is on {mu.device}, recon is on {lik_inputs[1].device}: expected one device")
-    full = check.broadcast(x=lik_inputs[0], recon=lik_inputs[1])
+    full = torch.broadcast_shapes(*(t.shape for t in lik_inputs))
     batch, latent_batch = full[: len(full) - event_dim], shape[: len(shape) - latent_dim]
     if batch != latent_batch:
         try:
@@ -197,10 +198,13 @@ def elbo(
         x: data, any floating dtype, bool, or uint8 (read as ``x / 255``), shape ``(*batch, *event)``; in [0, 1] for the Bernoulli
             likelihoods, which is not looked at unless it is asked for, see :func:`bernoulli_log_prob`.
         recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean (of unit variance)
-            or a (mean, logvar) pair for ``"gaussian"``, the location (of scale 1) or a (loc, log_scale) pair for ``"laplace"``.
+            or a (mean, logvar) pair for ``"gaussian"``, the location (of scale 1) or a (loc, log_scale) pair for ``"laplace"`` and for
+            ``"log_normal"``, logits for ``"continuous_bernoulli"``, a (df, loc) pair (of scale 1) or a (df, loc, log_scale) triple for
+            ``"student_t"``. Only the location has to have the shape of the event; the others broadcast, as one learned scale does.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance, or what ``scale`` says.
-        likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"`` or ``"laplace"``; or a function ``f(x, recon)``
+        likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"``, ``"laplace"``, ``"log_normal"``,
+            ``"continuous_bernoulli"`` or ``"student_t"``, see the ``..._log_prob`` of that name; or a function ``f(x, recon)``
             (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does:
             ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business. :func:`elbo_loss`
             calls it once, and once more for a second derivative or a second backward pass, where it has to compute the same.

@@ -138,7 +138,7 @@ def _log_prob_of_samples(
     if len(batch) != len(latent):  # or one's samples would meet the other's rows
         raise ValueError(f"batch dimensions: recon has shape {tuple(batch)}, z has shape {tuple(latent)}: expected as many of them")
     if values.wanted(check_data):
-        values.require(*values.term(term, data, values.data_names(data)))
+        values.require(*values.term(term, data, values.data_names(term, data)))
     dtype = reference.compute_dtype([*data, z, *posterior])
     if dtype == torch.float64:
         data[1] = data[1].double()

@@ -50,7 +50,8 @@ class VAE(nn.Module):
         latent_dim: size of z, or its shape for a latent with several dimensions. None: one dimension of any size; only
             :meth:`sample` needs to know it.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"bernoulli_probs"`` (probabilities), ``"gaussian"`` (the mean, or a pair
-            ``(mean, logvar)``) or ``"laplace"`` (``loc``, or a pair ``(loc, log_scale)``); or a function ``f(x, recon)`` (``f(x, *recon)``
+            ``(mean, logvar)``), ``"laplace"`` or ``"log_normal"`` (``loc``, or a pair ``(loc, log_scale)``) ``"continuous_bernoulli"``
+            (logits) or ``"student_t"`` (``(df, loc)`` or ``(df, loc, log_scale)``); or a function ``f(x, recon)`` (``f(x, *recon)``
             for a tuple) that gives one log-probability per sample, see :func:`vae_fast.elbo`: such a model has no :meth:`sample`.
         clip: clip mode of the Bernoulli likelihoods, see :func:`vae_fast.bernoulli_log_prob`.
         eps: the constant of the clip mode.
