@@ -97,6 +97,88 @@ def test_beta_and_free_bits_of_other_kinds(kind, device, backend):
         torch.testing.assert_close(other.loss(x, noise), model.loss(x, noise), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (6,)], ids=str)
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace", "log_normal"])
+def test_a_scale_that_the_model_learns(likelihood, shape, device, backend):
+    """The loss, the samples and the estimates are those of a decoder that gives the same scale."""
+    scale = nn.Parameter(torch.full(shape, -0.5, dtype=torch.float64, device=device))
+    model, x, noise = small(device, likelihood=likelihood, scale=scale)
+    x = x + 0.1
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder, self.scale = model.decoder, scale
+
+        def forward(self, z):
+            loc = self.decoder(z)
+            return loc, self.scale.expand_as(loc)
+
+    other = VAE(model.encoder, Beside(), latent_dim=3, likelihood=likelihood)
+    assert dict(model.named_parameters())["scale"] is scale
+    loss = model.loss(x, noise)
+    torch.testing.assert_close(loss, other.loss(x, noise))
+    (grad,) = torch.autograd.grad(loss, scale)
+    torch.testing.assert_close(grad, torch.autograd.grad(other.loss(x, noise), scale)[0])
+    assert grad.abs().sum() > 0
+    torch.testing.assert_close(model.losses(x, noise).loss, loss)
+    generators = [torch.Generator(device).manual_seed(3) for _ in range(2)]
+    for mean in (True, False):
+        torch.testing.assert_close(*[m.sample(5, generator=g, mean=mean) for m, g in zip((model, other), generators, strict=True)])
+    torch.testing.assert_close(model.reconstruct(x), other.reconstruct(x))
+    torch.testing.assert_close(model.log_likelihood(x, x), other.log_likelihood(x, (x, scale)))
+    estimates = [m.log_prob(x, 3, generator=g.manual_seed(1)) for m, g in zip((model, other), generators, strict=True)]
+    torch.testing.assert_close(*estimates)
+
+
+def test_a_decoder_with_parameters_that_all_samples_share(device, backend):
+    """The degrees of freedom of a Student's t, of which there is one, beside a mean and the model's own scale."""
+
+    class Heavy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.log_df = nn.Linear(3, 6), nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, z):
+            return self.log_df.exp(), self.layer(z)
+
+    scale = nn.Parameter(torch.zeros(1, 6))
+    with pytest.raises(ValueError, match=r"scale has shape \(1, 6\)"):
+        small(device, Heavy(), likelihood="student_t", scale=scale)
+    model, x, noise = small(device, Heavy(), likelihood="student_t", scale=nn.Parameter(torch.zeros(6)))
+    model.loss(x, noise).backward()
+    assert model.decoder.log_df.grad.abs() > 0 and model.scale.grad.abs().min() > 0
+    z = torch.randn(5, 3, dtype=torch.float64, device=device)
+    want = vae_fast.student_t_log_prob(x, model.decoder.log_df.exp(), model.decoder.layer(z), model.scale)
+    torch.testing.assert_close(model.log_likelihood(x, model.decode(z)), want)
+    assert model.log_prob(x, 4).shape == (5,)
+    assert model.sample(2, mean=False).shape == (2, 6)
+    torch.testing.assert_close(model.mean_of(model.decode(z)), model.decoder.layer(z))
+
+
+def test_a_scale_that_is_not_learned_is_a_buffer(device):
+    model, _, _ = small(device, likelihood="gaussian", scale=torch.zeros(()))
+    assert "scale" in dict(model.named_buffers()) and "scale" in model.state_dict()
+    assert "scale" not in small(device)[0].state_dict()
+
+
+def test_a_scale_that_cannot_be():
+    parts = nn.Linear(6, 6), nn.Linear(3, 6)
+    one = torch.zeros(())
+    words = r"scale of shape \(\) was given: expected None for a likelihood "
+    with pytest.raises(ValueError, match=words + r"likelihood='bernoulli', which has none"):
+        VAE(*parts, scale=one)
+    with pytest.raises(ValueError, match=words + "that is a function"):
+        VAE(*parts, scale=one, likelihood=vae_fast.gaussian_log_prob)
+    with pytest.raises(ValueError, match=r"scale has shape \(2, 6\): expected at most the event_dim=1 dimensions"):
+        VAE(*parts, scale=torch.zeros(2, 6), likelihood="gaussian")
+    with pytest.raises(TypeError, match=r"scale: expected a torch.Tensor, got float"):
+        VAE(*parts, scale=0.5, likelihood="gaussian")
+    model = VAE(nn.Linear(6, 6), Pair(3, 6), latent_dim=3, scale=one, likelihood="gaussian")
+    with pytest.raises(ValueError, match="the decoder gives 2 of mean, logvar: expected 1, as the model has a scale"):
+        model.loss(torch.zeros(2, 6))
+
+
 def test_beta_free_bits_prior_and_reductions(device):
     prior_mu, prior_logvar = torch.tensor([0.5, -1.0, 0.0]), torch.tensor(0.3)
     model, x, noise = small(device, beta=0.7, free_bits=0.2, prior_mu=prior_mu, prior_logvar=prior_logvar)

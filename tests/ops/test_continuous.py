@@ -253,6 +253,12 @@ def test_recon_of_student_t(device, backend):
     want = vae_fast.student_t_log_prob(x, df, loc, s)
     for recon in ((df, loc), (df, loc, s), [df, loc, s]):
         torch.testing.assert_close(vae_fast.elbo(x, recon, latent, latent, likelihood="student_t"), want)
+    z, many = torch.zeros(3, 4, 2, device=device), torch.randn(3, 4, 5, device=device)
+    bounds = [
+        vae_fast.iwae_loss(x, (df, many, s), z, latent, latent, likelihood=likelihood)
+        for likelihood in ("student_t", vae_fast.student_t_log_prob)
+    ]
+    torch.testing.assert_close(*bounds)
     as_function = vae_fast.elbo(x, (df, loc, s), latent, latent, likelihood=vae_fast.student_t_log_prob)
     torch.testing.assert_close(as_function, want)
     words = ["recon: expected (df, loc) or a (df, loc, log_scale) triple"]

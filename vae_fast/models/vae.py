@@ -50,9 +50,14 @@ class VAE(nn.Module):
         latent_dim: size of z, or its shape for a latent with several dimensions. None: one dimension of any size; only
             :meth:`sample` needs to know it.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"bernoulli_probs"`` (probabilities), ``"gaussian"`` (the mean, or a pair
-            ``(mean, logvar)``), ``"laplace"`` or ``"log_normal"`` (``loc``, or a pair ``(loc, log_scale)``) ``"continuous_bernoulli"``
+            ``(mean, logvar)``), ``"laplace"`` or ``"log_normal"`` (``loc``, or a pair ``(loc, log_scale)``), ``"continuous_bernoulli"``
             (logits) or ``"student_t"`` (``(df, loc)`` or ``(df, loc, log_scale)``); or a function ``f(x, recon)`` (``f(x, *recon)``
             for a tuple) that gives one log-probability per sample, see :func:`vae_fast.elbo`: such a model has no :meth:`sample`.
+        scale: the scale of ``p(x|z)``, where the decoder does not give it, in the form of the likelihood's last parameter (log-variance
+            of ``"gaussian"``, log-scale of the others). A tensor becomes a buffer, an ``nn.Parameter`` is trained: of shape ``()`` it is
+            one scale for all, of ``(C, 1, 1)`` one for each channel of an image, of that of one ``x`` one for each element (the sigma-VAE
+            of Rybkin, Daniilidis and Levine 2021, whose scale finds the weight of the KL that is otherwise beta). None: 1, or the
+            decoder's.
         clip: clip mode of the Bernoulli likelihoods, see :func:`vae_fast.bernoulli_log_prob`.
         eps: the constant of the clip mode.
         beta: weight of the KL divergence in the loss: a number, or a tensor of no dimensions. It is an attribute and may be changed
@@ -84,8 +89,18 @@ class VAE(nn.Module):
         >>> vae.loss(torch.rand(8, 784)).backward()
         >>> vae.sample(3).shape
         torch.Size([3, 784])
+
+        One learned log-variance for each of three channels:
+
+        >>> encoder, decoder = nn.Flatten(), nn.Sequential(nn.Linear(96, 192), nn.Unflatten(-1, (3, 8, 8)))
+        >>> scale = nn.Parameter(torch.zeros(3, 1, 1))
+        >>> vae = VAE(encoder, decoder, latent_dim=96, likelihood="gaussian", scale=scale, event_dim=3)
+        >>> vae.loss(torch.rand(4, 3, 8, 8)).backward()
+        >>> scale.grad.shape, vae.sample(2, mean=False).shape
+        (torch.Size([3, 1, 1]), torch.Size([2, 3, 8, 8]))
     """
 
+    scale: Tensor | None
     prior_mu: Tensor | None
     prior_logvar: Tensor | None
     prior: Any  # a module with log_prob and sample, or None
@@ -97,6 +112,7 @@ class VAE(nn.Module):
         *,
         latent_dim: int | Sequence[int] | None = None,
         likelihood: str | LogProb = "bernoulli",
+        scale: Tensor | None = None,
         clip: str | None = None,
         eps: float = 1e-9,
         beta: float | Tensor = 1.0,
@@ -129,6 +145,14 @@ class VAE(nn.Module):
         self.beta, self.free_bits, self.event_dim = beta, free_bits, event_dim
         self._set_prior("prior_mu", prior_mu)
         self._set_prior("prior_logvar", prior_logvar)
+        if scale is not None:
+            check.tensor("scale", scale)
+            if callable(likelihood) or self._entry().scale is None:
+                named = "that is a function" if callable(likelihood) else f"likelihood={likelihood!r}, which has none"
+                raise ValueError(f"scale of shape {tuple(scale.shape)} was given: expected None for a likelihood {named}")
+            if scale.ndim > event_dim:
+                raise ValueError(f"scale has shape {tuple(scale.shape)}: expected at most the event_dim={event_dim} dimensions of one x")
+        self._set("scale", scale)
 
     def _set_prior(self, name: str, value: Tensor | None) -> None:
         if value is not None:
@@ -136,6 +160,9 @@ class VAE(nn.Module):
             shape = self.latent_shape
             if shape is not None and not _broadcasts_to(value.shape, shape):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}: expected one that broadcasts to latent_dim={shape}")
+        self._set(name, value)
+
+    def _set(self, name: str, value: Tensor | None) -> None:
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         else:
@@ -184,7 +211,19 @@ class VAE(nn.Module):
 
     def mean_of(self, recon: Recon) -> Tensor:
         """The mean of ``p(x|z)`` for the decoder's output: pixel values in [0, 1] for the Bernoulli likelihoods; it has gradients."""
-        return self._entry().mean(_parameters(recon))
+        return self._entry().mean(self._all_parameters(recon))
+
+    def _with_scale(self, recon: Recon) -> Recon:
+        """The decoder's output with the model's own scale, if it has one."""
+        if self.scale is None:
+            return recon
+        given, names = _parameters(recon), self._entry().parameters
+        if len(given) != len(names) - 1:
+            raise ValueError(f"the decoder gives {len(given)} of {', '.join(names)}: expected {len(names) - 1}, as the model has a scale")
+        return (*given, self.scale)
+
+    def _all_parameters(self, recon: Recon) -> Sequence[Tensor]:
+        return _parameters(self._with_scale(recon))
 
     def _entry(self) -> Likelihood:
         if callable(self.likelihood):
@@ -205,7 +244,7 @@ class VAE(nn.Module):
             >>> vae.draw_of(vae.decode(torch.zeros(3, 2))).unique()
             tensor([0., 1.])
         """
-        parameters = _parameters(recon)
+        parameters = self._all_parameters(recon)
         check.generator(generator, parameters[0].device, "recon")
         return self._entry().draw([t.detach() for t in parameters], generator)
 
@@ -291,7 +330,9 @@ class VAE(nn.Module):
             kl = self._log_ratio(output)
             return Losses(self._loss_with(kl, x, output, reduction), reduce(kl.detach(), reduction))
         if self.free_bits is None:
-            loss, _, kl = F.elbo_loss(x, *output[:3], **self._head(), reduction=reduction, return_parts=True)
+            loss, _, kl = F.elbo_loss(
+                x, self._with_scale(output.recon), output.mu, output.logvar, **self._head(), reduction=reduction, return_parts=True
+            )
             return Losses(loss, kl)
         mu, logvar = output.mu.detach(), output.logvar.detach()
         prior_mu, prior_logvar = (None if p is None else p.detach() for p in (self.prior_mu, self.prior_logvar))
@@ -318,7 +359,7 @@ class VAE(nn.Module):
     def _elbo_loss(self, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
         if self.prior is not None:
             return self._loss_with(self._log_ratio(output), x, output, reduction)
-        loss: Tensor = F.elbo_loss(x, *output[:3], **self._head(), reduction=reduction)
+        loss: Tensor = F.elbo_loss(x, self._with_scale(output.recon), output.mu, output.logvar, **self._head(), reduction=reduction)
         return loss
 
     def _head(self) -> dict[str, Any]:
@@ -337,7 +378,7 @@ class VAE(nn.Module):
 
     def log_likelihood(self, x: Tensor, recon: Recon) -> Tensor:
         """``log p(x|z)`` in nats for the decoder's output; batch dimensions of ``x`` and ``recon`` broadcast."""
-        return log_likelihood(x, recon, self.likelihood, self.clip, self.eps, self.event_dim)
+        return log_likelihood(x, self._with_scale(recon), self.likelihood, self.clip, self.eps, self.event_dim)
 
     def log_prob(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None, max_rows: int = 8192) -> Tensor:
         r"""Importance-weighted estimate of ``log p(x)``, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
@@ -385,7 +426,8 @@ class VAE(nn.Module):
             count = min(at_once, num_samples - start)
             z = F.reparameterize(mu, logvar, num_samples=count, generator=generator)
             recon = self.decode(z.flatten(0, 1))
-            each = [t.unflatten(0, (count, -1)) for t in _parameters(recon)]
+            # one scale for all, say, has no samples' dimension
+            each = [t.unflatten(0, (count, -1)) if t.ndim > self.event_dim and len(t) > 1 else t for t in _parameters(recon)]
             recon = each[0] if isinstance(recon, Tensor) else tuple(each)
             log_p = self.log_likelihood(x, recon) + self._log_prior(z)
             weights.append(log_p - F.gaussian_log_prob(z, mu, logvar, event_dim=self.latent_ndim))
