@@ -1,9 +1,9 @@
 """The losses as modules: the constructor takes the options, and checks them; ``forward`` takes the tensors.
 
 Each is one call of the function of the same purpose, on which every shape, dtype and formula is written down. Options are attributes and
-may be changed between calls: ``loss.beta = 0.5``. Under ``torch.compile`` a number is built in and a new one is compiled anew; give a
-tensor of no dimensions and change it in place (``beta.fill_(0.5)``) to warm up a beta there. There are no parameters and no buffers: the
-``state_dict`` is empty.
+may be changed between calls: ``loss.beta = 0.5``. Under ``torch.compile`` there is one graph for its first value and one for all others.
+With ``dynamic=False``, where torch builds every number in, give a tensor of no dimensions and change it in place (``beta.fill_(0.5)``).
+There are no parameters and no buffers: the ``state_dict`` is empty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
-from vae_fast.functional._numbers import setting
+from vae_fast.functional._numbers import Number, setting
 from vae_fast.functional._own_likelihood import LogProb
 from vae_fast.functional.elbo import Parts, Recon
 from vae_fast.terms import SCALES
@@ -63,7 +63,7 @@ class ELBOLoss(_Loss):
     Shape:
         - x: ``(*batch, *event)``; floating, bool or uint8 (read as ``x / 255``).
         - recon: ``(*batch, *event)``, or a (mean, logvar) pair of it for ``"gaussian"``.
-        - mu, logvar: ``(*batch, *latent)``; prior_mu, prior_logvar: broadcast against them, None is N(0, 1).
+        - mu, logvar: ``(*batch, *latent)``; prior_mu, prior_logvar: broadcast against them, or numbers; None is N(0, 1).
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is); with ``return_parts`` three of them,
           ``(loss, likelihood, kl)``.
 
@@ -120,7 +120,7 @@ class ELBOLoss(_Loss):
         )
 
     def forward(
-        self, x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
+        self, x: Tensor, recon: Recon, mu: Tensor, logvar: Tensor, prior_mu: Number | None = None, prior_logvar: Number | None = None
     ) -> Tensor | Parts:
         """The loss of a batch, or with its parts; shapes: see the class."""
         loss: Tensor | Parts = F.elbo_loss(x, recon, mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, **self._chosen())
@@ -139,7 +139,7 @@ class IWAELoss(_Loss):
         - x: ``(*batch, *event)``.
         - recon: ``(K, *batch, *event)``, or a pair of it; z: ``(K, *batch, *latent)``, the samples that were decoded; or with K where
           ``sample_dim`` says.
-        - mu, logvar: ``(*batch, *latent)``; prior_mu, prior_logvar: broadcast against them, None is N(0, 1).
+        - mu, logvar: ``(*batch, *latent)``; prior_mu, prior_logvar: broadcast against them, or numbers; None is N(0, 1).
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is).
 
     Raises:
@@ -192,8 +192,8 @@ class IWAELoss(_Loss):
         z: Tensor,
         mu: Tensor,
         logvar: Tensor,
-        prior_mu: Tensor | None = None,
-        prior_logvar: Tensor | None = None,
+        prior_mu: Number | None = None,
+        prior_logvar: Number | None = None,
     ) -> Tensor:
         """The loss of a batch; shapes: see the class."""
         return F.iwae_loss(x, recon, z, mu, logvar, prior_mu=prior_mu, prior_logvar=prior_logvar, **self._chosen())
@@ -209,7 +209,7 @@ class GaussianKL(_Loss):
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
-        - mu, logvar: ``(*batch, *event)``; prior_mu, prior_logvar: broadcast against them, None is N(0, 1).
+        - mu, logvar: ``(*batch, *event)``; prior_mu, prior_logvar: broadcast against them, or numbers; None is N(0, 1).
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 for float64 inputs).
 
     Raises:
@@ -230,7 +230,7 @@ class GaussianKL(_Loss):
         floor = None if free_bits is None else setting("free_bits", free_bits, 0.0)
         super().__init__(scale=scale, event_dim=event_dim, free_bits=floor, reduction=reduction)
 
-    def forward(self, mu: Tensor, logvar: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None) -> Tensor:
+    def forward(self, mu: Tensor, logvar: Tensor, prior_mu: Number | None = None, prior_logvar: Number | None = None) -> Tensor:
         """The divergence of a batch; shapes: see the class."""
         return F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, **self._chosen())
 

@@ -228,6 +228,9 @@ NUMBERS = {
     "beta, no reduction": lambda b, x, a, m, s: vae_fast.elbo(x, a, m, s, beta=b).sum(),
     "free_bits": lambda b, x, a, m, s: vae_fast.elbo_loss(x, a, m, s, free_bits=b),
     "free_bits of a KL": lambda b, x, a, m, s: vae_fast.gaussian_kl(m, s, free_bits=b, reduction="sum") + a.sum(),
+    "prior_mu": lambda b, x, a, m, s: vae_fast.elbo_loss(x, a, m, s, prior_mu=b),
+    "prior_logvar": lambda b, x, a, m, s: vae_fast.gaussian_kl(m, s.exp(), prior_logvar=b + 0.5, scale="std").sum() + a.sum(),
+    "a function": lambda b, x, a, m, s: vae_fast.elbo_loss(x, a, m, s, beta=b, likelihood=vae_fast.bernoulli_log_prob),
     "free_bits of a sample": lambda b, x, a, m, s: vae_fast.reparameterize_with_kl(m, s, free_bits=b, noise=x[:, :4])[1].sum() + a.sum(),
 }
 
@@ -248,6 +251,23 @@ def test_a_number_that_changes_compiles_at_most_two_graphs(what, kind, device):
         both = [torch.autograd.grad(v, tensors[1:]) for v in (got, want)]
         torch.testing.assert_close(*both)
     assert graphs.frame_count <= 2
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor], ids=["a number", "of NumPy", "a new tensor"])
+@pytest.mark.parametrize("option", ["beta", "free_bits"])
+def test_so_does_an_attribute(option, kind, device):
+    """Of a loss and of a model, whose beta is warmed up by assigning it."""
+    loss = vae_fast.nn.ELBOLoss(**{option: 1.0})
+    model = vae_fast.models.VAE(torch.nn.Linear(11, 8), torch.nn.Linear(4, 11), **{option: 1.0}).to(device)
+    tensors = torch.rand(6, 11, device=device), *(torch.randn(6, n, device=device) for n in (11, 4, 4))
+    for owner, call, given in ((loss, loss, tensors), (model, model.loss, (tensors[0], tensors[2]))):
+        graphs = CompileCounterWithBackend("aot_eager")
+        torch._dynamo.reset()
+        g = torch.compile(call, backend=graphs, fullgraph=True)
+        for step in range(30):
+            setattr(owner, option, kind(step / 29))
+            torch.testing.assert_close(g(*given), call(*given))
+        assert graphs.frame_count <= 2
 
 
 def test_bytes_images_and_autocast(device):

@@ -84,6 +84,7 @@ ALL = {
     "generator": ODD | {"int": 3, "NumPy generator": np.random.default_rng(0)},
     "flag": ODD | NUMBERS | {"None": None, "0": 0, "1": 1},
 }
+ALL["tensor or real"] = {k: v for k, v in ALL["tensor"].items() if k != "float"} | NUMBERS
 NONE = {"None": None}
 COUNTED = {f"{name}_log_prob" for name in ("poisson", "negative_binomial", "zero_inflated_negative_binomial", "negative_binomial_mixture")}
 NAMES = ("space", "clip", "likelihood", "reduction", "covariance_type", "precision")
@@ -128,7 +129,14 @@ GOOD = {
 def kind_of(function, name):
     if name == "scale":
         return "tensor" if function.startswith("mixture") else "name"
-    groups = {"name": NAMES, "int": INTS, "real": REALS, "flag": FLAGS, "generator": ("generator",)}
+    groups = {
+        "tensor or real": ("prior_mu", "prior_logvar"),
+        "name": NAMES,
+        "int": INTS,
+        "real": REALS,
+        "flag": FLAGS,
+        "generator": ("generator",),
+    }
     return next((kind for kind, names in groups.items() if name in names), "tensor")
 
 
@@ -255,6 +263,7 @@ def test_a_group_refuses_what_fit_does(group, name):
 # --- the models' constructors -----------------------------------------------------------------------------------------
 
 TENSOR_OR_NONE = {k: v for k, v in ALL["tensor"].items() if k != "meta"}
+PRIOR_OF_MODEL = {k: v for k, v in ALL["tensor or real"].items() if k != "meta"}
 SIZE = ALL["int"] | {"0": 0, "-1": -1}
 SHAPE = {k: v for k, v in SIZE.items() if k != "list"} | {"list of float": [1.0], "pair with 0": (2, 0)}
 GENERATOR = ALL["generator"]
@@ -265,7 +274,7 @@ CONSTRUCTORS = {
         {"encoder": nn.Linear(4, 4), "decoder": nn.Linear(2, 4), "clip": "clamp"},
         {"encoder": MODULE, "decoder": MODULE, "latent_dim": SHAPE, "likelihood": ALL["name"] | NONE, "clip": ALL["name"]}
         | {"eps": ALL["real"] | NONE, "beta": ALL["real"] | NONE, "free_bits": ALL["real"], "event_dim": SIZE | NONE}
-        | {"prior_mu": TENSOR_OR_NONE, "prior_logvar": TENSOR_OR_NONE, "prior": {k: v for k, v in MODULE.items() if v is not None}},
+        | {"prior_mu": PRIOR_OF_MODEL, "prior_logvar": PRIOR_OF_MODEL, "prior": {k: v for k, v in MODULE.items() if v is not None}},
     ),
     models.MLPVAE: (
         {"latent_dim": 2, "data_dim": 4, "hidden_dim": 3},

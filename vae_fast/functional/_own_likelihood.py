@@ -19,7 +19,7 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import reduce, row_sum
 from vae_fast.functional._numbers import Number, number
-from vae_fast.functional.gaussian import floor_of, kl_term
+from vae_fast.functional.gaussian import floor_of, kl_term, prior_of
 
 LogProb = Callable[..., Tensor]
 
@@ -53,8 +53,8 @@ class Head:
         mu: Tensor,
         logvar: Tensor,
         beta: Number,
-        prior_mu: Tensor | None,
-        prior_logvar: Tensor | None,
+        prior_mu: Number | None,
+        prior_logvar: Number | None,
         scale: str,
         free_bits: Number | None,
         latent_dim: int,
@@ -62,6 +62,7 @@ class Head:
         return_parts: bool,
     ) -> None:
         """Check all but the function's own arguments."""
+        prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
         shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
         check.event_dims("latent_dim", latent_dim, "mu", shape)
         if values.wanted(check_data):

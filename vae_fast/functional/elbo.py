@@ -16,7 +16,7 @@ from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, redu
 from vae_fast.functional._numbers import Number, as_kernel_arguments, number
 from vae_fast.functional._own_likelihood import Head, LogProb
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
-from vae_fast.functional.gaussian import floor_of, kl_term
+from vae_fast.functional.gaussian import floor_of, kl_term, prior_of
 from vae_fast.likelihoods import LIKELIHOODS, term_params
 from vae_fast.terms import SCALES, in_order
 
@@ -89,8 +89,8 @@ def _arguments(
     beta: float | Tensor,
     clip: str | None,
     eps: float,
-    prior_mu: Tensor | None,
-    prior_logvar: Tensor | None,
+    prior_mu: Number | None,
+    prior_logvar: Number | None,
     scale: str,
     free_bits: float | Tensor | None,
     event_dim: int,
@@ -119,6 +119,7 @@ def _arguments(
         data: list[Any] = [x, recon]
         return data, [mu, logvar], _TERMS[(likelihood, clip)], term_params(clip, eps), _KL[scale], floor, beta, event_dim, latent_dim
     lik, lik_inputs, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
+    prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
     check.event_dims("latent_dim", latent_dim, "mu", shape)
     if mu.device != lik_inputs[1].device:
@@ -146,8 +147,8 @@ class _ELBOOptions(TypedDict, total=False):
     beta: float | Tensor
     clip: str | None
     eps: float
-    prior_mu: Tensor | None
-    prior_logvar: Tensor | None
+    prior_mu: Number | None
+    prior_logvar: Number | None
     scale: str
     free_bits: float | Tensor | None
     event_dim: int
@@ -179,8 +180,8 @@ def elbo(
     beta: float | Tensor = 1.0,
     clip: str | None = None,
     eps: float = 1e-9,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior_mu: Number | None = None,
+    prior_logvar: Number | None = None,
     scale: str = "logvar",
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,
@@ -214,8 +215,8 @@ def elbo(
             signs: a sample for which both are out of range is NaN, and so is a mean or sum over samples of inf and of -inf.
         clip: clip mode of the Bernoulli likelihoods, see :func:`bernoulli_log_prob`.
         eps: the constant of the clip mode.
-        prior_mu: prior mean, None is 0.
-        prior_logvar: prior log-variance, or what ``scale`` says; None is unit variance.
+        prior_mu: prior mean, None is 0; a tensor that broadcasts against ``mu``, or a number.
+        prior_logvar: prior log-variance, or what ``scale`` says, as a tensor or a number; None is unit variance.
         scale: what the posterior's and the prior's second tensors are: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``,
             see :func:`gaussian_kl`. The decoder's own scale, where ``recon`` has one, stays what ``likelihood`` says.
         free_bits: least value of each KL element, see :func:`gaussian_kl`.
@@ -287,8 +288,8 @@ def elbo_loss(
     beta: float | Tensor = 1.0,
     clip: str | None = None,
     eps: float = 1e-9,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior_mu: Number | None = None,
+    prior_logvar: Number | None = None,
     scale: str = "logvar",
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,

@@ -11,7 +11,30 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, number
-from vae_fast.terms import SCALES, UNIT_SCALE
+from vae_fast.terms import SCALES, UNIT_SCALE, compute_dtype
+
+
+def prior_of(
+    mu: Tensor, logvar: Tensor, prior_mu: Number | None, prior_logvar: Number | None, scale: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """A prior as tensors: a number becomes one of no dimensions, which the kernels read wherever it is needed; nothing waits for it.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected, for what is neither a number nor a tensor.
+    """
+    if prior_mu is None and prior_logvar is None:
+        return None, None
+    dtype = compute_dtype([check.tensor("mu", mu), check.tensor("logvar", logvar)])
+
+    def one(name: str, value: Number | None, low: float = -math.inf) -> Tensor | None:
+        if isinstance(value, Tensor):
+            return value.to(mu.device) if value.ndim == 0 and not value.is_nested and value.layout == torch.strided else value
+        if value is None:
+            return None
+        found = number(name, value, mu, low)
+        return found.to(dtype) if isinstance(found, Tensor) else torch.full((), found, dtype=dtype, device=mu.device)
+
+    return one("prior_mu", prior_mu), one("prior_logvar", prior_logvar, torch.finfo(dtype).tiny if scale in ("std", "var") else -math.inf)
 
 
 def kl_term(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> tuple[str, list[Tensor]]:
@@ -34,8 +57,8 @@ def floor_of(free_bits: float | Tensor | None, like: Tensor) -> Number:
 def gaussian_kl(
     mu: Tensor,
     logvar: Tensor,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior_mu: Number | None = None,
+    prior_logvar: Number | None = None,
     *,
     scale: str = "logvar",
     event_dim: int = 1,
@@ -52,8 +75,8 @@ def gaussian_kl(
     Args:
         mu: mean, any floating dtype, shape ``(*batch, *event)``.
         logvar: what ``scale`` says, broadcast against ``mu``.
-        prior_mu: mean of the prior, broadcast against ``mu``; None is 0.
-        prior_logvar: scale of the prior, in the same form as ``logvar``; None is unit variance.
+        prior_mu: mean of the prior, broadcast against ``mu``; None is 0. A number stands for all elements, without a tensor of them.
+        prior_logvar: scale of the prior, in the same form as ``logvar``, or a number as ``prior_mu``; None is unit variance.
         scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"`` (std = softplus(t)); holds for both scale arguments.
         event_dim: number of trailing dimensions that are summed.
         free_bits: least value of each element ``j`` of each sample, in nats; below it the gradient is zero (Kingma et al. 2016,
@@ -71,6 +94,7 @@ def gaussian_kl(
         >>> vae_fast.gaussian_kl(torch.zeros(3, 2), torch.zeros(3, 2))
         tensor([0., 0., 0.])
     """
+    prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)

@@ -11,10 +11,11 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
+from vae_fast.functional._numbers import Number
 from vae_fast.functional._own_likelihood import LogProb, parameters_of
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
 from vae_fast.functional.elbo import Recon, likelihood_term
-from vae_fast.functional.gaussian import gaussian_log_prob
+from vae_fast.functional.gaussian import gaussian_log_prob, prior_of
 from vae_fast.functional.logsumexp import iwae_bound
 
 
@@ -29,8 +30,8 @@ def iwae_loss(
     likelihood: str | LogProb = "bernoulli",
     clip: str | None = None,
     eps: float = 1e-9,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior_mu: Number | None = None,
+    prior_logvar: Number | None = None,
     scale: str = "logvar",
     event_dim: int = 1,
     latent_dim: int = 1,
@@ -75,6 +76,7 @@ def iwae_loss(
     """
     check.one_of("reduction", reduction, check.REDUCTIONS)
     check.tensor("z", z)
+    prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     after = _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, scale), latent_dim, sample_dim)
     check.same_device(mu=mu, z=z)
     posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
@@ -126,7 +128,7 @@ def _log_prob_of_samples(
     check.event_dims("event_dim", event_dim, "x", x.shape)
     samples, place = z.shape[z.ndim - latent_dim - after - 1], x.ndim - event_dim - after
     first = parameters_of(recon)[0]
-    if isinstance(first, Tensor) and (first.ndim != x.ndim + 1 or place < 0 or first.shape[place] != samples):
+    if isinstance(first, Tensor) and not first.is_nested and (first.ndim != x.ndim + 1 or place < 0 or first.shape[place] != samples):
         where = "(K, *x.shape)" if place <= 0 else f"x.shape with K as its dimension {place}"
         raise ValueError(
             f"recon has shape {tuple(first.shape)}, x has shape {tuple(x.shape)}: expected recon {where} with the K={samples} of z"

@@ -9,7 +9,8 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce, row_sum
-from vae_fast.functional.gaussian import floor_of, kl_term
+from vae_fast.functional._numbers import Number
+from vae_fast.functional.gaussian import floor_of, kl_term, prior_of
 
 
 def _check(
@@ -102,8 +103,8 @@ def reparameterize(
 def reparameterize_with_kl(
     mu: Tensor,
     logvar: Tensor,
-    prior_mu: Tensor | None = None,
-    prior_logvar: Tensor | None = None,
+    prior_mu: Number | None = None,
+    prior_logvar: Number | None = None,
     *,
     scale: str = "logvar",
     num_samples: int | None = None,
@@ -131,6 +132,7 @@ def reparameterize_with_kl(
         >>> z.shape, kl.shape
         (torch.Size([3, 2]), torch.Size([3]))
     """
+    prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
     sample_shape = shape if prior_mu is None and prior_logvar is None else check.broadcast(mu=mu, logvar=logvar)
     _check(mu, logvar, num_samples, generator, noise, sample_shape)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
-from vae_fast.functional._numbers import setting
+from vae_fast.functional._numbers import Number, number, setting
 from vae_fast.functional._own_likelihood import LogProb
 from vae_fast.functional.elbo import log_likelihood
 from vae_fast.likelihoods import Likelihood
@@ -62,7 +62,7 @@ class VAE(nn.Module):
         eps: the constant of the clip mode.
         beta: weight of the KL divergence in the loss: a number, or a tensor of no dimensions. It is an attribute and may be changed
             during training; a tensor that is changed in place changes a compiled or recorded step, too.
-        prior_mu: mean of the prior, broadcast against z; None is 0. A tensor becomes a buffer, an ``nn.Parameter`` is
+        prior_mu: mean of the prior, broadcast against z; None is 0. A tensor or a number becomes a buffer, an ``nn.Parameter`` is
             trained.
         prior_logvar: log-variance of the prior; None is 0.
         prior: any other prior, instead: a module with ``log_prob(z)``, ``(..., L)`` to ``(...)``, and ``sample(n)``, ``(n, L)`` (or a tuple
@@ -116,8 +116,8 @@ class VAE(nn.Module):
         clip: str | None = None,
         eps: float = 1e-9,
         beta: float | Tensor = 1.0,
-        prior_mu: Tensor | None = None,
-        prior_logvar: Tensor | None = None,
+        prior_mu: Number | None = None,
+        prior_logvar: Number | None = None,
         prior: nn.Module | None = None,
         free_bits: float | Tensor | None = None,
         event_dim: int = 1,
@@ -154,7 +154,10 @@ class VAE(nn.Module):
                 raise ValueError(f"scale has shape {tuple(scale.shape)}: expected at most the event_dim={event_dim} dimensions of one x")
         self._set("scale", scale)
 
-    def _set_prior(self, name: str, value: Tensor | None) -> None:
+    def _set_prior(self, name: str, value: Number | None) -> None:
+        if value is not None and not isinstance(value, Tensor):
+            like = self._anchor()
+            value = torch.as_tensor(number(name, value, like), dtype=like.dtype, device=like.device)
         if value is not None:
             check.tensor(name, value)
             shape = self.latent_shape
