@@ -20,7 +20,7 @@ from vae_fast.bench import machine, ranges, report, sources  # noqa: E402
 from vae_fast.errors import FileError  # noqa: E402  of this checkout
 
 RESULTS = ROOT / "benchmarks" / "results"
-SHOWN = ("kernels", "mixtures", "linear", "memory", "training")
+SHOWN = ("kernels", "mixtures", "likelihoods", "linear", "memory", "training")
 CHANGED = " The code it measured has changed since."
 SINCE = " (changed since)"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}

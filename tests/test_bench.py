@@ -90,6 +90,57 @@ def test_what_does_not_fit_is_skipped_with_a_line():
     assert all(line.endswith("no time left") for line in lines) and len(lines) == 4
 
 
+# --- the likelihoods --------------------------------------------------------------------------------------------------
+
+LIKELIHOODS = {case.name: case for case in suites.cases("likelihoods", Options(quick=True))}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_a_likelihood_is_the_formula_that_it_is_held_against(name):
+    """In values and gradients, over the inputs that are measured, and so are our other routes."""
+    case = LIKELIHOODS[name]
+    inputs = case.inputs("cpu", torch.Generator().manual_seed(0))
+    leaves = [t for t in inputs if t.requires_grad]
+    upstream = torch.randn(case.shape["B"])
+    found = {}
+    for contender in (n for n in case.contenders if not n.startswith("compile")):
+        out = case.contenders[contender]()(*inputs)
+        found[contender] = [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+    for other, values in found.items():
+        torch.testing.assert_close(values, found["ours"], rtol=2e-4, atol=2e-4, msg=lambda text, n=other: f"{n}: {text}")
+
+
+def test_the_bytes_of_a_likelihood_are_those_of_its_tensors():
+    for case in LIKELIHOODS.values():
+        tensors = case.inputs("cpu", torch.Generator().manual_seed(0))
+        read, out = sum(held(t) for t in tensors), 4 * case.shape["B"]
+        written = sum(held(t) for t in tensors if t.requires_grad)
+        assert written > 0
+        assert case.least_bytes == {"forward": read + out, "backward": read + written + out, "both": 2 * read + written + 2 * out}, (
+            case.name
+        )
+
+
+def held(t):
+    """Bytes of a tensor, in its parts if it is sparse."""
+    if t.layout == torch.sparse_csr:
+        return sum(part.nbytes for part in (t.crow_indices(), t.col_indices(), t.values()))
+    return t.nbytes
+
+
+def test_the_suite_of_likelihoods(tmp_path, capsys):
+    name = "laplace_log_prob"
+    small = ["--quick", "--contenders", "ours", "eager", "--seconds", "0.01", "--threads", "1", "--no-pictures"]
+    assert run("--suite", "likelihoods", "--out", tmp_path, *small) == 0
+    rows = json.loads((tmp_path / "likelihoods.json").read_text())["rows"]
+    assert {r["name"] for r in rows} == set(LIKELIHOODS)
+    assert all(r["limit_seconds"] > 0 and r["limit"] in ("copy", "arithmetic") for r in rows if r["direction"] == "both")
+    assert all(r["peak_bytes"] > 0 for r in rows if r["direction"] == "both")
+    assert f"| {name}, B=256 D=784 |" in (tmp_path / "likelihoods.md").read_text()
+    assert report.read(tmp_path / "likelihoods.json")["suite"] == "likelihoods"
+    capsys.readouterr()
+
+
 # --- how it is measured -----------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from vae_fast.bench import machine, promises, report
 from vae_fast.errors import FileError
 
-SUITES = ("kernels", "mixtures", "linear", "training")  # whose rows are compared over machines
+SUITES = ("kernels", "mixtures", "likelihoods", "linear", "training")  # whose rows are compared over machines
 _COLUMNS = {"eager": "eager", "compile": "torch.compile"}
 
 

@@ -21,6 +21,7 @@ FORMULA = {"eager": "formula, eager", "compile": "formula, compiled"}
 TITLES = {
     "kernels": "forward + backward",
     "mixtures": "forward + backward",
+    "likelihoods": "forward + backward",
     "linear": "forward + backward",
     "sweeps": "forward + backward",
     "training": "training",

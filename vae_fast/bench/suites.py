@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from vae_fast.bench import cases_head, cases_linear, cases_mixture, cases_overhead, machine, measure, training
+from vae_fast.bench import cases_head, cases_likelihoods, cases_linear, cases_mixture, cases_overhead, machine, measure, training
 from vae_fast.bench.case import DIRECTIONS, Bench, Case, Function, Work
 from vae_fast.bench.limits import Limits, Probe
 from vae_fast.bench.options import Options, Row, facts_of
 
-SUITES = ("kernels", "mixtures", "linear", "memory", "overhead", "training", "sweeps")
+SUITES = ("kernels", "mixtures", "likelihoods", "linear", "memory", "overhead", "training", "sweeps")
 DEFAULT = ("kernels", "mixtures", "linear", "memory", "overhead", "training")
 DTYPES = ("float32", "float64", "bfloat16", "float16", "uint8")
 PEER_MEMORY = 12 << 30  # bytes: a peer that would allocate more is skipped
@@ -32,6 +32,8 @@ def cases(suite: str, options: Options) -> list[Case]:
     device, quick = "cpu" if options.device == "cpu" else "cuda", options.quick
     if suite == "overhead":
         return cases_overhead.overhead()
+    if suite == "likelihoods":
+        return cases_likelihoods.likelihoods(device, quick)
     if suite == "linear":
         return cases_linear.linear(device, quick)
     if (options.shapes or options.dtype) and suite != "sweeps":
