@@ -180,7 +180,9 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
   const Place place(plan.groups);
   const int lanes = plan.groups.lanes;
   int round = 0;
-  double total[3] = {};  // of the rows: value, and the two terms that make it
+  double total = 0.0;                         // of the values of this thread's rows
+  __shared__ double part_total[2][kThreads];  // and of their terms: no registers for what is seldom wanted
+  if (plan.parts) part_total[0][threadIdx.x] = part_total[1][threadIdx.x] = 0.0;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * plan.groups.rows_per_block;
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * plan.groups.rows_per_block; first < args.rows; first += stride) {
     const int64_t row = first + place.group;
@@ -214,8 +216,8 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
           static_cast<C*>(args.part_value[0])[row] = static_cast<C>(sum);
           static_cast<C*>(args.part_value[1])[row] = static_cast<C>(second);
         }
-        total[1] += sum;
-        total[2] += second;
+        part_total[0][threadIdx.x] += sum;
+        part_total[1][threadIdx.x] += second;
       }
     }
     double value = coefficient_of(args.term[0]) * sum;
@@ -223,17 +225,18 @@ __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
     if (!plan.parts) value = combine_group(value, plan.groups, place, shared, round, Sum());
     if (active && place.lane == 0) {
       if (args.value != nullptr) static_cast<C*>(args.value)[row] = static_cast<C>(value);
-      total[0] += value;
+      total += value;
     }
   }
   if (args.loss == nullptr) return;
   __syncthreads();
-  sum_grid(total, plan.parts ? 3 : 1, args.partials, args.counter, shared[0], &last);
+  double all[3] = {total, plan.parts ? part_total[0][threadIdx.x] : 0.0, plan.parts ? part_total[1][threadIdx.x] : 0.0};
+  sum_grid(all, plan.parts ? 3 : 1, args.partials, args.counter, shared[0], &last);
   if (!last || threadIdx.x != 0) return;
-  *static_cast<C*>(args.loss) = static_cast<C>(args.loss_scale * total[0]);
+  *static_cast<C*>(args.loss) = static_cast<C>(args.loss_scale * all[0]);
   if (args.part_loss[0] == nullptr) return;
-  *static_cast<C*>(args.part_loss[0]) = static_cast<C>(args.part_scale * total[1]);
-  *static_cast<C*>(args.part_loss[1]) = static_cast<C>(args.part_scale * total[2]);
+  *static_cast<C*>(args.part_loss[0]) = static_cast<C>(args.part_scale * all[1]);
+  *static_cast<C*>(args.part_loss[1]) = static_cast<C>(args.part_scale * all[2]);
 }
 
 template <typename A, typename X>
