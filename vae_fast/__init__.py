@@ -13,8 +13,9 @@ a test compares with what the files say. ``base`` is errors, files and what has 
     models     <- base, reference, functional
     nn         <- reference, functional
     distributions <- functional
+    patching   <- base, functional, distributions
     plots      <- base, reference, functional, models
-    vae_fast   <- base, backend, functional
+    vae_fast   <- base, backend, functional, patching
     training   <- base, backend, functional, data, models
     bench      <- base, backend, data, models, plots, vae_fast, training
     cli        <- base, functional, data, models, plots, vae_fast, training, bench
@@ -30,9 +31,10 @@ from vae_fast._moved import MOVED as _MOVED
 from vae_fast._moved import install as _install
 from vae_fast.functional import *  # noqa: F403
 from vae_fast.functional import __all__ as _functional
+from vae_fast.patching import patch, patched, unpatch
 
 __version__ = "0.1.0"
-__all__ = [*_functional, "build_info"]  # noqa: PLE0604
+__all__ = [*_functional, "build_info", "patch", "patched", "unpatch"]  # noqa: PLE0604
 
 _install()
 
@@ -47,6 +49,7 @@ if _typing.TYPE_CHECKING:  # for type checkers, which a __getattr__ would let ev
     from vae_fast import likelihoods as likelihoods
     from vae_fast import models as models
     from vae_fast import nn as nn
+    from vae_fast import patching as patching
     from vae_fast import plots as plots
     from vae_fast import reference as reference
     from vae_fast import terms as terms

@@ -29,6 +29,7 @@ __all__ = [
     "SettingError",
     "SingularCovarianceError",
     "Terminated",
+    "UnknownVersionError",
     "VaeFastError",
 ]
 
@@ -59,6 +60,10 @@ class DivergedError(VaeFastError, ArithmeticError):
 
 class RunError(VaeFastError, RuntimeError):
     """A training run that cannot start as it was asked for, or that lost one of its processes."""
+
+
+class UnknownVersionError(VaeFastError, RuntimeError):
+    """A package to be patched is of a version that was not tested."""
 
 
 class NotFittedError(VaeFastError, ValueError, AttributeError):

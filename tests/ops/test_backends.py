@@ -157,6 +157,6 @@ def test_the_instruction_set_can_be_chosen(name, python):
 
 
 def test_everything_public_is_exported():
-    assert set(vae_fast.__all__) == {*vae_fast.functional.__all__, "build_info"}
+    assert set(vae_fast.__all__) == {*vae_fast.functional.__all__, "build_info", "patch", "patched", "unpatch"}
     assert all(callable(getattr(vae_fast, name)) for name in vae_fast.__all__)
     assert all(getattr(vae_fast, name) is getattr(vae_fast.functional, name) for name in vae_fast.functional.__all__)
