@@ -18,6 +18,10 @@ def positive(*shape):
     return lambda: torch.rand(shape) + 0.3
 
 
+def heavy(*shape):
+    return lambda: torch.rand(shape) * 5.0 + 5.0  # with a variance, and one that draws can tell
+
+
 def unit(*shape):
     return lambda: torch.rand(shape) * 0.8 + 0.1
 
@@ -54,6 +58,16 @@ CASES = {
     "Laplace": Case(lambda lib, loc, scale, **o: lib.Laplace(loc, scale, **o), LOC_SCALE, real(4, 3)),
     "Bernoulli, logits": Case(lambda lib, p, **o: lib.Bernoulli(logits=p, **o), {"p": real(4, 3)}, bits(4, 3)),
     "Bernoulli, probs": Case(lambda lib, p, **o: lib.Bernoulli(probs=p, **o), {"p": unit(4, 3)}, bits(4, 3)),
+    "StudentT": Case(lambda lib, df, loc, scale, **o: lib.StudentT(df, loc, scale, **o), {"df": heavy(4, 3), **LOC_SCALE}, real(4, 3)),
+    "LogNormal": Case(lambda lib, loc, scale, **o: lib.LogNormal(loc, scale, **o), LOC_SCALE, positive(4, 3)),
+    "ContinuousBernoulli, logits": Case(lambda lib, p, **o: lib.ContinuousBernoulli(logits=p, **o), {"p": real(4, 3)}, unit(4, 3)),
+    "ContinuousBernoulli, probs": Case(lambda lib, p, **o: lib.ContinuousBernoulli(probs=p, **o), {"p": unit(4, 3)}, unit(4, 3)),
+    "Independent StudentT": Case(
+        lambda lib, df, loc, scale, **o: lib.Independent(lib.StudentT(df, loc, scale, **o), 1), {"df": heavy(1), **LOC_SCALE}, real(4, 3)
+    ),
+    "Independent LogNormal": Case(
+        lambda lib, loc, scale, **o: lib.Independent(lib.LogNormal(loc, scale, **o), 1), LOC_SCALE, positive(4, 3)
+    ),
     "Independent Normal": Case(lambda lib, loc, scale, **o: lib.Independent(lib.Normal(loc, scale, **o), 1), LOC_SCALE, real(4, 3)),
     "Independent Normal, all": Case(lambda lib, loc, scale, **o: lib.Independent(lib.Normal(loc, scale, **o), 2), LOC_SCALE, real(4, 3)),
     "Independent of none": Case(lambda lib, loc, scale, **o: lib.Independent(lib.Normal(loc, scale, **o), 0), LOC_SCALE, real(4, 3)),
@@ -105,7 +119,7 @@ CASES = {
     ),
 }
 every = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
-NORMALS = [name for name in CASES if "Normal" in name]
+NORMALS = [name for name in CASES if "Normal" in name and "Log" not in name]
 
 
 def pair(case, dtype=torch.float64, grad=False, **options):

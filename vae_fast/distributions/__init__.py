@@ -8,6 +8,9 @@ class                ours                                                       
 Normal               log_prob, rsample, sample; KL from a Normal                     entropy, cdf, icdf, other KLs
 Laplace              log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
 Bernoulli            log_prob                                                        sample, entropy, enumerate_support, KLs
+StudentT             log_prob                                                        rsample, sample, entropy
+LogNormal            log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
+ContinuousBernoulli  log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
 Independent          log_prob of those above with its sum, one pass; KL of           the sum of anything else's log_prob; entropy
                      Independent Normals, one pass
 MixtureSameFamily    log_prob and sample of diagonal Normals (memory O(N + K D))     other components, cdf, mean, variance
@@ -28,6 +31,6 @@ Example:
 
 from vae_fast.distributions import _kl as _kl
 from vae_fast.distributions._combined import Independent, MixtureSameFamily
-from vae_fast.distributions._elementwise import Bernoulli, Laplace, Normal
+from vae_fast.distributions._elementwise import Bernoulli, ContinuousBernoulli, Laplace, LogNormal, Normal, StudentT
 
-__all__ = ["Bernoulli", "Independent", "Laplace", "MixtureSameFamily", "Normal"]
+__all__ = ["Bernoulli", "ContinuousBernoulli", "Independent", "Laplace", "LogNormal", "MixtureSameFamily", "Normal", "StudentT"]

@@ -66,9 +66,10 @@ def diagonal_normals(d: distributions.MixtureSameFamily) -> Any:
 class Independent(distributions.Independent[Any]):
     """:class:`torch.distributions.Independent`, whose ``log_prob`` of a distribution that our kernels know sums in the same pass.
 
-    Those are ``Normal``, ``Laplace`` and ``Bernoulli``, ours and torch's own, and an ``Independent`` of them. Any other distribution is
-    asked for its ``log_prob``, which is then summed, as torch does. The rest is inherited; draws are those of the base distribution. The KL
-    divergence of an ``Independent`` of normal distributions from another is one pass too.
+    Those are the element-wise ones of :mod:`vae_fast.distributions`, torch's own of the same names (but ``LogNormal``, which has to be
+    ours), and an ``Independent`` of them. Any other distribution is asked for its ``log_prob``, which is then summed, as torch does. The
+    rest is inherited; draws are those of the base distribution. The KL divergence of an ``Independent`` of normal distributions from
+    another is one pass too.
 
     Args:
         base_distribution: any distribution.

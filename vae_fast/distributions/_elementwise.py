@@ -41,6 +41,31 @@ def _bernoulli_rows(d: distributions.Bernoulli, value: Any, n: int) -> Tensor:
     return F.bernoulli_log_prob(x, probs=given, clip="clamp", eps=torch.finfo(given.dtype).eps, event_dim=n)
 
 
+def _student_t_rows(d: distributions.StudentT, value: Any, n: int) -> Tensor:
+    if d._validate_args:
+        d._validate_sample(value)
+    df, loc, scale = number(d.df), number(d.loc), number(d.scale)
+    x, loc, df, scale = same_event(n, numbers(value, loc), loc, df, scale)
+    return F.student_t_log_prob(x, df, loc, scale, scale="std", event_dim=n)
+
+
+def _log_normal_rows(d: distributions.LogNormal, value: Any, n: int) -> Tensor:
+    if d._validate_args:
+        d._validate_sample(value)
+    loc, scale = number(d.loc), number(d.scale)
+    x, loc, scale = same_event(n, numbers(value, loc), loc, scale)
+    return F.log_normal_log_prob(x, loc, scale, scale="std", event_dim=n)
+
+
+def _continuous_bernoulli_rows(d: distributions.ContinuousBernoulli, value: Any, n: int) -> Tensor:
+    if d._validate_args:
+        d._validate_sample(value)
+    given = number(d._param)
+    logits = given if d._param is d.__dict__.get("logits") else given.to(torch.promote_types(given.dtype, torch.float32)).logit()
+    x, logits = same_event(n, numbers(value, logits), logits)
+    return F.continuous_bernoulli_log_prob(x, logits, event_dim=n)
+
+
 class Normal(distributions.Normal):
     r""":class:`torch.distributions.Normal` on our kernels: ``log_prob``, ``rsample`` and ``sample``, and its KL divergences.
 
@@ -132,6 +157,82 @@ class Bernoulli(distributions.Bernoulli):
         return _bernoulli_rows(self, value, 0)
 
 
+class StudentT(distributions.StudentT):
+    """:class:`torch.distributions.StudentT` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+
+    Args:
+        df: degrees of freedom, a tensor or a number.
+        loc: location, broadcast against ``df``.
+        scale: scale, which is not the standard deviation.
+        validate_args: as in :class:`torch.distributions.Distribution`.
+
+    Raises:
+        ValueError: as torch's class does.
+
+    Example:
+        >>> import torch
+        >>> from vae_fast.distributions import StudentT
+        >>> StudentT(1.0).log_prob(torch.zeros(2))
+        tensor([-1.1447, -1.1447])
+    """
+
+    def log_prob(self, value: Any) -> Tensor:
+        """Log-density of each element, float32 (float64 if any tensor is); differentiable in value and all parameters."""
+        return _student_t_rows(self, value, 0)
+
+
+class LogNormal(distributions.LogNormal):
+    """:class:`torch.distributions.LogNormal` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+
+    Without ``validate_args`` a value that is not positive has a log-density of -inf, and in torch's class NaN.
+
+    Args:
+        loc: mean of the logarithm, a tensor or a number.
+        scale: its standard deviation, broadcast against ``loc``.
+        validate_args: as in :class:`torch.distributions.Distribution`.
+
+    Raises:
+        ValueError: as torch's class does.
+
+    Example:
+        >>> import torch
+        >>> from vae_fast.distributions import LogNormal
+        >>> LogNormal(0.0, 1.0).log_prob(torch.ones(2))
+        tensor([-0.9189, -0.9189])
+    """
+
+    def log_prob(self, value: Any) -> Tensor:
+        """Log-density of each element, float32 (float64 if any tensor is); differentiable in value, loc and scale."""
+        return _log_normal_rows(self, value, 0)
+
+
+class ContinuousBernoulli(distributions.ContinuousBernoulli):
+    """:class:`torch.distributions.ContinuousBernoulli` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+
+    ``lims``, where torch's other formulas take a series for the normaliser, does not matter to ``log_prob``: ours knows itself where it is
+    needed.
+
+    Args:
+        probs: the parameter called lambda in the paper, a tensor or a number. Give this or ``logits``.
+        logits: its log-odds.
+        lims: as in torch's class.
+        validate_args: as in :class:`torch.distributions.Distribution`.
+
+    Raises:
+        ValueError: as torch's class does.
+
+    Example:
+        >>> import torch
+        >>> from vae_fast.distributions import ContinuousBernoulli
+        >>> ContinuousBernoulli(logits=torch.tensor([1.0, 10.0])).log_prob(torch.tensor([0.3, 1.0]))
+        tensor([-0.2413,  2.3026])
+    """
+
+    def log_prob(self, value: Any) -> Tensor:
+        """Log-density of each element, float32 (float64 if any tensor is); differentiable in value and the parameter."""
+        return _continuous_bernoulli_rows(self, value, 0)
+
+
 ROWS.update(
     {
         distributions.Normal.log_prob: normal_rows,
@@ -140,5 +241,10 @@ ROWS.update(
         Laplace.log_prob: _laplace_rows,
         distributions.Bernoulli.log_prob: _bernoulli_rows,
         Bernoulli.log_prob: _bernoulli_rows,
+        distributions.StudentT.log_prob: _student_t_rows,
+        StudentT.log_prob: _student_t_rows,
+        LogNormal.log_prob: _log_normal_rows,  # torch's inherits that of every transformed distribution
+        distributions.ContinuousBernoulli.log_prob: _continuous_bernoulli_rows,
+        ContinuousBernoulli.log_prob: _continuous_bernoulli_rows,
     }
 )
