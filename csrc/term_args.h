@@ -46,6 +46,8 @@ struct Stream {
   DType dtype = DType::kFloat;
   int32_t inner_stride = 1;
   RowIndex row;
+  // Of a gradient, in double: row r is added to the one that is r / size[1], which rows [r, r + size[1]) of one thread share.
+  bool summed = false;
 };
 
 /// The upstream gradient of each row: a constant, times a per-row float (double) with a stride if there is one.

@@ -13,8 +13,7 @@ namespace vae_fast {
 namespace cpu {
 namespace {
 
-constexpr int64_t kLongRow = 65536;       // longer rows are split among threads too,
-constexpr int64_t kLongRowPiece = 32768;  // in pieces of this many columns
+constexpr int64_t kLongRowPiece = 32768;  // columns of a part of a row beyond kLongRow
 
 void store_value(void* to, bool is_double, int64_t at, double v) {
   if (is_double) {
@@ -77,6 +76,14 @@ void read_numbers(TermArgs& term) {
   }
 }
 
+bool sums_gradients(const RowTermsArgs& a) {
+  bool found = false;
+  for (int t = 0; t < a.terms_used; ++t) {
+    for (const Stream& s : a.term[t].grad) found |= s.summed;
+  }
+  return found;
+}
+
 bool is_power_of_two(const void* at, bool is_double) {
   using generic::math::is_power_of_two;
   return is_double ? is_power_of_two(*static_cast<const double*>(at)) : is_power_of_two(*static_cast<const float*>(at));
@@ -135,14 +142,13 @@ void row_terms(const RowTermsArgs& given) {
       totals.add(take(r, sum), sum);
     }
   } else {
-    constexpr int64_t kMaxStep = 512;
-    int64_t step = columns > 0 ? kBlockElements / columns : kMaxStep;
-    step = step < 1 ? 1 : step > kMaxStep ? kMaxStep : step;
-    const int64_t blocks = ceil_div(a.rows, step);
-    std::vector<Totals> partial(a.loss != nullptr ? static_cast<size_t>(blocks) : 0);
-    for_blocks(blocks, step * columns, [&](int64_t begin, int64_t end) {
-      double acc[2][kMaxStep];
-      for (int64_t b = begin; b < end; ++b) {
+    const RowBlocks cut(a.rows, columns);
+    const int64_t step = cut.step, together = sums_gradients(a) ? cut.together : 1;
+    std::vector<Totals> partial(a.loss != nullptr ? static_cast<size_t>(cut.blocks) : 0);
+    for_blocks(ceil_div(cut.blocks, together), together * step * columns, [&](int64_t begin, int64_t end) {
+      double acc[2][RowBlocks::kMaxStep];
+      const int64_t last = end * together < cut.blocks ? end * together : cut.blocks;
+      for (int64_t b = begin * together; b < last; ++b) {
         const int64_t r0 = b * step, r1 = r0 + step < a.rows ? r0 + step : a.rows;
         for (int t = 0; t < 2; ++t) {
           for (int64_t r = r0; r < r1; ++r) acc[t][r - r0] = 0.0;

@@ -17,6 +17,22 @@ constexpr int64_t kThreadElements = 16384;  // less than this is not worth wakin
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int64_t kLongRow = 65536;  // longer rows are split among threads too
+
+/// How a batch of rows is cut: in blocks of `step` rows, of which a thread takes `together`, where they share what they sum.
+struct RowBlocks {
+  static constexpr int64_t kMaxStep = 512, kSums = 64;
+  int64_t step, blocks, together;
+
+  RowBlocks(int64_t rows, int64_t columns) {
+    step = columns > 0 ? kBlockElements / columns : kMaxStep;
+    step = step < 1 ? 1 : step > kMaxStep ? kMaxStep : step;
+    blocks = ceil_div(rows, step);
+    together = ceil_div(blocks, kSums);
+  }
+  int64_t rows_of_sum() const { return step * together; }
+};
+
 /// Calls f(begin, end) over [0, blocks), each of about `elements` elements.
 template <class F>
 void for_blocks(int64_t blocks, int64_t elements, const F& f) {

@@ -235,7 +235,11 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
       run_term(a, map, params, with_grad, first, tiles, r);
     }
     for (int k = 0; k < map.inputs; ++k) {
-      if (a.grad[k].data != nullptr && !direct[k]) store(tiles.grad[k], a.grad[k], r, a.columns);
+      if (a.grad[k].summed) {
+        add(tiles.grad[k], a.grad[k], r);
+      } else if (a.grad[k].data != nullptr && !direct[k]) {
+        store(tiles.grad[k], a.grad[k], r, a.columns);
+      }
     }
     if (acc != nullptr && !by_row) {
       for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += sum(value + i * r.columns, r.columns);

@@ -179,7 +179,7 @@ inline const T* load_elements(const Stream& s, int64_t r, int n, T* buffer) {
 /// Where results for the rectangle may be written straight to memory, or null.
 template <typename T>
 inline T* in_place(const Stream& s, const Rect& r, int64_t columns) {
-  if (s.data == nullptr || s.dtype != dtype_of<T>() || !is_run(s, r, columns)) return nullptr;
+  if (s.data == nullptr || s.summed || s.dtype != dtype_of<T>() || !is_run(s, r, columns)) return nullptr;
   return static_cast<T*>(s.data) + s.row(r.row) + r.column;
 }
 
@@ -191,6 +191,21 @@ inline void store(const T* from, const Stream& s, const Rect& r, int64_t columns
   }
   for (int i = 0; i < r.rows; ++i) {
     narrow(from + i * r.columns, r.columns, s.data, s.dtype, s.row(r.row + i) + r.column);
+  }
+}
+
+/// Adds the rectangle to a stream of sums, or begins them with it.
+template <typename T>
+inline void add(const T* from, const Stream& s, const Rect& r) {
+  for (int i = 0; i < r.rows; ++i, from += r.columns) {
+    double* to = static_cast<double*>(s.data) + s.row(r.row + i) + r.column;
+    if ((r.row + i) % s.row.size[1] == 0) {
+      VF_SIMD
+      for (int j = 0; j < r.columns; ++j) to[j] = static_cast<double>(from[j]);
+    } else {
+      VF_SIMD
+      for (int j = 0; j < r.columns; ++j) to[j] += static_cast<double>(from[j]);
+    }
   }
 }
 

@@ -115,6 +115,7 @@ struct Head {
 
   /// With `donate`, that of the reconstruction lies over the reconstruction, which has the buffer's shape, dtype and layout.
   void add_gradients(TensorList x, TensorList z, const Mask& mask, bool donate = false) {
+    const int64_t columns = data.columns + latent.columns;
     for (size_t i = 0; i < mask.size(); ++i) {
       if (!mask[i]) continue;
       if (donate && i == kRecon) {
@@ -124,7 +125,8 @@ struct Head {
       }
       const bool in_x = i < x.size();
       const int k = static_cast<int>(in_x ? i : i - x.size());
-      grads.push_back(in_x ? likelihood.add_gradient(k, x[i], data) : kl.add_gradient(k, z[static_cast<size_t>(k)], latent));
+      grads.push_back(in_x ? likelihood.add_gradient(k, x[i], data, columns)
+                           : kl.add_gradient(k, z[static_cast<size_t>(k)], latent, columns));
     }
   }
 

@@ -1,5 +1,7 @@
 #include "layout.h"
 
+#include "../cpu/parallel.h"
+
 #include <ATen/ExpandUtils.h>
 
 #if defined(__linux__)
@@ -172,9 +174,15 @@ Stream stream_as(const Tensor& input, DType (&name)(const Tensor&), const Layout
   if (!full) t = t.expand(layout.shape);
   Stream s;
   if (!describe(t, layout, s)) {
-    Tensor copy = layout.empty(t.options());
-    copy.copy_(t);
-    t = copy;
+    // of what is the same in all rows one copy
+    Layout once = layout;
+    Tensor source = t;
+    for (int64_t d = 0; d < t.dim() - layout.event_dim; ++d) {
+      if (t.stride(d) != 0 || t.size(d) < 2) continue;
+      once.shape[static_cast<size_t>(d)] = 1;
+      source = source.narrow(d, 0, 1);
+    }
+    t = once.empty(t.options()).copy_(source).expand(layout.shape);
     describe(t, layout, s);
   }
   s.data = t.data_ptr();
@@ -253,8 +261,33 @@ Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double
   return layout.empty(same ? input.options() : input.options().dtype(compute_type(is_double)));
 }
 
-Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout) {
+namespace {
+/// Whether the kernels can sum the gradient of an input over rows: those of the CPU, of an input that all rows share.
+bool is_summed(const Tensor& input, const Layout& layout, int64_t columns) {
+  const size_t batch = layout.batch().size(), added = layout.shape.size() - static_cast<size_t>(input.dim());
+  for (size_t d = added; d < batch; ++d) {
+    if (input.sizes()[d - added] != 1) return false;
+  }
+  return input.is_cpu() && layout.rows > 1 && layout.columns > 0 && columns > 1 && columns < cpu::kLongRow;
+}
+}  // namespace
+
+Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout, int64_t columns) {
   TORCH_CHECK_VALUE(k > 0 || !is_of_counts(args.term), "x requires a gradient: counts have none, expected x.detach()");
+  if (is_summed(input, layout, columns)) {
+    const int64_t rows = cpu::RowBlocks(layout.rows, columns).rows_of_sum();
+    Layout sums = layout;
+    for (size_t d = 0; d < layout.batch().size(); ++d) sums.shape[d] = d == 0 ? cpu::ceil_div(layout.rows, rows) : 1;
+    Tensor grad = sums.empty(input.options().dtype(at::kDouble));
+    Stream& s = args.grad[k] = dense_stream(grad, layout.columns);
+    s.summed = true;
+    s.row.dims = 2;
+    s.row.size[0] = sums.shape[0];
+    s.row.stride[0] = layout.columns;
+    s.row.size[1] = rows;
+    s.row.stride[1] = 0;
+    return grad;
+  }
   Tensor grad = gradient_buffer(input, layout, args.is_double);
   args.grad[k] = dense_stream(grad, layout.columns);
   return grad;

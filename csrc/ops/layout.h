@@ -53,8 +53,9 @@ struct Term {
   std::vector<Tensor> keep;
   std::shared_ptr<SparseRows> sparse;  // what the first stream's data is, if x is sparse
 
-  /// Points gradient k at a fresh buffer in the layout.
-  Tensor add_gradient(int k, const Tensor& input, const Layout& layout);
+  /// Points gradient k at a fresh buffer in the layout. Of an input that is the same in every row it holds sums over rows, a few of them,
+  /// where the kernels can sum: `columns` are those of all terms of the call, 0 for a kernel that cannot.
+  Tensor add_gradient(int k, const Tensor& input, const Layout& layout, int64_t columns);
 };
 
 /// A stream over `t` broadcast to the layout; copies, and keeps the copy, only if its event is neither dense in that order nor one value.

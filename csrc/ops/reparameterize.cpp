@@ -223,7 +223,7 @@ Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const Optio
   Tensors grads;
   for (size_t k = 0; k < mask.size(); ++k) {
     if (!mask[k]) continue;
-    grads.push_back(prepared.add_gradient(static_cast<int>(k), inputs[k], p.layout));
+    grads.push_back(prepared.add_gradient(static_cast<int>(k), inputs[k], p.layout, 0));
     if (k >= 2 && !grad_kl) grads.back().zero_();
   }
   a.grad_mu = prepared.args.grad[0];

@@ -60,7 +60,7 @@ Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view 
   prepared.args.row_grad = row_grad(grad, layout.batch(), is_double, prepared.keep);
   Tensors grads;
   for (size_t k = 0; k < inputs.size(); ++k) {
-    if (mask[k]) grads.push_back(prepared.add_gradient(static_cast<int>(k), inputs[k], layout));
+    if (mask[k]) grads.push_back(prepared.add_gradient(static_cast<int>(k), inputs[k], layout, layout.columns));
   }
   RowTermsArgs args;
   args.term[0] = prepared.args;
