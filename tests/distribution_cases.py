@@ -30,6 +30,17 @@ def bits(*shape):
     return lambda: torch.randint(0, 2, shape).float()
 
 
+def counts(*shape):
+    return lambda: torch.poisson(torch.rand(shape) * 4.0)
+
+
+def by_mean(lib, mu, theta, **options):
+    """A negative binomial distribution by mean and inverse dispersion, which torch's class is not given by."""
+    if lib is D:
+        return D.NegativeBinomial(mu=mu, theta=theta, **options)
+    return T.NegativeBinomial(theta, logits=mu.log() - theta.log(), **options)
+
+
 @dataclass(frozen=True)
 class Case:
     """One distribution: its parameters, how either namespace makes it of them, and a value that fits."""
@@ -37,7 +48,8 @@ class Case:
     make: Callable
     parameters: dict
     value: Callable
-    row: bool = True  # whether log_prob is one call of a kernel
+    row: bool = True  # whether log_prob is one call of a kernel and no other pass
+    counts: bool = False  # of which there is no gradient
 
     def drawn(self, dtype=torch.float64, grad=False):
         wide = torch.promote_types(dtype, torch.float32)  # of weights: a Categorical normalises them in their own dtype
@@ -62,6 +74,28 @@ CASES = {
     "LogNormal": Case(lambda lib, loc, scale, **o: lib.LogNormal(loc, scale, **o), LOC_SCALE, positive(4, 3)),
     "ContinuousBernoulli, logits": Case(lambda lib, p, **o: lib.ContinuousBernoulli(logits=p, **o), {"p": real(4, 3)}, unit(4, 3)),
     "ContinuousBernoulli, probs": Case(lambda lib, p, **o: lib.ContinuousBernoulli(probs=p, **o), {"p": unit(4, 3)}, unit(4, 3)),
+    "Poisson": Case(lambda lib, rate, **o: lib.Poisson(rate, **o), {"rate": positive(4, 3)}, counts(4, 3), counts=True),
+    "NegativeBinomial, logits": Case(
+        lambda lib, r, p, **o: lib.NegativeBinomial(r, logits=p, **o),
+        {"r": positive(4, 3), "p": real(4, 3)},
+        counts(4, 3),
+        counts=True,
+        row=False,
+    ),
+    "NegativeBinomial, probs": Case(
+        lambda lib, r, p, **o: lib.NegativeBinomial(r, probs=p, **o),
+        {"r": positive(4, 1), "p": unit(4, 3)},
+        counts(4, 3),
+        counts=True,
+        row=False,
+    ),
+    "NegativeBinomial, mean": Case(by_mean, {"mu": positive(4, 3), "theta": positive(3)}, counts(4, 3), counts=True),
+    "Independent Poisson": Case(
+        lambda lib, rate, **o: lib.Independent(lib.Poisson(rate, **o), 1), {"rate": positive(4, 3)}, counts(4, 3), counts=True
+    ),
+    "Independent NegativeBinomial": Case(
+        lambda lib, **o: lib.Independent(by_mean(lib, **o), 1), {"mu": positive(4, 3), "theta": positive(4, 1)}, counts(4, 3), counts=True
+    ),
     "Independent StudentT": Case(
         lambda lib, df, loc, scale, **o: lib.Independent(lib.StudentT(df, loc, scale, **o), 1), {"df": heavy(1), **LOC_SCALE}, real(4, 3)
     ),

@@ -18,7 +18,18 @@ import vae_fast
 from vae_fast import _backend, patching
 from vae_fast.errors import MissingExtraError, UnknownVersionError
 
-NAMES = ("Bernoulli", "ContinuousBernoulli", "Independent", "Laplace", "LogNormal", "MixtureSameFamily", "Normal", "StudentT")
+NAMES = (
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "Independent",
+    "Laplace",
+    "LogNormal",
+    "MixtureSameFamily",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "StudentT",
+)
 
 
 class SubclassFromBefore(T.Normal):
@@ -338,5 +349,7 @@ def test_examples_run():
 
 @pytest.mark.parametrize("target", patching.TARGETS)
 def test_every_target_and_version_is_documented(target):
-    line = next(line for line in patching.patch.__doc__.splitlines() if line.strip().startswith(f"{target} "))
-    assert all(version in line for version in patching.TARGETS[target].versions)
+    rows = patching.patch.__doc__.partition(f"    {target} ")[2].partition("``")[0]
+    entry = patching.TARGETS[target]
+    assert all(version in patching.patch.__doc__.partition(f"    {target} ")[2][:200] for version in entry.versions)
+    assert entry.package in rows + target

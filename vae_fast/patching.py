@@ -11,6 +11,7 @@ object that it was.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import threading
 import warnings
@@ -124,11 +125,47 @@ def _pythae_loss(original: Callable[..., Any]) -> Callable[..., Any]:
     return loss_function
 
 
+# --- scvi-tools -------------------------------------------------------------------------------------------------------
+
+
+def _scvi_changes() -> list[_Change]:
+    name = "scvi.distributions._negative_binomial"
+    module = importlib.import_module(name)
+    new = {
+        "log_nb_positive": _scvi_negative_binomial(module.log_nb_positive),
+        "log_zinb_positive": _scvi_zero_inflated(module.log_zinb_positive),
+    }
+    return [_Change(f"{name}.{function}", module, function, ours) for function, ours in new.items()]
+
+
+def _scvi_negative_binomial(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def log_nb_positive(x: Any, mu: Any, theta: Any, eps: float = 1e-8, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma) -> Tensor:
+        if log_fn is not torch.log or lgamma_fn is not torch.lgamma:  # those of JAX, or of another device
+            return original(x, mu, theta, eps, log_fn, lgamma_fn)
+        return F.negative_binomial_log_prob(x, mu, theta, eps=eps, event_dim=0)
+
+    return log_nb_positive
+
+
+def _scvi_zero_inflated(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def log_zinb_positive(
+        x: Any, mu: Any, theta: Any, pi: Any, eps: float = 1e-8, log_fn: Any = torch.log, lgamma_fn: Any = torch.lgamma
+    ) -> Tensor:
+        if log_fn is not torch.log or lgamma_fn is not torch.lgamma:
+            return original(x, mu, theta, pi, eps, log_fn, lgamma_fn)
+        return F.zero_inflated_negative_binomial_log_prob(x, mu, theta, pi, eps=eps, event_dim=0)
+
+    return log_zinb_positive
+
+
 # --- scopes -----------------------------------------------------------------------------------------------------------
 
 TARGETS = {
     "torch.distributions": _Target("torch", ("2.13",), _torch_changes, _torch_after),
     "pythae": _Target("pythae", ("0.1.2",), _pythae_changes),
+    "scvi": _Target("scvi-tools", ("1.4.2",), _scvi_changes),
 }
 
 _lock = threading.RLock()
@@ -162,13 +199,15 @@ def patch(target: str) -> tuple[str, ...]:
     torch.distributions  torch 2.13  ``log_prob`` of the classes that :mod:`vae_fast.distributions` has, ``MixtureSameFamily.expand``
                                      and the KL of Normal from Normal and of Independent from Independent
     pythae               0.1.2       ``loss_function`` of ``VAE`` and ``BetaVAE``
+    scvi                 scvi-tools  the log-probabilities of ``scvi.distributions.NegativeBinomial`` and of
+                         1.4.2       ``ZeroInflatedNegativeBinomial``: ``log_nb_positive`` and ``log_zinb_positive``
     ===================  ==========  ============================================================================================
 
     The same values and gradients to rounding, from the same draws. It may be called again, in any thread, and holds for the process until
     :func:`unpatch` was called as often.
 
     Args:
-        target: ``"torch.distributions"`` or ``"pythae"``.
+        target: ``"torch.distributions"``, ``"pythae"`` or ``"scvi"``.
 
     Returns:
         the names of what is replaced.

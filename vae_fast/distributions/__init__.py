@@ -11,6 +11,10 @@ Bernoulli            log_prob                                                   
 StudentT             log_prob                                                        rsample, sample, entropy
 LogNormal            log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
 ContinuousBernoulli  log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
+Poisson              log_prob                                                        sample, KLs
+NegativeBinomial     log_prob, mean, variance; by ``mu`` and ``theta`` too           sample, mode
+ZeroInflated-        all: there is none in torch                                     its draws are torch's Gamma, Poisson and Bernoulli
+NegativeBinomial
 Independent          log_prob of those above with its sum, one pass; KL of           the sum of anything else's log_prob; entropy
                      Independent Normals, one pass
 MixtureSameFamily    log_prob and sample of diagonal Normals (memory O(N + K D))     other components, cdf, mean, variance
@@ -31,6 +35,19 @@ Example:
 
 from vae_fast.distributions import _kl as _kl
 from vae_fast.distributions._combined import Independent, MixtureSameFamily
+from vae_fast.distributions._counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vae_fast.distributions._elementwise import Bernoulli, ContinuousBernoulli, Laplace, LogNormal, Normal, StudentT
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "Independent", "Laplace", "LogNormal", "MixtureSameFamily", "Normal", "StudentT"]
+__all__ = [
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "Independent",
+    "Laplace",
+    "LogNormal",
+    "MixtureSameFamily",
+    "NegativeBinomial",
+    "Normal",
+    "Poisson",
+    "StudentT",
+    "ZeroInflatedNegativeBinomial",
+]
