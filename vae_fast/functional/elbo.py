@@ -197,15 +197,19 @@ def elbo(
 
     Args:
         x: data, any floating dtype, bool, or uint8 (read as ``x / 255``), shape ``(*batch, *event)``; in [0, 1] for the Bernoulli
-            likelihoods, which is not looked at unless it is asked for, see :func:`bernoulli_log_prob`.
+            likelihoods, which is not looked at unless it is asked for, see :func:`bernoulli_log_prob`; counts, which may be integers or
+            sparse, for those of counts, see :func:`poisson_log_prob`.
         recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean (of unit variance)
             or a (mean, logvar) pair for ``"gaussian"``, the location (of scale 1) or a (loc, log_scale) pair for ``"laplace"`` and for
             ``"log_normal"``, logits for ``"continuous_bernoulli"``, a (df, loc) pair (of scale 1) or a (df, loc, log_scale) triple for
-            ``"student_t"``. Only the location has to have the shape of the event; the others broadcast, as one learned scale does.
+            ``"student_t"``, log_rate for ``"poisson"``, a (log_mu, log_theta) pair for ``"negative_binomial"``, a (log_mu, log_theta,
+            zi_logits) triple for ``"zero_inflated_negative_binomial"``. Only the location has to have the shape of the event; the others
+            broadcast, as one learned scale does.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance, or what ``scale`` says.
         likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"``, ``"laplace"``, ``"log_normal"``,
-            ``"continuous_bernoulli"`` or ``"student_t"``, see the ``..._log_prob`` of that name; or a function ``f(x, recon)``
+            ``"continuous_bernoulli"``, ``"student_t"``, ``"poisson"``, ``"negative_binomial"`` or
+            ``"zero_inflated_negative_binomial"``, see the ``..._log_prob`` of that name; or a function ``f(x, recon)``
             (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does:
             ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business. :func:`elbo_loss`
             calls it once, and once more for a second derivative or a second backward pass, where it has to compute the same.

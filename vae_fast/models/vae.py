@@ -51,8 +51,10 @@ class VAE(nn.Module):
             :meth:`sample` needs to know it.
         likelihood: ``"bernoulli"`` (the decoder gives logits), ``"bernoulli_probs"`` (probabilities), ``"gaussian"`` (the mean, or a pair
             ``(mean, logvar)``), ``"laplace"`` or ``"log_normal"`` (``loc``, or a pair ``(loc, log_scale)``), ``"continuous_bernoulli"``
-            (logits) or ``"student_t"`` (``(df, loc)`` or ``(df, loc, log_scale)``); or a function ``f(x, recon)`` (``f(x, *recon)``
-            for a tuple) that gives one log-probability per sample, see :func:`vae_fast.elbo`: such a model has no :meth:`sample`.
+            (logits), ``"student_t"`` (``(df, loc)`` or ``(df, loc, log_scale)``), ``"poisson"`` (``log_rate``), ``"negative_binomial"``
+            (``(log_mu, log_theta)``) or ``"zero_inflated_negative_binomial"`` (``(log_mu, log_theta, zi_logits)``); or a function
+            ``f(x, recon)`` (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, see :func:`vae_fast.elbo`: such a
+            model has no :meth:`sample`.
         scale: the scale of ``p(x|z)``, where the decoder does not give it, in the form of the likelihood's last parameter (log-variance
             of ``"gaussian"``, log-scale of the others). A tensor becomes a buffer, an ``nn.Parameter`` is trained: of shape ``()`` it is
             one scale for all, of ``(C, 1, 1)`` one for each channel of an image, of that of one ``x`` one for each element (the sigma-VAE
