@@ -328,6 +328,17 @@ def test_a_vae_trains_and_generates(name, dtype, device, backend):
     assert vae.log_prob(x[:4], num_samples=3).shape == (4,)
 
 
+def test_a_vae_takes_sparse_counts(backend):
+    x = torch.poisson(torch.rand(6, 12) * 2.0)
+    vae = VAE(nn.Linear(12, 6), Heads(2, 12), latent_dim=3, likelihood="negative_binomial")
+    noise = torch.randn(6, 3)
+    rows = x.to_sparse_csr()
+    torch.testing.assert_close(vae.loss(rows, noise), vae.loss(x, noise), rtol=0.0, atol=0.0)
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    got, want = (vae.log_prob(data, 3, generator=g) for data, g in zip((rows, x), generators, strict=True))
+    torch.testing.assert_close(got, want, rtol=0.0, atol=0.0)
+
+
 def test_the_elbo_holds_the_likelihood(device, backend):
     x, mu, theta, *_, pi = (t.to(device) for t in draw())
     latent = torch.zeros(6, 2, device=device)

@@ -417,6 +417,7 @@ class VAE(nn.Module):
         check.positive_int("num_samples", num_samples)
         check.positive_int("max_rows", max_rows)
         check.event_dims("event_dim", self.event_dim, "x", x.shape)
+        x = x.to_dense() if x.layout == torch.sparse_csr else x  # it is broadcast against the samples
         batch, event = x.shape[: x.ndim - self.event_dim], x.shape[x.ndim - self.event_dim :]
         rows = x.reshape(batch.numel(), *event)
         step = max(1, min(max_rows, rows.shape[0]))
