@@ -97,15 +97,17 @@ LIKELIHOODS = {case.name: case for case in suites.cases("likelihoods", Options(q
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_a_likelihood_is_the_formula_that_it_is_held_against(name):
-    """In values and gradients, over the inputs that are measured, and so are our other routes."""
+    """In values and gradients, over the inputs that are measured, and so are our other routes; the formula is computed in float64."""
     case = LIKELIHOODS[name]
     inputs = case.inputs("cpu", torch.Generator().manual_seed(0))
-    leaves = [t for t in inputs if t.requires_grad]
     upstream = torch.randn(case.shape["B"])
     found = {}
     for contender in (n for n in case.contenders if not n.startswith("compile")):
-        out = case.contenders[contender]()(*inputs)
-        found[contender] = [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+        dtype = torch.float64 if contender == "eager" else torch.float32
+        given = [t.detach().to(dtype).requires_grad_() if t.requires_grad else t for t in inputs]
+        out = case.contenders[contender]()(*given)
+        grads = torch.autograd.grad(out, [t for t in given if t.requires_grad], upstream.to(out.dtype))
+        found[contender] = [t.detach().float() for t in (out, *grads)]
     for other, values in found.items():
         torch.testing.assert_close(values, found["ours"], rtol=2e-4, atol=2e-4, msg=lambda text, n=other: f"{n}: {text}")
 

@@ -16,7 +16,7 @@ from vae_fast.files import atomic_write, write_json
 Row = dict[str, Any]
 Table = list[list[str]]  # the first row is the head
 NAMES = {"reduction none": 'ours, reduction="none"', "elbo_loss": "elbo_loss over logits", "donate_recon": "the same, donate_recon=True"}
-NAMES |= {"compile": "torch.compile", "distributions": "torch.distributions", "keops": "KeOps"}
+NAMES |= {"dense": "ours, dense x", "compile": "torch.compile", "distributions": "torch.distributions", "keops": "KeOps"}
 FORMULA = {"eager": "formula, eager", "compile": "formula, compiled"}
 TITLES = {
     "kernels": "forward + backward",
