@@ -167,8 +167,9 @@ VF_DEVICE RowShare<C> share_of(const TermArgs& term, int inputs, int64_t row, in
 /// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
 template <typename A, typename X, bool kGrad>
 constexpr int kResident =
-    (sizeof(A) == 2 && kGrad) || sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2
-                                                                                 : (kGrad || kIsAny<A> || sizeof(X) > sizeof(A) ? 3 : 4);
+    kIsAny<A> && sizeof(Compute<A>) == 8                                           ? 1
+    : (sizeof(A) == 2 && kGrad) || sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2
+                                                                                   : (kGrad || kIsAny<A> || sizeof(X) > sizeof(A) ? 3 : 4);
 
 template <typename A, typename X, bool kGrad>
 __global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
