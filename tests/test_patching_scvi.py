@@ -40,7 +40,7 @@ def test_values_and_gradients(scvi, name, dtype, backend):
     gradients = torch.autograd.grad(wanted.sum(), list(given.values()), retain_graph=True)
     with vae_fast.patched("scvi") as names:
         found = p.log_prob(x)
-    assert names == tuple(f"scvi.distributions._negative_binomial.{f}" for f in ("log_nb_positive", "log_zinb_positive"))
+    assert names == tuple(f"scvi.distributions._negative_binomial.{f}" for f in ("log_nb_positive", "log_zinb_positive", "log_mixture_nb"))
     assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
     rtol = 1e-4 if dtype == torch.float32 else 1e-9
     torch.testing.assert_close(found, wanted, rtol=rtol, atol=rtol)
@@ -48,12 +48,30 @@ def test_values_and_gradients(scvi, name, dtype, backend):
         torch.testing.assert_close(a, b, rtol=10 * rtol, atol=10 * rtol)
 
 
+@pytest.mark.parametrize("dispersions", ["one", "two"])
+@pytest.mark.parametrize("eps", [1e-8, 1e-3])
+def test_mixtures_of_two(scvi, dispersions, eps, backend):
+    module = importlib.import_module("scvi.distributions._negative_binomial")
+    mu, theta, logits = drawn(torch.float64)
+    other, second = (3.0 * mu).detach().requires_grad_(), (theta + 1.0).detach().requires_grad_()
+    x = torch.poisson(torch.rand(6, 9) * 8).double()
+    arguments = (mu, other, theta.expand(6, 9), second.expand(6, 9) if dispersions == "two" else None, logits)
+    leaves = [mu, other, theta, logits] + ([second] if dispersions == "two" else [])
+    wanted = module.log_mixture_nb(x, *arguments, eps=eps)
+    gradients = torch.autograd.grad(wanted.sum(), leaves)
+    with vae_fast.patched("scvi"):
+        found = module.log_mixture_nb(x, *arguments, eps=eps)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    for a, b in zip(torch.autograd.grad(found.sum(), leaves), gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
 def test_nothing_is_left_behind(scvi):
     module = importlib.import_module("scvi.distributions._negative_binomial")
     before = {name: id(value) for name, value in vars(module).items()}
     with vae_fast.patched("scvi"):
         assert module.log_nb_positive.__wrapped__ is not module.log_nb_positive
-        assert sum(before[name] != id(value) for name, value in vars(module).items()) == 2
+        assert sum(before[name] != id(value) for name, value in vars(module).items()) == 3
     assert {name: id(value) for name, value in vars(module).items()} == before
 
 
@@ -67,7 +85,12 @@ def test_functions_of_another_library_are_left_to_scvi(scvi):
         called.append(t)
         return t.log()
 
-    for name, arguments in (("log_nb_positive", (x, mu, theta)), ("log_zinb_positive", (x, mu, theta, zi_logits))):
+    calls = {
+        "log_nb_positive": (x, mu, theta),
+        "log_zinb_positive": (x, mu, theta, zi_logits),
+        "log_mixture_nb": (x, mu, 2 * mu, theta, None, zi_logits),
+    }
+    for name, arguments in calls.items():
         wanted = getattr(module, name)(*arguments)
         with vae_fast.patched("scvi"):
             called.clear()

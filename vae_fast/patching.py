@@ -134,6 +134,7 @@ def _scvi_changes() -> list[_Change]:
     new = {
         "log_nb_positive": _scvi_negative_binomial(module.log_nb_positive),
         "log_zinb_positive": _scvi_zero_inflated(module.log_zinb_positive),
+        "log_mixture_nb": _scvi_mixture(module.log_mixture_nb),
     }
     return [_Change(f"{name}.{function}", module, function, ours) for function, ours in new.items()]
 
@@ -158,6 +159,27 @@ def _scvi_zero_inflated(original: Callable[..., Tensor]) -> Callable[..., Tensor
         return F.zero_inflated_negative_binomial_log_prob(x, mu, theta, pi, eps=eps, event_dim=0)
 
     return log_zinb_positive
+
+
+def _scvi_mixture(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def log_mixture_nb(
+        x: Any,
+        mu_1: Any,
+        mu_2: Any,
+        theta_1: Any,
+        theta_2: Any,
+        pi_logits: Any,
+        eps: float = 1e-8,
+        log_fn: Any = torch.log,
+        lgamma_fn: Any = torch.lgamma,
+    ) -> Tensor:
+        if log_fn is not torch.log or lgamma_fn is not torch.lgamma:
+            return original(x, mu_1, mu_2, theta_1, theta_2, pi_logits, eps, log_fn, lgamma_fn)
+        eps = eps if theta_2 is None else 1e-8  # with two dispersions scvi-tools calls log_nb_positive, and hands it no eps
+        return F.negative_binomial_mixture_log_prob(x, mu_1, mu_2, theta_1, theta_2, pi_logits, eps=eps, event_dim=0)
+
+    return log_mixture_nb
 
 
 # --- scopes -----------------------------------------------------------------------------------------------------------
@@ -199,8 +221,8 @@ def patch(target: str) -> tuple[str, ...]:
     torch.distributions  torch 2.13  ``log_prob`` of the classes that :mod:`vae_fast.distributions` has, ``MixtureSameFamily.expand``
                                      and the KL of Normal from Normal and of Independent from Independent
     pythae               0.1.2       ``loss_function`` of ``VAE`` and ``BetaVAE``
-    scvi                 scvi-tools  the log-probabilities of ``scvi.distributions.NegativeBinomial`` and of
-                         1.4.2       ``ZeroInflatedNegativeBinomial``: ``log_nb_positive`` and ``log_zinb_positive``
+    scvi                 scvi-tools  the log-probabilities of ``scvi.distributions.NegativeBinomial``, of its zero-inflated form and of
+                         1.4.2       the mixture of two: ``log_nb_positive``, ``log_zinb_positive``, ``log_mixture_nb``
     ===================  ==========  ============================================================================================
 
     The same values and gradients to rounding, from the same draws. It may be called again, in any thread, and holds for the process until
