@@ -7,7 +7,10 @@ import pytest
 import torch
 import torch.distributions as T
 
+from vae_fast import _backend
 from vae_fast import distributions as D
+
+needs_kernels = pytest.mark.skipif(_backend.C is None, reason="the extension was not built")
 
 
 def real(*shape):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributions as T
-from distribution_cases import CASES, every, message_of, mixture, pair
+from distribution_cases import CASES, every, message_of, mixture, needs_kernels, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -133,6 +133,7 @@ def test_log_prob_is_one_kernel(case, backend):
         assert any(name.startswith("aten::") for name in passes)
 
 
+@needs_kernels
 @pytest.mark.parametrize("case", [pytest.param(CASES[name], id=name) for name in ("mixture", "mixture, expanded")])
 def test_memory_of_a_mixture_is_not_that_of_all_pairs(case, device):
     n, k, d = 20_000, 64, 8

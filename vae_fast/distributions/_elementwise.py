@@ -148,8 +148,8 @@ class Bernoulli(distributions.Bernoulli):
     Example:
         >>> import torch
         >>> from vae_fast.distributions import Bernoulli
-        >>> Bernoulli(logits=torch.tensor([0.0, -100.0])).log_prob(torch.tensor([1.0, 0.0]))
-        tensor([-0.6931, -0.0000])
+        >>> Bernoulli(logits=torch.tensor([0.0, -2.0])).log_prob(torch.tensor([1.0, 0.0]))
+        tensor([-0.6931, -0.1269])
     """
 
     def log_prob(self, value: Any) -> Tensor:
