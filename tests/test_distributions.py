@@ -194,11 +194,12 @@ def test_bad_values_are_refused_in_torchs_words(case, value):
 
 
 def test_the_default_of_validate_args_is_torchs():
-    with pytest.raises(ValueError, match="to satisfy the constraint"):
-        D.Normal(0.0, -1.0)
-    before = T.Distribution._validate_args
-    T.Distribution.set_default_validate_args(False)
+    before = T.Distribution._validate_args  # torch.compile switches it off
     try:
+        T.Distribution.set_default_validate_args(True)
+        with pytest.raises(ValueError, match="to satisfy the constraint"):
+            D.Normal(0.0, -1.0)
+        T.Distribution.set_default_validate_args(False)
         D.Normal(0.0, -1.0)
     finally:
         T.Distribution.set_default_validate_args(before)
