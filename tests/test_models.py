@@ -458,7 +458,7 @@ def test_mlp_saturated_logits_train():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"likelihood": "poisson"}, ("likelihood", "poisson", "gaussian")),
+        ({"likelihood": "geometric"}, ("likelihood", "geometric", "gaussian")),
         ({"clip": "clip"}, ("clip", "clamp")),
         ({"likelihood": "gaussian", "clip": "clamp"}, ("clip", "clamp", "None")),
         ({"clip": "clamp", "eps": 0.7}, ("eps", "0.7")),

@@ -92,8 +92,9 @@ struct StudentT {
     const Scale<form, T> s(in[3]);
     const Difference<T> difference(in[0], in[1]);
     const T t = s.divide(difference.value) * difference.unit, q = (t / n) * t, size = abs(difference.value);
-    bool far = q > T(sizeof(T) == 8 ? 1e18 : 1e10);
-    if constexpr (form == ScaleForm::kStd || form == ScaleForm::kVar) far = far || (in[3] == T(0) && size > T(0));
+    // over a scale of 0 all but the location is far: infinity, and NaN, which is not, there (a condition of two parts is not vectorised)
+    const bool can_be_zero = form == ScaleForm::kStd || form == ScaleForm::kVar;
+    const bool far = (can_be_zero && in[3] == T(0) ? size * infinity<T>() : q) > T(sizeof(T) == 8 ? 1e18 : 1e10);
     const HalfStepOfLogGamma<T> a(T(0.5) * n);
     const T base = a.value - T(0.91893853320467274178), b = T(1) + q, inverse = T(1) / b;  // log(2 pi) / 2
     const T l = log(far ? size : b), log_n = log(n), log_size = l + (difference.unit > T(1) ? T(0.69314718055994530942) : T(0));

@@ -182,8 +182,12 @@ Stream stream_as(const Tensor& input, DType (&name)(const Tensor&), const Layout
       once.shape[static_cast<size_t>(d)] = 1;
       source = source.narrow(d, 0, 1);
     }
-    t = once.empty(t.options()).copy_(source).expand(layout.shape);
-    describe(t, layout, s);
+    Tensor copy = once.empty(t.options()).copy_(source).expand(layout.shape);
+    if (!describe(copy, layout, s)) {  // it repeats in more ways than a stream has dimensions
+      copy = layout.empty(t.options()).copy_(t);
+      TORCH_INTERNAL_ASSERT(describe(copy, layout, s));
+    }
+    t = copy;
   }
   s.data = t.data_ptr();
   s.dtype = name(t);

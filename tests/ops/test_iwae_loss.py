@@ -277,7 +277,7 @@ BAD = {
     ),
     "reduction": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, reduction="k"), ValueError, ["reduction='k'"]),
     "z list": (lambda: vae_fast.iwae_loss(X, R, [0.0], M, M), TypeError, ["z", "got list"]),
-    "likelihood": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, likelihood="poisson"), ValueError, ["likelihood='poisson'"]),
+    "likelihood": (lambda: vae_fast.iwae_loss(X, R, Z, M, M, likelihood="geometric"), ValueError, ["likelihood='geometric'"]),
 }
 
 

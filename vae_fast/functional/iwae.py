@@ -17,6 +17,7 @@ from vae_fast.functional._own_likelihood import log_prob as own_log_prob
 from vae_fast.functional.elbo import Recon, likelihood_term
 from vae_fast.functional.gaussian import gaussian_log_prob, prior_of
 from vae_fast.functional.logsumexp import iwae_bound
+from vae_fast.terms import in_order
 
 
 @overridable
@@ -127,7 +128,7 @@ def _log_prob_of_samples(
     check.tensor("x", x, check.TARGETS)
     check.event_dims("event_dim", event_dim, "x", x.shape)
     samples, place = z.shape[z.ndim - latent_dim - after - 1], x.ndim - event_dim - after
-    first = parameters_of(recon)[0]
+    first = in_order(check.likelihood(likelihood, clip, eps).family, parameters_of(recon))[0]
     if isinstance(first, Tensor) and not first.is_nested and (first.ndim != x.ndim + 1 or place < 0 or first.shape[place] != samples):
         where = "(K, *x.shape)" if place <= 0 else f"x.shape with K as its dimension {place}"
         raise ValueError(
