@@ -166,13 +166,15 @@ VF_DEVICE RowShare<C> share_of(const TermArgs& term, int inputs, int64_t row, in
 
 /// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
 template <typename A, typename X, bool kGrad>
-constexpr int kResident =
-    kIsAny<A> && sizeof(Compute<A>) == 8                                           ? 1
-    : (sizeof(A) == 2 && kGrad) || sizeof(Compute<A>) == 8 || (kIsAny<A> && kGrad) ? 2
-                                                                                   : (kGrad || kIsAny<A> || sizeof(X) > sizeof(A) ? 3 : 4);
+constexpr int resident() {
+  constexpr bool is_double = sizeof(Compute<A>) == 8;
+  if (kIsAny<A> && is_double) return 1;
+  if (is_double || (kGrad && (kIsAny<A> || sizeof(A) == 2))) return 2;
+  return kGrad || kIsAny<A> || sizeof(X) > sizeof(A) || sizeof(A) == 4 * sizeof(X) ? 3 : 4;
+}
 
 template <typename A, typename X, bool kGrad>
-__global__ void __launch_bounds__(kThreads, kResident<A, X, kGrad>)
+__global__ void __launch_bounds__(kThreads, resident<A, X, kGrad>())
     row_terms_kernel(const __grid_constant__ RowTermsArgs args, const __grid_constant__ RowPlan<Compute<A>> plan) {
   using C = Compute<A>;
   if (args.unless_power_of_two != nullptr && math::is_power_of_two(*static_cast<const C*>(args.unless_power_of_two))) return;
