@@ -144,7 +144,7 @@ struct NegativeBinomial {
     const T excess = (low ? T(0.5) * (v - w) + (q - log1p_q) : (T(0.5) * x) * (q * w)) + (binet_slope(v) - binet_slope(w));
     const T share = eps > T(0) ? mu / mu_eps : T(1);
     d[1] = space == Space::kLinear ? towards / mu_eps : (in[1] > T(60) ? T(0) : towards * share);
-    const T of_eps = eps > T(0) ? eps * (ni * q - T(1) / (theta + eps)) : T(0);  // ni q may be out of range
+    const T of_eps = eps > T(0) ? (eps * i) * (n * q) - eps / (theta + eps) : T(0);  // ni q may be out of range
     d[2] = slope(in[2], theta) * ((excess - gap) + of_eps);
   }
   template <typename T>

@@ -30,7 +30,7 @@ double draw_input(Random& random, const TermName& name, int i) {
   if (name.is_of_counts()) {
     if (i == 0) return random.coin(0.8) ? 0.0 : std::floor(random.one_of({2.0, 8.0, 200.0}) * random.uniform());
     if (i == 3) return 3.0 * random.normal();
-    const double log = (random.coin(0.1) ? 6.0 : 1.0) * random.normal();
+    const double log = std::clamp((random.coin(0.1) ? 6.0 : 1.0) * random.normal(), -9.0, 11.0);  // within a half's range
     return name.is_log() ? log : std::exp(log);
   }
   return 1.5 * random.normal();
