@@ -191,7 +191,8 @@ def test_extremes(dtype, device, backend):
             assert abs(got.item() - true) <= tolerance * max(abs(true), size), (x, mu, theta, got.item(), true)
 
 
-def test_no_nan_at_extremes(device, backend):
+@pytest.mark.parametrize("eps", [None, 1e-8])
+def test_no_nan_at_extremes(eps, device, backend):
     x = torch.tensor([0, 1, 2, 1000, 10**6], device=device)
     numbers = torch.tensor([0.0, 1e-40, 1e-20, 1e-6, 1.0, 1e6, 1e8, 1e20, 1e38], device=device)
     logs = torch.tensor([-1e30, -1e4, -100.0, -1.0, 0.0, 5.0, 100.0, 1e4, 1e30], device=device)
@@ -202,7 +203,7 @@ def test_no_nan_at_extremes(device, backend):
             (vae_fast.negative_binomial_log_prob, [mu, theta]),
             (vae_fast.zero_inflated_negative_binomial_log_prob, [mu, theta, logits]),
         ):
-            value, grads = value_and_grads(lambda *t, f=f, s=space, c=count: f(c, *t, space=s, event_dim=0), parameters)
+            value, grads = value_and_grads(lambda *t, f=f, s=space, c=count: f(c, *t, space=s, eps=eps, event_dim=0), parameters)
             assert not value.isnan().any() and (value <= 0).all()
             if backend == "compiled":  # the plain formula's derivative of what is out of range is not a number
                 assert not any(g.isnan().any() for g in grads)
