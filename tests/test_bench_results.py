@@ -105,7 +105,7 @@ def test_every_promise_is_of_a_case_that_exists():
         "cpu": (promises._CPU_SHARES, promises._CPU_RATIOS, promises._EPYC),
         "cuda": (promises._H200, promises._H200_SHARES),
     }.items():
-        labels = {c.label for suite in ("kernels", "mixtures") for c in suites.cases(suite, Options(device=device))}
+        labels = {c.label for suite in ("kernels", "mixtures", "likelihoods") for c in suites.cases(suite, Options(device=device))}
         labels.add(f"VAE 784-500-500-20 on MNIST, one epoch of {55_000 // training.BATCH} steps")
         for table in tables:
             assert table.keys() <= labels
