@@ -12,10 +12,12 @@ from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
 from vae_fast.functional._numbers import Number, number, setting
-from vae_fast.functional._own_likelihood import LogProb
+from vae_fast.functional._own_likelihood import LogProb, parameters_of
 from vae_fast.functional.elbo import log_likelihood
 from vae_fast.likelihoods import Likelihood
+from vae_fast.models._evidence import log_evidence
 from vae_fast.models._posterior import posterior_of
+from vae_fast.models._vae_arguments import broadcasts_to, check_prior, check_scale
 
 Recon = Tensor | tuple[Tensor, ...]
 
@@ -137,10 +139,7 @@ class VAE(nn.Module):
             for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar), ("free_bits", free_bits)):
                 if value is not None:
                     raise ValueError(f"prior and {name} were both given: expected one of them, {name} belongs to a Gaussian prior")
-            if not (
-                isinstance(prior, nn.Module) and callable(getattr(prior, "log_prob", None)) and callable(getattr(prior, "sample", None))
-            ):
-                raise TypeError(f"prior={type(prior).__name__}: expected a torch.nn.Module with log_prob(z) and sample(n)")
+            check_prior(prior)
         self.latent_shape = None if latent_dim is None else check.sizes("latent_dim", latent_dim)
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.likelihood, self.clip, self.eps = likelihood, clip, eps
@@ -148,12 +147,7 @@ class VAE(nn.Module):
         self._set_prior("prior_mu", prior_mu)
         self._set_prior("prior_logvar", prior_logvar)
         if scale is not None:
-            check.tensor("scale", scale)
-            if callable(likelihood) or self._entry().scale is None:
-                named = "that is a function" if callable(likelihood) else f"likelihood={likelihood!r}, which has none"
-                raise ValueError(f"scale of shape {tuple(scale.shape)} was given: expected None for a likelihood {named}")
-            if scale.ndim > event_dim:
-                raise ValueError(f"scale has shape {tuple(scale.shape)}: expected at most the event_dim={event_dim} dimensions of one x")
+            check_scale(scale, None if callable(likelihood) else self._entry(), event_dim)
         self._set("scale", scale)
 
     def _set_prior(self, name: str, value: Number | None) -> None:
@@ -163,7 +157,7 @@ class VAE(nn.Module):
         if value is not None:
             check.tensor(name, value)
             shape = self.latent_shape
-            if shape is not None and not _broadcasts_to(value.shape, shape):
+            if shape is not None and not broadcasts_to(value.shape, shape):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}: expected one that broadcasts to latent_dim={shape}")
         self._set(name, value)
 
@@ -222,13 +216,13 @@ class VAE(nn.Module):
         """The decoder's output with the model's own scale, if it has one."""
         if self.scale is None:
             return recon
-        given, names = _parameters(recon), self._entry().parameters
+        given, names = parameters_of(recon), self._entry().parameters
         if len(given) != len(names) - 1:
             raise ValueError(f"the decoder gives {len(given)} of {', '.join(names)}: expected {len(names) - 1}, as the model has a scale")
         return (*given, self.scale)
 
     def _all_parameters(self, recon: Recon) -> Sequence[Tensor]:
-        return _parameters(self._with_scale(recon))
+        return parameters_of(self._with_scale(recon))
 
     def _entry(self) -> Likelihood:
         if callable(self.likelihood):
@@ -344,8 +338,15 @@ class VAE(nn.Module):
         kl = F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, event_dim=self.latent_ndim, reduction=reduction)
         return Losses(self._elbo_loss(x, output, reduction), kl)
 
-    def _log_prior(self, z: Tensor) -> Tensor:
-        """``log p(z)``, summed over the latent dimensions."""
+    def log_prior(self, z: Tensor) -> Tensor:
+        """``log p(z)`` in nats, summed over the latent dimensions: ``(..., *latent)`` to ``(...)``.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> MLPVAE(latent_dim=2).log_prior(torch.zeros(3, 2))
+            tensor([-1.8379, -1.8379, -1.8379])
+        """
         if self.prior is not None:
             log_p: Tensor = self.prior.log_prob(z if self.latent_ndim == 1 else z.flatten(-self.latent_ndim))
             return log_p
@@ -355,7 +356,7 @@ class VAE(nn.Module):
 
     def _log_ratio(self, output: VAEOutput) -> Tensor:
         """``log q(z|x) - log p(z)`` for each sample: one draw of the KL divergence."""
-        return F.gaussian_log_prob(output.z, output.mu, output.logvar, event_dim=self.latent_ndim) - self._log_prior(output.z)
+        return F.gaussian_log_prob(output.z, output.mu, output.logvar, event_dim=self.latent_ndim) - self.log_prior(output.z)
 
     def _loss_with(self, kl: Tensor, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
         check.one_of("reduction", reduction, check.REDUCTIONS)
@@ -414,30 +415,7 @@ class VAE(nn.Module):
             ...     MLPVAE(latent_dim=2).log_prob(torch.rand(5, 784), num_samples=10).shape
             torch.Size([5])
         """
-        check.positive_int("num_samples", num_samples)
-        check.positive_int("max_rows", max_rows)
-        check.event_dims("event_dim", self.event_dim, "x", x.shape)
-        x = x.to_dense() if x.layout == torch.sparse_csr else x  # it is broadcast against the samples
-        batch, event = x.shape[: x.ndim - self.event_dim], x.shape[x.ndim - self.event_dim :]
-        rows = x.reshape(batch.numel(), *event)
-        step = max(1, min(max_rows, rows.shape[0]))
-        bounds = [F.iwae_bound(self._log_weights(block, num_samples, max(1, max_rows // step), generator)) for block in rows.split(step)]
-        return torch.cat(bounds).reshape(batch)
-
-    def _log_weights(self, x: Tensor, num_samples: int, at_once: int, generator: torch.Generator | None) -> Tensor:
-        """``log p(x, z_k) - log q(z_k|x)``, shape (num_samples, batch)."""
-        mu, logvar = self.encode(x)
-        weights = []
-        for start in range(0, num_samples, at_once):
-            count = min(at_once, num_samples - start)
-            z = F.reparameterize(mu, logvar, num_samples=count, generator=generator)
-            recon = self.decode(z.flatten(0, 1))
-            # one scale for all, say, has no samples' dimension
-            each = [t.unflatten(0, (count, -1)) if t.ndim > self.event_dim and len(t) > 1 else t for t in _parameters(recon)]
-            recon = each[0] if isinstance(recon, Tensor) else tuple(each)
-            log_p = self.log_likelihood(x, recon) + self._log_prior(z)
-            weights.append(log_p - F.gaussian_log_prob(z, mu, logvar, event_dim=self.latent_ndim))
-        return torch.cat(weights)
+        return log_evidence(self, x, num_samples, max_rows, generator)
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -492,11 +470,3 @@ class VAE(nn.Module):
         """The settings that the printed submodules do not show."""
         shown = {"likelihood": self.likelihood, "clip": self.clip, "beta": self.beta, "event_dim": self.event_dim}
         return ", ".join(f"{k}={v!r}" for k, v in shown.items())
-
-
-def _parameters(recon: Recon) -> Sequence[Tensor]:
-    return (recon,) if isinstance(recon, Tensor) else recon
-
-
-def _broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
-    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False))
