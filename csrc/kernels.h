@@ -189,6 +189,10 @@ double fma_probe(int64_t iterations, float* sink);
 void sum(const SumArgs& args);
 /// data *= scale (in double)
 void scale(void* data, DType dtype, int64_t count, double scale);
+/// Row r of a dense float (double: dtype) matrix times by[r], where 0 leaves nothing, not of what is out of range either.
+void scale_rows(void* data, DType dtype, int64_t rows, int64_t columns, const RowGrad& by);
+/// Whether all rows have the same upstream gradient.
+bool is_uniform(const RowGrad& by, int64_t rows, bool is_double);
 }  // namespace cpu
 
 #if defined(__CUDACC__) || defined(VF_WITH_CUDA)

@@ -278,5 +278,61 @@ void scale(void* data, DType dtype, int64_t count, double by) {
              [&](int64_t begin, int64_t end) { kernel(data, dtype, begin * kPiece, end * kPiece < count ? end * kPiece : count, by); });
 }
 
+namespace {
+template <typename T>
+T factor(const RowGrad& by, const T* factors, int64_t row) {
+  return static_cast<T>(by.constant) * (factors == nullptr ? T(1) : factors[row * by.stride]);
+}
+
+template <typename T>
+void scale_rows_of(T* data, int64_t rows, int64_t columns, const RowGrad& by, const T* factors) {
+  for_rows(rows, columns, [&](int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r) {
+      const T f = factor(by, factors, r);
+      T* const row = data + r * columns;
+#pragma omp simd
+      for (int64_t i = 0; i < columns; ++i) row[i] = f == T(0) ? T(0) : row[i] * f;
+    }
+  });
+}
+
+/// The same of rows of one number each.
+template <typename T>
+void scale_elements(T* data, int64_t rows, const RowGrad& by, const T* factors) {
+  const T constant = static_cast<T>(by.constant);
+  for_rows(rows, 1, [&](int64_t r0, int64_t r1) {
+#pragma omp simd
+    for (int64_t r = r0; r < r1; ++r) {
+      const T f = constant * factors[r];
+      data[r] = f == T(0) ? T(0) : data[r] * f;
+    }
+  });
+}
+}  // namespace
+
+bool is_uniform(const RowGrad& by, int64_t rows, bool is_double) {
+  if (by.data == nullptr || by.stride == 0) return true;
+  int64_t others = 0;
+  const auto count = [&](const auto* g) {
+    for (int64_t r = 0; r < rows && others == 0; ++r) others += g[r * by.stride] != g[0] ? 1 : 0;
+  };
+  is_double ? count(static_cast<const double*>(by.data)) : count(static_cast<const float*>(by.data));
+  return others == 0;
+}
+
+void scale_rows(void* data, DType dtype, int64_t rows, int64_t columns, const RowGrad& by) {
+  const bool is_double = dtype == DType::kDouble;
+  const auto rows_of = [&](auto* to, const auto* factors) {
+    if (is_uniform(by, rows, is_double)) {
+      const double f = rows > 0 ? static_cast<double>(factor(by, factors, 0)) : 1.0;
+      if (f == 0.0) return scale_rows_of(to, 1, rows * columns, by, factors);
+      return f == 1.0 ? void() : scale(to, dtype, rows * columns, f);
+    }
+    return columns == 1 && by.stride == 1 ? scale_elements(to, rows, by, factors) : scale_rows_of(to, rows, columns, by, factors);
+  };
+  is_double ? rows_of(static_cast<double*>(data), static_cast<const double*>(by.data))
+            : rows_of(static_cast<float*>(data), static_cast<const float*>(by.data));
+}
+
 }  // namespace cpu
 }  // namespace vae_fast

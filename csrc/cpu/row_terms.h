@@ -96,13 +96,18 @@ void map_counts(const TermTiles<T>& tiles, const T* __restrict upstream, int n, 
 
   int place[kTile + kSpill];
   const int found = find_nonzero(tiles.in[0], n, place);
-  alignas(64) T in[inputs][kTile], d[inputs][kTile], values[kTile];
+  if (found == 0) return;
+  // Filled up to whole vectors with copies of the last: the few that a vector loop leaves over would cost as much as a vector each.
+  constexpr int lanes = 64 / static_cast<int>(sizeof(T));
+  const int whole = (found + lanes - 1) / lanes * lanes;
+  for (int j = found; j < whole; ++j) place[j] = place[found - 1];
+  alignas(64) T in[inputs][kTile + kSpill], d[inputs][kTile + kSpill], values[kTile + kSpill];
   for (int k = 0; k < inputs; ++k) {
     const T* from = tiles.in[k];
-    for (int j = 0; j < found; ++j) in[k][j] = from[place[j]];
+    for (int j = 0; j < whole; ++j) in[k][j] = from[place[j]];
   }
   VF_SIMD
-  for (int j = 0; j < found; ++j) {
+  for (int j = 0; j < whole; ++j) {
     T x[kMaxTermInputs], dx[kMaxTermInputs], v;
     x[0] = in[0][j];
     x[1] = in[1][j];
