@@ -1,5 +1,7 @@
 """Counts' log-probabilities write their derivatives in the forward pass: what the backward pass makes of them, and when it starts anew."""
 
+import math
+
 import pytest
 import torch
 
@@ -97,3 +99,19 @@ def test_gradients_are_nobody_elses():
     once = rate.grad.clone()
     loss.backward()
     torch.testing.assert_close(rate.grad, 2.0 * once, rtol=1e-12, atol=0)
+
+
+def test_a_count_that_neither_component_can_have_given():
+    """Its value is -inf and it has no gradient; where one of the two can have given it, the other has none."""
+    x = torch.tensor([3.0, 0.0, 2.0])
+    mu_1, mu_2 = torch.zeros(3, requires_grad=True), torch.tensor([0.0, 0.0, 1.0], requires_grad=True)
+    theta, logits = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    out = vae_fast.negative_binomial_mixture_log_prob(x, mu_1, mu_2, theta, None, logits, event_dim=0)
+    alone = vae_fast.negative_binomial_log_prob(x[2], mu_2[2], theta[2], event_dim=0)
+    torch.testing.assert_close(out.detach(), torch.stack([torch.tensor(-torch.inf), torch.tensor(0.0), alone.detach() - math.log(2.0)]))
+    grads = torch.autograd.grad(out.sum(), [mu_1, mu_2, theta, logits])
+    wanted = torch.autograd.grad(alone, [mu_2, theta])
+    torch.testing.assert_close(grads[0], torch.tensor([0.0, -0.5, 0.0]))
+    torch.testing.assert_close(grads[1], torch.tensor([0.0, -0.5, wanted[0][2].item()]))
+    torch.testing.assert_close(grads[2], torch.tensor([0.0, 0.0, wanted[1][2].item()]))
+    torch.testing.assert_close(grads[3], torch.tensor([0.0, 0.0, -0.5]))

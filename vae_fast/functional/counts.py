@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
+from vae_fast.functional.logsumexp import logsumexp
 from vae_fast.terms import SPACES
 
 
@@ -176,7 +178,8 @@ def negative_binomial_mixture_log_prob(
         pi_logits: l, the logits of the first component, broadcast against ``mu_1``.
 
     Returns:
-        float32 (float64 if any input is float64), one value per sample, not reduced over the batch. Differentiable in everything but x.
+        float32 (float64 if any input is float64), one value per sample, not reduced over the batch. Differentiable in everything but x. A
+        count that neither component can have given (both means 0) has the value -inf, and no gradient.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
@@ -198,5 +201,6 @@ def negative_binomial_mixture_log_prob(
         values.require(*values.finite(pi_logits=pi_logits))
     first, other = row_sum(name, [x, mu_1, theta_1], [*params], 0), row_sum(name, [x, mu_2, second], [*params], 0)
     logits = pi_logits.to(first.dtype) if pi_logits.dtype != first.dtype else pi_logits
-    mixed = (first + logsigmoid(logits)).logaddexp(other + logsigmoid(-logits))
+    # not torch.logaddexp: its gradient where neither component can have given the count is NaN
+    mixed = logsumexp(torch.stack(torch.broadcast_tensors(first + logsigmoid(logits), other + logsigmoid(-logits))), dim=0)
     return mixed.flatten(-event_dim).sum(-1) if event_dim else mixed
