@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, distributions
 
 from vae_fast import functional as F
-from vae_fast.distributions._rows import ROWS, number, numbers, same_event
+from vae_fast.distributions._rows import ROWS, Rows, number, numbers, same_event
 
 
-def normal_rows(d: distributions.Normal, value: Any, n: int) -> Tensor:
-    """:data:`~vae_fast.distributions._rows.Rows` of a normal distribution, in the form of ``scale="std"``."""
-    if d._validate_args:
-        d._validate_sample(value)
-    loc, scale = number(d.loc), number(d.scale)
-    x, loc, scale = same_event(n, numbers(value, loc), loc, scale)
-    return F.gaussian_log_prob(x, loc, scale, scale="std", event_dim=n)
+def _of_location_and_scale(log_prob: Callable[..., Tensor], *names: str) -> Rows:
+    """:data:`~vae_fast.distributions._rows.Rows` of a distribution by ``log_prob(x, *parameters, scale="std")``: ``names`` are the
+    parameters' as the distribution has them, the last its scale; the event has the shape of ``loc``."""
+
+    def rows(d: Any, value: Any, n: int) -> Tensor:
+        if d._validate_args:
+            d._validate_sample(value)
+        given = {name: number(getattr(d, name)) for name in names}
+        ordered = ["loc", *(name for name in names if name != "loc")]
+        x, *same = same_event(n, numbers(value, given["loc"]), *(given[name] for name in ordered))
+        by_name = dict(zip(ordered, same, strict=True))
+        return log_prob(x, *(by_name[name] for name in names), scale="std", event_dim=n)
+
+    return rows
 
 
-def _laplace_rows(d: distributions.Laplace, value: Any, n: int) -> Tensor:
-    if d._validate_args:
-        d._validate_sample(value)
-    loc, scale = number(d.loc), number(d.scale)
-    x, loc, scale = same_event(n, numbers(value, loc), loc, scale)
-    return F.laplace_log_prob(x, loc, scale, scale="std", event_dim=n)
+normal_rows = _of_location_and_scale(F.gaussian_log_prob, "loc", "scale")
+_laplace_rows = _of_location_and_scale(F.laplace_log_prob, "loc", "scale")
+_log_normal_rows = _of_location_and_scale(F.log_normal_log_prob, "loc", "scale")
+_student_t_rows = _of_location_and_scale(F.student_t_log_prob, "df", "loc", "scale")
 
 
 def _bernoulli_rows(d: distributions.Bernoulli, value: Any, n: int) -> Tensor:
@@ -39,22 +44,6 @@ def _bernoulli_rows(d: distributions.Bernoulli, value: Any, n: int) -> Tensor:
         return F.bernoulli_log_prob(x, given, event_dim=n)
     # torch's own probs_to_logits clamps so, by the precision of the probabilities
     return F.bernoulli_log_prob(x, probs=given, clip="clamp", eps=torch.finfo(given.dtype).eps, event_dim=n)
-
-
-def _student_t_rows(d: distributions.StudentT, value: Any, n: int) -> Tensor:
-    if d._validate_args:
-        d._validate_sample(value)
-    df, loc, scale = number(d.df), number(d.loc), number(d.scale)
-    x, loc, df, scale = same_event(n, numbers(value, loc), loc, df, scale)
-    return F.student_t_log_prob(x, df, loc, scale, scale="std", event_dim=n)
-
-
-def _log_normal_rows(d: distributions.LogNormal, value: Any, n: int) -> Tensor:
-    if d._validate_args:
-        d._validate_sample(value)
-    loc, scale = number(d.loc), number(d.scale)
-    x, loc, scale = same_event(n, numbers(value, loc), loc, scale)
-    return F.log_normal_log_prob(x, loc, scale, scale="std", event_dim=n)
 
 
 def _continuous_bernoulli_rows(d: distributions.ContinuousBernoulli, value: Any, n: int) -> Tensor:
