@@ -66,33 +66,26 @@ inline int find_nonzero(const T* v, int n, int* place) {
   return found;
 }
 
-/// The same for counts: all of them as if they were 0, then those that are not, packed together.
+/// A term of counts where they are 0, and where they are not.
+template <class F>
+struct AtZero : F {
+  template <typename... Args>
+  VF_INLINE static void eval(Args&&... args) {
+    F::zero(static_cast<Args&&>(args)...);
+  }
+};
+template <class F>
+struct AtCount : F {
+  template <typename... Args>
+  VF_INLINE static void eval(Args&&... args) {
+    F::positive(static_cast<Args&&>(args)...);
+  }
+};
+
+/// map_tile for counts: all of them as if they were 0, then those that are not, packed together.
 template <class F, typename T, bool with_grad>
 void map_counts(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
-  constexpr int inputs = F::kInputs;
-  const T* __restrict a1 = tiles.in[1];
-  const T* __restrict a2 = tiles.in[2];
-  const T* __restrict a3 = tiles.in[3];
-  T* __restrict g1 = tiles.grad[1];
-  T* __restrict g2 = tiles.grad[2];
-  T* __restrict g3 = tiles.grad[3];
-  T* __restrict value = tiles.value;
-  const math::TermParams<T> p = params;
-  VF_SIMD
-  for (int i = 0; i < n; ++i) {
-    T x[kMaxTermInputs], d[kMaxTermInputs], v;
-    x[1] = a1[i];
-    if constexpr (inputs > 2) x[2] = a2[i];
-    if constexpr (inputs > 3) x[3] = a3[i];
-    F::zero(x, p, v, d);
-    value[i] = v;
-    if constexpr (with_grad) {
-      const T g = upstream[i];
-      g1[i] = g * d[1];
-      if constexpr (inputs > 2) g2[i] = g * d[2];
-      if constexpr (inputs > 3) g3[i] = g * d[3];
-    }
-  }
+  map_tile<AtZero<F>, T, 1, with_grad>(tiles, upstream, n, params);
 
   int place[kTile + kSpill];
   const int found = find_nonzero(tiles.in[0], n, place);
@@ -101,33 +94,25 @@ void map_counts(const TermTiles<T>& tiles, const T* __restrict upstream, int n, 
   constexpr int lanes = 64 / static_cast<int>(sizeof(T));
   const int whole = (found + lanes - 1) / lanes * lanes;
   for (int j = found; j < whole; ++j) place[j] = place[found - 1];
-  alignas(64) T in[inputs][kTile + kSpill], d[inputs][kTile + kSpill], values[kTile + kSpill];
-  for (int k = 0; k < inputs; ++k) {
-    const T* from = tiles.in[k];
-    for (int j = 0; j < whole; ++j) in[k][j] = from[place[j]];
+
+  alignas(64) T in[F::kInputs][kTile], grad[F::kInputs][kTile], value[kTile], g[kTile];
+  const auto pack = [&](const T* from, T* to) {
+    for (int j = 0; j < whole; ++j) to[j] = from[place[j]];
+  };
+  const auto unpack = [&](const T* from, T* to) {
+    for (int j = 0; j < found; ++j) to[place[j]] = from[j];
+  };
+  TermTiles<T> packed = {};
+  packed.value = value;
+  for (int k = 0; k < F::kInputs; ++k) {
+    pack(tiles.in[k], in[k]);
+    packed.in[k] = in[k];
+    packed.grad[k] = grad[k];
   }
-  VF_SIMD
-  for (int j = 0; j < whole; ++j) {
-    T x[kMaxTermInputs], dx[kMaxTermInputs], v;
-    x[0] = in[0][j];
-    x[1] = in[1][j];
-    if constexpr (inputs > 2) x[2] = in[2][j];
-    if constexpr (inputs > 3) x[3] = in[3][j];
-    F::positive(x, p, v, dx);
-    values[j] = v;
-    if constexpr (with_grad) {
-      d[1][j] = dx[1];
-      if constexpr (inputs > 2) d[2][j] = dx[2];
-      if constexpr (inputs > 3) d[3][j] = dx[3];
-    }
-  }
-  for (int j = 0; j < found; ++j) value[place[j]] = values[j];
-  if constexpr (with_grad) {
-    for (int k = 1; k < inputs; ++k) {
-      T* to = tiles.grad[k];
-      for (int j = 0; j < found; ++j) to[place[j]] = upstream[place[j]] * d[k][j];
-    }
-  }
+  if constexpr (with_grad) pack(upstream, g);
+  map_tile<AtCount<F>, T, 1, with_grad>(packed, g, whole, params);
+  unpack(value, tiles.value);
+  for (int k = 1; with_grad && k < F::kInputs; ++k) unpack(grad[k], tiles.grad[k]);
 }
 
 /// The loops of one term.
