@@ -11,10 +11,11 @@ import pytest
 import torch
 from training_runs import images, run, small, untimed
 
+from vae_fast import _archive as archive
 from vae_fast import training
 from vae_fast.errors import DivergedError, FileError
 from vae_fast.files import atomic_write
-from vae_fast.training import archive, checkpoint
+from vae_fast.training import checkpoint
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from vae_fast import _archive as archive
 from vae_fast.errors import FileError
 from vae_fast.files import atomic_write
-from vae_fast.training import archive, checkpoint
+from vae_fast.training import checkpoint
 
 CONFIG = {"lr": 1e-3, "n": 6, "batch_size": 2}
 

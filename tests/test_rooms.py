@@ -16,7 +16,7 @@ from vae_fast import _moved
 ROOT = Path(__file__).parents[1]
 #: Modules of the package's top that share a room; every other module or package there is one of its own.
 SHARED = {
-    "base": ("errors", "files", "_as_command", "_moved", "_optional"),
+    "base": ("errors", "files", "_archive", "_world", "_as_command", "_moved", "_optional"),
     "backend": ("_backend", "_built_for", "_dtensor", "_library", "_processor"),
     "reference": ("reference", "terms", "likelihoods"),
     "cli": ("cli", "__main__"),

@@ -1,6 +1,6 @@
 """Checkpoints: tensors and plain containers only, written whole or not at all, refused with a reason.
 
-The file is torch.save's archive with a SHA-256 of all of it (:mod:`vae_fast.training.archive` says why not another format), and
+The file is torch.save's archive with a SHA-256 of all of it (:mod:`vae_fast._archive` says why not another format), and
 everything in it is compared with what a run writes, and with the run that takes it up, before any of it is used. Files of format
 version 1, of earlier releases, have no digest: they are read if each part's checksum and name hold, and become version 2 when they
 are next written.
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vae_fast._archive import read_archive, write_archive
 from vae_fast.errors import FileError
 from vae_fast.files import atomic_write, hidden_name
-from vae_fast.training.archive import read_archive, write_archive
 from vae_fast.training.checkpoint_content import broken, check_content, compare_weights, fitting_optimizer
 
 FORMAT = "vae_fast.checkpoint"

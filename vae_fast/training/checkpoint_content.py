@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vae_fast._archive import fault_in
 from vae_fast.errors import FileError
-from vae_fast.training.archive import fault_in
 
 _FIELDS: dict[str, type] = {
     "model": dict,

@@ -14,10 +14,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,10 +25,11 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from vae_fast._world import TIMEOUT as TIMEOUT
+from vae_fast._world import World as World
+from vae_fast._world import current
 from vae_fast.errors import RunError
 
-T = TypeVar("T")
-TIMEOUT = 600.0
 #: Seconds that a process waits before it leaves its group, see :func:`leave`.
 SETTLE = 0.5
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -88,131 +88,6 @@ def local_device(name: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" and launched() else name
 
 
-@dataclass(frozen=True)
-class World:
-    """The processes of a run.
-
-    Attributes:
-        rank: this process's number.
-        size: how many there are.
-        joined: whether there is a process group; without one this is the only process.
-        control: the group, with gloo in it, that plain values go over; None is the default group.
-
-    Example:
-        >>> world = World()
-        >>> world.main, world.sum(torch.ones(2)), world.share(torch.arange(3))
-        (True, tensor([1., 1.]), (tensor([0, 1, 2]), 3))
-    """
-
-    rank: int = 0
-    size: int = 1
-    joined: bool = False
-    control: Any = None
-
-    @property
-    def main(self) -> bool:
-        """Whether this is the process that writes and prints."""
-        return self.rank == 0
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes; ``tensor`` itself is left as it is."""
-        if self.joined:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process. No accelerator is waited for."""
-        if not self.joined:
-            return flag
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
-        return bool(flags)
-
-    def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, in every process."""
-        if not self.joined:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
-        return values
-
-    def on_main(self, act: Callable[[], T]) -> T:
-        """What ``act`` gives in the main process, in every process.
-
-        Raises:
-            Exception: what ``act`` raised, in the main process; RunError with its words in the others.
-        """
-        if not self.joined:
-            return act()
-        box: list[Any] = [None, None]
-        failure = None
-        if self.main:
-            try:
-                box[0] = act()
-            except Exception as error:
-                failure, box[1] = error, _words(error)
-        dist.broadcast_object_list(box, src=0, group=self.control)
-        if failure is not None:
-            raise failure
-        if box[1] is not None:
-            raise RunError(f"rank 0: {box[1]}")
-        return box[0]  # type: ignore[no-any-return]
-
-    def together(self, act: Callable[[], T]) -> T:
-        """``act()``, in every process; if it fails in one, every process fails.
-
-        Raises:
-            Exception: what ``act`` raised here, else RunError naming the rank it failed in and why.
-        """
-        if not self.joined:
-            return act()
-        failure, result = None, None
-        try:
-            result = act()
-        except Exception as error:
-            failure = error
-        failed = [(rank, words) for rank, words in enumerate(self.gather(None if failure is None else _words(failure))) if words]
-        if failure is not None:
-            raise failure
-        if failed:
-            raise RunError(f"rank {failed[0][0]}: {failed[0][1]}")
-        return result  # type: ignore[return-value]
-
-    def same(self, values: Mapping[str, object]) -> None:
-        """Compare plain values between the processes.
-
-        Raises:
-            RunError: in every process, if one has another value.
-        """
-        everyone = self.gather(dict(values))
-        for rank, theirs in enumerate(everyone):
-            for name, value in everyone[0].items():
-                if theirs[name] != value:
-                    raise RunError(
-                        f"the processes do not fit each other: {name} is {value!r} on rank 0 and {theirs[name]!r} on rank {rank}"
-                    )
-
-    def share(self, rows: Tensor) -> tuple[Tensor, int]:
-        """This process's part of a batch, and how many rows of it count.
-
-        The parts differ by one row at most. A process that is left without one is given the first row of the batch, to
-        count for nothing: it has to take part in what the others exchange.
-        """
-        part = rows.tensor_split(self.size)[self.rank] if self.size > 1 else rows
-        return (part, len(part)) if len(part) else (rows[:1], 0)
-
-    def reseed(self) -> None:
-        """Noise of its own for every process, decided by the main process's random number generator. One process: nothing."""
-        if self.size > 1:
-            drawn = self.on_main(lambda: int(torch.empty((), dtype=torch.int64).random_()))
-            torch.manual_seed((drawn + self.rank * 0x9E3779B97F4A7C15) % 2**63)
-
-
-def _words(error: Exception) -> str:
-    return f"{error}" if isinstance(error, ValueError | RuntimeError | OSError) else f"{type(error).__name__}: {error}"
-
-
 @contextlib.contextmanager
 def join(device: torch.device, *, timeout: float = TIMEOUT, mode: str = "auto") -> Iterator[World]:
     """The world this process belongs to.
@@ -244,7 +119,7 @@ def join(device: torch.device, *, timeout: float = TIMEOUT, mode: str = "auto") 
         if not there:
             _init(device, timedelta(seconds=timeout))
         try:
-            yield World(dist.get_rank(), dist.get_world_size(), True, _control_group(timeout))
+            yield current(timeout)
         finally:
             if not there:
                 leave()
@@ -273,12 +148,6 @@ def _init(device: torch.device, timeout: timedelta) -> None:
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     store = PrefixStore(f"vae_fast/attempt_{restarts()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-
-
-def _control_group(timeout: float) -> Any:
-    """None, for the default group, if plain values can go over it."""
-    speaks = "gloo" in str(dist.get_backend_config()).lower()
-    return None if speaks else dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
 
 @contextlib.contextmanager
