@@ -146,10 +146,12 @@ def test_held_out_rows_are_the_others(npy):
     read = functools.partial(_points.read, str(npy), torch.float32, data_dir=None, n=None)
     points = read(holdout=0.25, seed=3)
     assert (len(points.train), len(points.test)) == (225, 75)
-    everything = torch.cat((points.train, points.test))
+    train, test = (_points.some(part, torch.float32) for part in (points.train, points.test))
+    everything = torch.cat((train, test))
     assert torch.equal(everything[everything[:, 0].argsort()], x[x[:, 0].argsort()])
-    assert not torch.equal(points.test, read(holdout=0.25, seed=4).test)
-    assert torch.equal(read(holdout=0.0, seed=3).train, x)
+    assert not torch.equal(test, _points.some(read(holdout=0.25, seed=4).test, torch.float32))
+    whole = read(holdout=0.0, seed=3).train
+    assert isinstance(whole, np.memmap) and torch.equal(_points.some(whole, torch.float32), x)
 
 
 def test_test_points_of_a_toy_are_others():

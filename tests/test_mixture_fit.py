@@ -232,16 +232,21 @@ def test_a_memory_map_is_read_in_slices_and_started_from_a_sample(tmp_path, monk
 @pytest.mark.parametrize("init", ["kmeans", "k-means++", "random", "random_from_data"])
 def test_the_start_forms_nothing_of_size_n_times_k(monkeypatch, init):
     monkeypatch.setattr(_mixture_start, "_AT_ONCE", 120)
-    shapes = []
-    real = _em.F.mixture_statistics
+    given, formed = [], []
+    real, nearest = _em.F.mixture_statistics, _mixture_start.nearest
 
     def seen(x, *a, responsibilities=None, **k):
-        shapes.append(responsibilities.shape)
+        given.append(None if responsibilities is None else responsibilities.shape)
         return real(x, *a, responsibilities=responsibilities, **k)
 
     monkeypatch.setattr(_em.F, "mixture_statistics", seen)
+    monkeypatch.setattr(_em.F, "mixture_responsibilities", lambda *a, **k: formed.append(a))
+    monkeypatch.setattr(_mixture_start, "nearest", lambda *a: formed.append(a) or nearest(*a))
     start = MixtureOfGaussians(3, init_params=init, random_state=0, max_iter=0).fit(blobs())
-    assert shapes == [(40, 3)] * 7 + [(20, 3)]
+    if init == "random":
+        assert given == [(40, 3)] * 7 + [(20, 3)]
+    else:  # the kernels assign, and nothing of size N x K is formed
+        assert given and not formed and set(given) == {None}
     monkeypatch.setattr(_mixture_start, "_AT_ONCE", 2**22)
     np.testing.assert_allclose(start.means_, MixtureOfGaussians(3, init_params=init, random_state=0, max_iter=0).fit(blobs()).means_)
 

@@ -142,7 +142,7 @@ def test_a_new_covariance_type_is_not_taken_for_another(monkeypatch):
     monkeypatch.setattr(mixture_functions, "_FACTORS", low_rank)
     monkeypatch.setattr(mixture_functions, "COVARIANCE_TYPES", tuple(low_rank))
     parameters = _em.Parameters(torch.zeros(3), torch.zeros(3, 2), torch.zeros(3, 2))
-    sums = _em.Sums(3, torch.zeros(()), torch.ones(3), torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(0, 2))
+    sums = _em.Sums(3, torch.zeros(()), torch.ones(3), torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(0, 2), torch.zeros(0))
     for call in (
         lambda: reference.mixture_log_joint(X[:, :2], *parameters, "low_rank"),
         lambda: _em.maximise(parameters, sums, 0.0, "low_rank", "here"),

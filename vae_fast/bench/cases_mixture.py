@@ -153,7 +153,7 @@ def em(n: int, k: int, d: int) -> Case:
 
     def ours(x: Tensor, *parameters: Tensor) -> _em.Parameters:
         start = _em.Parameters(*parameters)
-        return _em.maximise(start, _em.expectation([x], start, "diag"), 1e-6, "diag", "the iteration")
+        return _em.maximise(start, _em.expectation(lambda: [x], start, "diag"), 1e-6, "diag", "the iteration")
 
     forward = 8 * n * k * d  # the distances, and two sums
     size = 4 * (n * d + 2 * (2 * k * d + k))

@@ -14,6 +14,7 @@ from typing import Any
 
 from vae_fast.errors import FileError
 from vae_fast.files import is_leftover_of
+from vae_fast.training import distributed
 
 #: The mark of a run's directory; it names the files that are the run's, and the run that writes there holds a lock on it.
 MARKER = ".vae_fast-run"
@@ -25,13 +26,19 @@ FILES = {
         *("loss.png", "reconstructions.png", "samples.png", "latent.png"),
     ),
     "mog": (
-        *("mixture.npz", "config.json", "metrics.csv", "results.json"),
+        *("mixture.npz", "fit.pt", "config.json", "metrics.csv", "results.json"),
         *("log_likelihood.png", "density.png", "means.png", "samples.png"),
     ),
 }
 RESULTS = ("checkpoint.pt", "mixture.npz")
 _NAMES = frozenset(name for names in FILES.values() for name in names)
 _MOST_BYTES = 2**20  # of a marker or a config.json
+
+
+def begun(out: Path, *files: str) -> bool:
+    """Whether an earlier attempt of this very job has come to one of these checkpoints in ``out``: a run of before is not taken up."""
+    config = _json(out / "config.json")
+    return bool(config) and config.get("job") == distributed.job() and any((out / name).is_file() for name in files)
 
 
 @contextlib.contextmanager

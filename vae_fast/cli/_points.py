@@ -11,12 +11,18 @@ import torch
 from torch import Tensor
 
 from vae_fast import data
+from vae_fast._world import World
 from vae_fast.data.toys import TOYS, toy
 from vae_fast.errors import FileError, RunError
+from vae_fast.models._mixture_data import Chosen
 
 IMAGES = ("digits", "mnist", "frey")
 TOY_POINTS = 10_000
+_AT_ONCE = 2**22  # numbers of a file that are looked at together
 _TEST_SEED = 20061001  # of a toy's test points, so far from any seed of training points that the two are never the same
+
+
+Rows = Tensor | np.ndarray[Any, Any] | Chosen
 
 
 @dataclass(frozen=True)
@@ -25,20 +31,29 @@ class Points:
 
     Attributes:
         name: for titles and lines.
-        train: ``(n, d)``, floating and finite.
-        test: ``(m, d)``, or None.
+        train: ``(n, d)``, finite: a tensor, or of a file the rows as they are there, mapped.
+        test: ``(m, d)``, like ``train``, or None.
         image_shape: ``(height, width)`` if each point is an image with values in [0, 1].
         toy: the name of the toy they are, or the empty string.
     """
 
     name: str
-    train: Tensor
-    test: Tensor | None
+    train: Rows
+    test: Rows | None
     image_shape: tuple[int, int] | None = None
     toy: str = ""
 
 
-def read(source: str, dtype: torch.dtype, *, data_dir: Path | None, n: int | None, holdout: float, seed: int) -> Points:
+def read(
+    source: str,
+    dtype: torch.dtype,
+    *,
+    data_dir: Path | None,
+    n: int | None,
+    holdout: float,
+    seed: int,
+    world: World | None = None,
+) -> Points:
     """The points that ``source`` names.
 
     Args:
@@ -48,6 +63,7 @@ def read(source: str, dtype: torch.dtype, *, data_dir: Path | None, n: int | Non
         n: number of a toy's training points, and of its test points; None is :data:`TOY_POINTS`.
         holdout: share of a file's rows that are kept for the test.
         seed: of a toy's points and of the rows that are held out.
+        world: the processes that look through a file together, each at its part.
 
     Raises:
         FileError, RunError: naming the file or the name and why it cannot be used.
@@ -66,11 +82,23 @@ def read(source: str, dtype: torch.dtype, *, data_dir: Path | None, n: int | Non
     path = Path(source)
     if not path.exists() and not path.suffix and path.name == source:
         raise RunError(f"--data {source}: neither a file nor one of {', '.join((*IMAGES, *TOYS))}")
-    x = torch.from_numpy(_finite(path, read_npy(path), dtype))
+    x = read_npy(path)
+    _check_finite(path, x, dtype, world or World())
     held = round(holdout * len(x))
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)) if held else torch.arange(len(x))
-    train, test = x[order[held:].sort().values], x[order[:held].sort().values]
-    return Points(path.name, train, test if held else None)
+    if not held:
+        return Points(path.name, x, None)
+    is_test = torch.zeros(len(x), dtype=torch.bool)
+    is_test[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:held]] = True
+    parts = [Chosen(x, mask.nonzero().flatten().numpy()) for mask in (~is_test, is_test)]
+    return Points(path.name, parts[0], parts[1])
+
+
+def some(rows: Rows, dtype: torch.dtype, most: int = 100_000) -> Tensor:
+    """At most ``most`` rows, evenly spread, as a tensor: for a picture."""
+    if isinstance(rows, Tensor):
+        return rows
+    step = 1 + (len(rows) - 1) // most
+    return torch.from_numpy(np.array(rows[::step], dtype=np.float32 if dtype == torch.float32 else np.float64))
 
 
 def _pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,13 +128,28 @@ def read_npy(path: Path) -> np.ndarray[Any, Any]:
     return x.reshape(len(x), -1)
 
 
-def _finite(path: Path, x: np.ndarray[Any, Any], dtype: torch.dtype) -> np.ndarray[Any, Any]:
-    with np.errstate(over="ignore"):
-        out = np.array(x, dtype=np.float32 if dtype == torch.float32 else np.float64, order="C")
-    bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
-    if not len(bad):
-        return out
-    row = bad[0]
-    if np.isfinite(x[row]).all():
-        raise FileError(f"{path}: row {row} is too large for float32; give --dtype float64")
-    raise FileError(f"{path}: {len(bad):,} of {len(x):,} rows hold NaN or infinity, the first is row {row}")
+def _check_finite(path: Path, x: np.ndarray[Any, Any], dtype: torch.dtype, world: World) -> None:
+    """Refuse NaN, infinity and what is out of the range of ``dtype``; the file is read in pieces and once."""
+    if x.dtype.kind in "iu":
+        return
+
+    def look() -> tuple[int, int | None, bool]:
+        """How many rows of this process's part are bad, the first of them, and whether that is too large only."""
+        bad, first, large = 0, None, False
+        most = np.finfo(np.float32 if dtype == torch.float32 else np.float64).max
+        step = max(1, _AT_ONCE // x.shape[1])
+        pieces = -(-len(x) // step)
+        for i in range(pieces * world.rank // world.size, pieces * (world.rank + 1) // world.size):
+            piece = np.asarray(x[i * step : (i + 1) * step])
+            good = (np.abs(piece) <= most).all(axis=1)
+            if not good.all():
+                bad += int((~good).sum())
+                row = int((~good).argmax())
+                first, large = (i * step + row, bool(np.isfinite(piece[row]).all())) if first is None else (first, large)
+        return bad, first, large
+
+    found = [part for part in world.gather(world.together(look)) if part[1] is not None]
+    if found and found[0][2]:
+        raise FileError(f"{path}: row {found[0][1]} is too large for float32; give --dtype float64")
+    if found:
+        raise FileError(f"{path}: {sum(p[0] for p in found):,} of {len(x):,} rows hold NaN or infinity, the first is row {found[0][1]}")

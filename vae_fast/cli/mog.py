@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
-import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vae_fast import __version__, build_info, models, plots, training
 from vae_fast.cli import _points
-from vae_fast.cli._common import MOST_SEED, machine_options, named_path, number, usable_device, write_csv
-from vae_fast.cli._directory import FILES, run_directory
+from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_options, named_path, number, usable_device, write_csv
+from vae_fast.cli._directory import FILES, begun, run_directory
 from vae_fast.data import toys
-from vae_fast.errors import RunError, VaeFastError
+from vae_fast.errors import FileError, RunError, VaeFastError
 from vae_fast.files import atomic_write, write_json
 from vae_fast.functional.mixture import COVARIANCE_TYPES
 from vae_fast.models._em import DEAD_COUNT
+from vae_fast.training import distributed
+from vae_fast.training.distributed import World
 
 _WRITTEN = FILES["mog"]
 _PICTURES = _WRITTEN[-4:]
+_CHECKPOINT = "fit.pt"
 _COLUMNS = ("start", "iteration", "log_likelihood", "seconds")
 _MOST_IMAGES = 100
 #: Options that say where and how to run, not what the result is.
-_NOT_SETTINGS = ("run", "interrupted", "data_dir", "out", "overwrite", "threads", "no_pictures")
+_NOT_SETTINGS = (
+    *("run", "interrupted", "data_dir", "out", "overwrite", "threads", "no_pictures"),
+    *("resume", "save_every", "timeout"),
+)
 
 
 def add_command(commands: Any) -> None:
@@ -42,7 +48,9 @@ def add_command(commands: Any) -> None:
         "covariance_type; numpy.load reads it), config.json, metrics.csv (one row per iteration), results.json, log_likelihood.png; "
         "density.png for points of one or two dimensions; means.png (the heaviest first) and samples.png for images. Log-likelihoods "
         "are means in nats per point; images are read in [0, 1]. A component is dead when it is responsible for less than a tenth of a "
-        "training point. Exit code: 0, 2 for an error (one line on stderr), 130 when interrupted. "
+        "training point. FILE.npy is mapped, not loaded. Started by torchrun, the processes fit one mixture, each to its part of the rows: "
+        "torchrun --nproc-per-node 2 -m vae_fast mog --data FILE.npy -k 4096. While a fit is under way, DIR holds fit.pt, from which "
+        "--resume goes on. Exit code: 0, 2 for an error (one line on stderr), 130 when interrupted. "
         "Example: vae-fast mog --data galaxy -k 50 --out runs/galaxy",
     )
     mog.set_defaults(run=_mog, interrupted="the iterations there were are in metrics.csv")
@@ -51,6 +59,10 @@ def add_command(commands: Any) -> None:
     add = mog.add_argument
     add("--out", metavar="DIR", type=named_path, help="where to write (default: runs/mog-NAME, NAME from --data)")
     add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--resume", action="store_true", help="go on with the fit in --out that was cut short, with the same options (--max-iter may grow)")
+    add("--save-every", metavar="N", type=number(int, 1), default=10, help="iterations between two checkpoints (default: 10)")
+    text = "seconds after which a process that does not answer is lost, under torchrun (default: 600)"
+    add("--timeout", metavar="S", type=number(float, 0.0, MOST_SECONDS, open_below=True), default=distributed.TIMEOUT, help=text)
     machine_options(mog)
 
 
@@ -102,24 +114,58 @@ def _mog(args: argparse.Namespace) -> int:
         raise RunError("--reseed-dead: goes with --method em only")
     if args.holdout >= 1.0:
         raise RunError(f"--holdout {args.holdout:g}: expected a share below 1")
+    if args.resume and args.overwrite:
+        raise RunError("--resume: goes without --overwrite")
+    args.device = distributed.local_device(args.device)
+    with contextlib.ExitStack() as held:
+        with distributed.join(torch.device("cuda" if args.device.startswith("cuda") else "cpu"), timeout=args.timeout) as world:
+            finish = _run(args, world, held)
+        # The others are not waited for, and do not wait: what is left is the main process's.
+        if world.main:
+            finish()
+    return 0
+
+
+def _device(args: argparse.Namespace) -> torch.device:
     device = usable_device(args.device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if not args.no_pictures:
         plots.require()
-    dtype = torch.float64 if args.dtype == "float64" else torch.float32
-    points = _points.read(args.data, dtype, data_dir=args.data_dir, n=args.points, holdout=args.holdout, seed=args.seed)
+    return device
+
+
+def _points_of(args: argparse.Namespace, dtype: torch.dtype, world: World) -> _points.Points:
+    points = _points.read(args.data, dtype, data_dir=args.data_dir, n=args.points, holdout=args.holdout, seed=args.seed, world=world)
     if args.components > len(points.train):
         raise RunError(f"-k {args.components}: {points.name} has only {len(points.train):,} training points")
+    if world.size > len(points.train):
+        raise RunError(f"{points.name} has {len(points.train):,} training points: expected one for each of {world.size} processes")
+    return points
+
+
+def _run(args: argparse.Namespace, world: World, held: contextlib.ExitStack) -> Callable[[], None]:
+    """Fit; returns what the main process does at the end. ``held``: what it holds until then, the run's directory."""
+    device = world.together(lambda: _device(args))
+    dtype = torch.float64 if args.dtype == "float64" else torch.float32
+    world.same({name: value for name, value in vars(args).items() if name not in ("run", "device")})
+    if args.data in _points.IMAGES:
+        world.on_main(lambda: _points_of(args, dtype, World()) and None)  # first, and alone: it may have to download them
+    points = _points_of(args, dtype, world)
     out: Path = args.out or Path("runs") / f"mog-{Path(points.name).stem}"
-    with run_directory(out, "mog", overwrite=args.overwrite):
-        _run(args, points, dtype, device, out)
-    return 0
+    if distributed.restarts() and world.on_main(lambda: begun(out, _CHECKPOINT)):
+        args.resume, args.overwrite = True, False  # torchrun gives a restarted process the same command line
 
+    def open_directory() -> None:
+        if args.resume and not (out / _CHECKPOINT).is_file():
+            raise FileError(f"{out}: holds no fit that was cut short ({_CHECKPOINT}); leave out --resume")
+        held.enter_context(run_directory(out, "mog", keep=args.resume, overwrite=args.overwrite))
+        print(_description(args, points, device, world), flush=True)
+        write_json(out / "config.json", _config(args))
 
-def _run(args: argparse.Namespace, points: _points.Points, dtype: torch.dtype, device: torch.device, out: Path) -> None:
-    print(_description(args, points, device), flush=True)
-    write_json(out / "config.json", _config(args))
+    world.on_main(open_directory)
     model = models.MixtureOfGaussians(
         args.components,
         covariance_type=args.covariance,
@@ -135,31 +181,37 @@ def _run(args: argparse.Namespace, points: _points.Points, dtype: torch.dtype, d
         dtype=dtype,
         device=device,
     )
-    watch = _fit(model, points.train, out, args.max_iter * args.n_init)
-    _save_mixture(out / "mixture.npz", model, args.covariance)
-    results = _results(model, points, watch)
-    write_json(out / "results.json", results)
-    print(_summary(results), flush=True)
-    if not args.no_pictures:
-        _draw(out, model, points, watch, _title(args, points))
-    print(f"wrote {out}: {', '.join(name for name in _WRITTEN if (out / name).exists())}", flush=True)
+    watch = _fit(args, model, points.train, out, world)
+    results = _results(model, points, watch, world)
+
+    def finish() -> None:
+        _save_mixture(out / "mixture.npz", model, args.covariance)
+        write_json(out / "results.json", results)
+        (out / _CHECKPOINT).unlink(missing_ok=True)
+        print(_summary(results), flush=True)
+        if not args.no_pictures:
+            _draw(out, model, points, watch, _title(args, points))
+        print(f"wrote {out}: {', '.join(name for name in _WRITTEN if (out / name).exists())}", flush=True)
+
+    return finish
 
 
 class _Watch:
     """What is recorded and printed while the model is fitted."""
 
-    def __init__(self, bar: Any | None) -> None:
+    def __init__(self, bar: Any | None, points: int) -> None:
         self.rows: list[dict[str, float]] = []
-        self._bar, self._begin = bar, time.perf_counter()
+        self._bar, self._points = bar, points
 
     def __call__(self, model: models.MixtureOfGaussians, iteration: int, log_likelihood: float) -> None:
-        before = self.rows[-1] if self.rows else {"start": 0, "iteration": math.inf}
-        start = int(before["start"]) + (iteration <= before["iteration"])
-        seconds = time.perf_counter() - self._begin
-        self.rows.append(dict(zip(_COLUMNS, (start, iteration, float(log_likelihood), seconds), strict=True)))
+        rows = model.fit_history_
+        self.rows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows[len(self.rows) :]]
+        start = int(self.rows[-1]["start"])
         if self._bar is not None:
+            seconds = self.rows[-1]["seconds"] - (self.rows[-2]["seconds"] if len(self.rows) > 1 else 0.0)
             self._bar.set_description(f"log-likelihood {log_likelihood:.4f}", refresh=False)
-            self._bar.update()
+            self._bar.set_postfix_str(f"{self._points / max(seconds, 1e-9):,.0f} rows/s", refresh=False)
+            self._bar.update(len(self.rows) - self._bar.n)
         # 1 to 10, then every tenth, then every hundredth: the first iterations change most.
         if iteration % 10 ** int(math.log10(max(1, iteration))) == 0:
             begun = f"start {start}  " if start > 1 else ""
@@ -171,39 +223,41 @@ class _Watch:
         return [[row["log_likelihood"] for row in self.rows if row["start"] == i + 1] for i in range(count)]
 
 
-def _fit(model: models.MixtureOfGaussians, x: Tensor, out: Path, total: int) -> _Watch:
+def _fit(args: argparse.Namespace, model: models.MixtureOfGaussians, x: _points.Rows, out: Path, world: World) -> _Watch:
     """Fit; whatever happens, the iterations there were are in metrics.csv."""
-    with training.progress_bar(None, total, 0) as bar:
+    with training.progress_bar(None if world.main else False, args.max_iter * args.n_init, 0) as bar:
         if bar is not None:
             bar.unit, bar.unit_scale = " iterations", False
             bar.set_description("looking for a start")
-        watch = _Watch(bar)
+        watch = _Watch(bar, len(x))
         try:
             with warnings.catch_warnings():  # the summary says both
                 warnings.simplefilter("ignore", models.ConvergenceWarning)
                 warnings.simplefilter("ignore", models.DeadComponentWarning)
-                model.fit(x, callback=watch)
+                model.fit(x, callback=watch, checkpoint=out / _CHECKPOINT, save_every=args.save_every, resume=args.resume)
         except VaeFastError:
             raise
         except (ValueError, ArithmeticError) as error:
             raise RunError(f"the fit failed: {error}") from error
         finally:
-            write_csv(out / "metrics.csv", _COLUMNS, watch.rows)
+            if world.main:
+                write_csv(out / "metrics.csv", _COLUMNS, watch.rows)
     return watch
 
 
 def _config(args: argparse.Namespace) -> dict[str, Any]:
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
-    return settings | {"vae_fast": __version__, "torch": str(torch.__version__)}
+    settings |= {"vae_fast": __version__, "torch": str(torch.__version__)}
+    return settings if distributed.job() is None else settings | {"job": distributed.job()}
 
 
-def _description(args: argparse.Namespace, points: _points.Points, device: torch.device) -> str:
+def _description(args: argparse.Namespace, points: _points.Points, device: torch.device, world: World) -> str:
     n, d = points.train.shape
     tested = "no test points" if points.test is None else f"{len(points.test):,} test points"
     return (
         f"{points.name}: {n:,} training and {tested} of dimension {d}\n"
         f"mixture: K = {args.components}, {args.covariance} covariances, by {args.method}; "
-        f"device {device}, {args.dtype}, backend {build_info()['backend']}"
+        f"device {device}, {args.dtype}, backend {build_info()['backend']}" + (f"; {world.size} processes" if world.size > 1 else "")
     )
 
 
@@ -218,20 +272,24 @@ def _save_mixture(path: Path, model: models.MixtureOfGaussians, covariance_type:
         np.savez(file, covariance_type=np.array(covariance_type), **arrays)
 
 
-def _results(model: models.MixtureOfGaussians, points: _points.Points, watch: _Watch) -> dict[str, Any]:
-    train, test = points.train, points.test
-    results: dict[str, Any] = {"train_log_likelihood": model.score(train)}
+def _results(model: models.MixtureOfGaussians, points: _points.Points, watch: _Watch, world: World) -> dict[str, Any]:
+    """Each process goes over its part of the points."""
+    test = points.test
+    train_total, n = model.total_log_prob(points.train, world)
+    results: dict[str, Any] = {"train_log_likelihood": train_total / n}
     if test is not None:
-        results["test_log_likelihood"] = model.score(test)
+        total, count = model.total_log_prob(test, world)
+        results["test_log_likelihood"] = total / count
         if points.toy in toys.KNOWN:
-            results["true_test_log_likelihood"] = toys.toy_log_prob(points.toy, test).mean().item()
+            results["true_test_log_likelihood"] = toys.toy_log_prob(points.toy, _points.some(test, torch.float64)).mean().item()
+    free = model.free_parameters()
     return results | {
-        "bic": model.bic(train),
-        "aic": model.aic(train),
+        "bic": -2.0 * train_total + free * math.log(n),
+        "aic": -2.0 * train_total + 2.0 * free,
         "starts": len(watch.starts()),
         "iterations": model.n_iter_,
         "converged": model.converged_,
-        "dead_components": int((model.weights_ * len(train) < DEAD_COUNT).sum()),
+        "dead_components": int((model.weights_ * n < DEAD_COUNT).sum()),
         "seconds": watch.rows[-1]["seconds"] if watch.rows else 0.0,
     }
 
@@ -264,8 +322,9 @@ def _draw(out: Path, model: models.MixtureOfGaussians, points: _points.Points, w
         drawn, _ = model.sample(_MOST_IMAGES)
         plots.image_grid(samples_png, list(drawn.clamp(0.0, 1.0).split(10)), points.image_shape)
     elif d <= 2:
+        train = _points.some(points.train, torch.float64)
         matrices = plots.covariance_matrices(covariances, model.covariance_type, len(weights), d)
         if d == 1:
-            plots.density_1d(density_png, points.train, weights, means[:, 0], matrices[:, 0, 0], title)
+            plots.density_1d(density_png, train, weights, means[:, 0], matrices[:, 0, 0], title)
         else:
-            plots.density_2d(density_png, points.train, model.score_samples, weights, means, matrices, title)
+            plots.density_2d(density_png, train, model.score_samples, weights, means, matrices, title)

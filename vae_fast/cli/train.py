@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from vae_fast import __version__, build_info, data, plots, training
 from vae_fast.bench.machine import available_memory
 from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_options, named_path, number, usable_device, write_csv
-from vae_fast.cli._directory import FILES, run_directory
+from vae_fast.cli._directory import FILES, begun, run_directory
 from vae_fast.errors import FileError, RunError
 from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
@@ -178,7 +177,7 @@ def _fit(args: argparse.Namespace, world: distributed.World, held: contextlib.Ex
     if args.out is None:
         args.out = Path("runs") / (args.data.stem if args.data is not None else args.dataset or DEFAULTS["dataset"])
     out: Path = args.out
-    if distributed.restarts() and world.on_main(lambda: _begun(out)):
+    if distributed.restarts() and world.on_main(lambda: begun(out, "checkpoint.pt", "checkpoint.previous.pt")):
         args.resume, args.overwrite = True, False  # torchrun gives a restarted process the same command line
     settings = world.on_main(lambda: _settings(args, out))
     device = world.together(lambda: _device(args))
@@ -239,17 +238,6 @@ def _fit(args: argparse.Namespace, world: distributed.World, held: contextlib.Ex
         _finish(args, _whole(model, args), images, history, floor, settings)
 
     return finish
-
-
-def _begun(out: Path) -> bool:
-    """Whether an earlier attempt of this very job has come to a checkpoint in ``out``: a run that was there before is not taken up."""
-    file = out / "checkpoint.pt"
-    try:
-        config = json.loads((out / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    same = isinstance(config, dict) and config.get("job") == distributed.job()
-    return same and (file.is_file() or checkpoint.previous_of(file).is_file())
 
 
 def _device(args: argparse.Namespace) -> torch.device:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import functional as F
+from vae_fast._world import World
 from vae_fast.errors import SingularCovarianceError
 from vae_fast.functional.mixture import has_factors
 
@@ -27,9 +28,16 @@ class Parameters(NamedTuple):
     means: Tensor
     scale: Tensor
 
+    def on(self, device: torch.device) -> Parameters:
+        """The same on a device."""
+        return Parameters(*(t.to(device) for t in self))
+
 
 class Sums(NamedTuple):
-    """An E-step summed over samples, in float64: see :func:`vae_fast.mixture_statistics`; ``worst`` are the least likely samples."""
+    """An E-step summed over samples, in float64: see :func:`vae_fast.mixture_statistics`.
+
+    ``worst`` are the least likely samples, ``lowest`` their log-likelihoods.
+    """
 
     samples: int
     log_prob: Tensor
@@ -37,6 +45,7 @@ class Sums(NamedTuple):
     first: Tensor
     second: Tensor
     worst: Tensor
+    lowest: Tensor
 
 
 class Run(NamedTuple):
@@ -52,11 +61,18 @@ Report = Callable[[Parameters, int, float, float], None]  # parameters, iteratio
 
 
 @torch.no_grad()
-def expectation(blocks: Iterable[Tensor], parameters: Parameters, covariance_type: str, worst: int = 0) -> Sums:
-    """The E-step over all blocks, and the ``worst`` samples of lowest log-likelihood.
+def expectation(
+    blocks: Callable[[], Iterable[Tensor]], parameters: Parameters, covariance_type: str, worst: int = 0, world: World | None = None
+) -> Sums:
+    """The E-step over the blocks of all processes, and the ``worst`` samples of lowest log-likelihood: the same in every process.
 
     Every block is read once; memory is that of one block and of the parameters.
     """
+    world = world or World()
+    return _of_all(world.together(lambda: _of_one(blocks(), parameters, covariance_type, worst)), worst, world)
+
+
+def _of_one(blocks: Iterable[Tensor], parameters: Parameters, covariance_type: str, worst: int) -> Sums:
     means = parameters.means
     total: list[Tensor] = []
     lowest, rows = means.new_empty(0), means.new_empty((0, means.shape[1]))
@@ -68,10 +84,26 @@ def expectation(blocks: Iterable[Tensor], parameters: Parameters, covariance_typ
         samples += len(x)
         log_prob = log_prob + found.log_prob.double().sum()
         if worst:
-            lowest, rows = torch.cat([lowest, found.log_prob.to(means.dtype)]), torch.cat([rows, x.to(means.dtype)])
-            lowest, kept = lowest.topk(min(worst, len(lowest)), largest=False)
-            rows = rows[kept]
-    return Sums(samples, log_prob, total[0], total[1], total[2], rows)
+            least, places = found.log_prob.to(means.dtype).topk(min(worst, len(x)), largest=False)
+            lowest, kept = torch.cat([lowest, least]).topk(min(worst, len(lowest) + len(least)), largest=False)
+            rows = torch.cat([rows, x[places].to(means.dtype)])[kept]
+    counts, first, second = total
+    return Sums(samples, log_prob, counts, first, second, rows, lowest)
+
+
+def _of_all(sums: Sums, worst: int, world: World) -> Sums:
+    """The sums of all processes, added in the order of the ranks."""
+    if world.size == 1:
+        return sums
+    count = torch.tensor(float(sums.samples), dtype=torch.float64, device=sums.counts.device)
+    samples, log_prob, counts, first, second = world.add_up([count, sums.log_prob, sums.counts, sums.first, sums.second])
+    rows, lowest = sums.worst, sums.lowest
+    if worst:
+        parts = world.gather((sums.worst.cpu(), sums.lowest.cpu()))
+        rows, lowest = (torch.cat([part[i] for part in parts]).to(sums.worst) for i in (0, 1))
+        lowest, kept = lowest.topk(min(worst, len(lowest)), largest=False)
+        rows = rows[kept]
+    return Sums(int(samples), log_prob, counts, first, second, rows, lowest)
 
 
 def _add(total: list[Tensor], found: F.MixtureStatistics) -> list[Tensor]:
@@ -80,15 +112,22 @@ def _add(total: list[Tensor], found: F.MixtureStatistics) -> list[Tensor]:
 
 
 @torch.no_grad()
-def assigned(blocks: Iterable[tuple[Tensor, Tensor]], around: Parameters, covariance_type: str) -> Sums:
+def assigned(
+    blocks: Callable[[], Iterable[tuple[Tensor, Tensor]]], around: Parameters, covariance_type: str, world: World | None = None
+) -> Sums:
     """The sums for given responsibilities; blocks are pairs of samples and ``(rows, K)``."""
-    total: list[Tensor] = []
-    samples = 0
-    for x, responsibilities in blocks:
-        total = _add(total, F.mixture_statistics(x, *around, covariance_type=covariance_type, responsibilities=responsibilities))
-        samples += len(x)
-    nothing = around.means.new_zeros((), dtype=torch.float64)
-    return Sums(samples, nothing, total[0], total[1], total[2], around.means[:0])
+    world = world or World()
+
+    def own() -> Sums:
+        total, samples = list[Tensor](), 0
+        for x, responsibilities in blocks():
+            total = _add(total, F.mixture_statistics(x, *around, covariance_type=covariance_type, responsibilities=responsibilities))
+            samples += len(x)
+        nothing = around.means.new_zeros((), dtype=torch.float64)
+        counts, first, second = total
+        return Sums(samples, nothing, counts, first, second, around.means[:0], around.means[:0, 0])
+
+    return _of_all(world.together(own), 0, world)
 
 
 @torch.no_grad()
@@ -251,49 +290,6 @@ def blend(old: Parameters, new: Sums, gamma: float, reg_covar: float, covariance
         covariances = weights.reshape(-1, *[1] * (covariances.ndim - 1)) * covariances
     kept = (1.0 - gamma) * new.samples
     return new._replace(counts=kept * weights + gamma * new.counts, first=gamma * new.first, second=kept * covariances + gamma * new.second)
-
-
-def expectation_maximisation(
-    blocks: Callable[[], Iterable[Tensor]],
-    start: Parameters,
-    covariance_type: str,
-    *,
-    tol: float,
-    max_iter: int,
-    reg_covar: float,
-    reseed_dead: bool,
-    before: float,
-    report: Report,
-) -> Run:
-    """EM from ``start`` until the mean log-likelihood changes by less than ``tol`` (nats per sample) in one iteration.
-
-    Args:
-        blocks: called once per iteration: all samples, in blocks.
-        start: where to begin.
-        covariance_type: as in :func:`vae_fast.mixture_log_prob`.
-        tol, max_iter, reg_covar, reseed_dead: as in :class:`vae_fast.models.MixtureOfGaussians`.
-        before: the lower bound to compare the first one with; -inf for a fresh start.
-        report: called after each iteration.
-
-    Raises:
-        SingularCovarianceError: see :func:`maximise`.
-        ValueError: if the likelihood is out of range.
-    """
-    parameters, bounds, previous = start, list[float](), before
-    for iteration in range(1, max_iter + 1):
-        sums = expectation(blocks(), parameters, covariance_type, len(start.means) if reseed_dead else 0)
-        bound = finite_bound(sums, iteration)
-        parameters = maximise(parameters, sums, reg_covar, covariance_type, f"iteration {iteration}")
-        bounds.append(bound)
-        dead = sums.counts < DEAD_COUNT
-        reseeded = reseed_dead and bool(dead.any())
-        if reseeded:
-            parameters = reseed(parameters, dead, sums.worst, covariance_type)
-        report(parameters, iteration, bound, bound - previous)
-        if abs(bound - previous) < tol and not reseeded:
-            return Run(parameters, bounds, bound, True)
-        previous = bound
-    return Run(parameters, bounds, bounds[-1] if bounds else -math.inf, False)
 
 
 def finite_bound(sums: Sums, iteration: int) -> float:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vae_fast._world import World
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import kernels
 
+T = TypeVar("T")
 _MAPPED_ELEMENTS = 2**23  # elements read at once from a memory map when the caller does not say
+_LEAST_ELEMENTS = 2**12  # and at least, where the file is small
+_BLOCKS = 64  # of a file, where both allow: whole blocks are dealt out to processes
 _PLAIN_ELEMENTS = 2**22  # elements of the N x K x D intermediate of the plain-torch formulas
-_SAMPLE = 50_000  # samples kept for the start when the data are not in memory
+_SAMPLE = 50_000  # samples that a start is looked for in
+_SAMPLE_PER_COMPONENT = 32
 
 
 def block_rows(n_components: int, n_features: int) -> int | None:
@@ -22,18 +29,69 @@ def block_rows(n_components: int, n_features: int) -> int | None:
     return None if kernels() is not None else max(1, _PLAIN_ELEMENTS // (n_components * n_features))
 
 
+def sample_rows(n_components: int) -> int:
+    """How many samples a start is looked for in, where there are more."""
+    return max(_SAMPLE, _SAMPLE_PER_COMPONENT * n_components)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each read by a thread while the caller is busy with the one before."""
+    end = object()
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = reader.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+class Chosen:
+    """Some rows of a mapped file, as if they were a file of their own; nothing is read before it is asked for.
+
+    Args:
+        array: ``(n, d)``.
+        rows: the numbers of the rows, ascending.
+    """
+
+    ndim = 2
+
+    def __init__(self, array: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> None:
+        """See the class."""
+        self._array, self._rows = array, rows
+        self.shape, self.dtype = (len(rows), array.shape[1]), array.dtype
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def __getitem__(self, which: Any) -> np.ndarray[Any, Any]:
+        """The rows that a slice or an array of numbers chooses, in memory."""
+        out: np.ndarray[Any, Any] = np.asarray(self._array[self._rows[which]])
+        return out
+
+
+def digest_of(sample: Tensor) -> str:
+    """A SHA-256 of at most 1,024 samples, by which a fit that goes on knows its data again."""
+    some = sample[:: 1 + len(sample) // 1024].cpu().contiguous()
+    return hashlib.sha256(some.numpy().tobytes()).hexdigest()
+
+
 class Rows:
     """Samples of shape (N, D), checked, in one dtype on one device, read as often as needed.
 
+    In a group of processes each reads its share: of an array, a tensor or a file that is the same in all, whole blocks, which are those of
+    a single process as long as there are as many as processes; of batches, the ones it has.
+
     Args:
-        X: a NumPy array or what :func:`numpy.asarray` makes one of, a tensor, a ``np.memmap`` (read in slices, never whole), or batches: a
-            ``DataLoader`` or any iterable of (batch, D) arrays or tensors that starts anew with each loop; of a tuple, the first item.
+        X: a NumPy array or what :func:`numpy.asarray` makes one of, a tensor, a ``np.memmap`` or :class:`Chosen` rows of one (read in
+            slices, never whole), or batches: a ``DataLoader`` or any iterable of (batch, D) arrays or tensors that starts anew with each
+            loop; of a tuple, the first item.
         batch_size: samples in a block; None is all of them, or what suits a memory map.
         dtype: float32 or float64; None is that of the data, with float32 for halves, float64 for other NumPy arrays and torch's default
             for other tensors.
         device: where blocks are put; None is the device of a tensor, else ``fallback``.
         fallback: the device for data that has none.
         n_features: D, if it is known.
+        world: the processes that share the samples.
 
     Raises:
         TypeError, ValueError: naming what came and what was expected.
@@ -48,13 +106,14 @@ class Rows:
         device: torch.device | str | None = None,
         fallback: torch.device | None = None,
         n_features: int | None = None,
+        world: World | None = None,
     ) -> None:
         """See the class."""
-        self.batch_size = batch_size
-        self._whole: Tensor | np.ndarray[Any, Any] | None = None
+        self.batch_size, self.world = batch_size, world or World()
+        self._whole: Tensor | np.ndarray[Any, Any] | Chosen | None = None
         self._batches: Iterable[Any] | None = None
         first = X
-        if isinstance(X, np.memmap):
+        if isinstance(X, np.memmap | Chosen):
             self._whole = first = X
         elif isinstance(X, Tensor | np.ndarray) or hasattr(X, "__array__"):
             self._whole = first = X if isinstance(X, Tensor) else np.asarray(X)
@@ -89,10 +148,11 @@ class Rows:
         self.home = own or torch.device("cpu")
         self.device = torch.device(device) if device is not None else own or fallback or self.home
         self.dtype = dtype or _dtype_of(first)
-        if self._whole is not None and not isinstance(self._whole, np.memmap):
+        if self._whole is not None and not isinstance(self._whole, np.memmap | Chosen):
             # Whole arrays are put on the device at once, unless the caller asks for blocks.
             self._whole = self._block(self._whole, self.device if batch_size is None else self.home)
-        self._checked = False
+        if self._whole is not None and len(self._whole) < self.world.size:
+            raise ValueError(f"X has {len(self._whole)} samples: expected at least one for each of {self.world.size} processes")
 
     def _block(self, raw: Any, device: torch.device) -> Tensor:
         if not _is_array(raw):
@@ -102,53 +162,104 @@ class Rows:
         if isinstance(raw, np.ndarray):
             if raw.dtype.kind not in "fiub":
                 raise TypeError(f"X has dtype {raw.dtype}: expected real numbers")
-            kept = raw.dtype if raw.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+            kept = np.float64 if self.dtype == torch.float64 else np.float32
             copy = isinstance(raw, np.memmap) or not raw.flags.writeable or any(s < 0 for s in raw.strides) or not raw.dtype.isnative
-            raw = torch.from_numpy(np.array(raw, dtype=kept) if copy else np.ascontiguousarray(raw, dtype=kept))
+            with np.errstate(over="ignore"):  # infinity is refused by name
+                raw = torch.from_numpy(np.array(raw, dtype=kept) if copy else np.ascontiguousarray(raw, dtype=kept))
         elif raw.is_complex() or raw.layout != torch.strided:
             raise TypeError(f"X has dtype {raw.dtype} and layout {raw.layout}: expected a dense tensor of real numbers")
         out: Tensor = raw.detach().to(device=device, dtype=self.dtype)
         return out
 
+    def described(self) -> dict[str, Any]:
+        """What is known before anything is read."""
+        samples = None if self._whole is None else len(self._whole)
+        return {"samples": samples, "n_features": self.n_features, "computed_in": str(self.dtype)}
+
     def is_batched(self) -> bool:
         """Whether the data come as batches: by ``batch_size``, or by themselves."""
         return self.batch_size is not None or self._batches is not None
 
-    def blocks(self, at_most: int | None = None, order: torch.Generator | bool = False) -> Iterator[Tensor]:
-        """All samples, block by block.
+    def has_places(self) -> bool:
+        """Whether a sample has a place where it can be found again: in an array, a tensor or a file."""
+        return self._whole is not None
 
-        Args:
-            at_most: cut blocks to this many samples.
-            order: False for the order of the data; a generator (or True for torch's own) to shuffle: samples of an array, slices of a
-                memory map; batches come in an order of their own.
-        """
-        for block in self._read(order):
-            yield from block.split(at_most) if at_most is not None and len(block) > at_most else (block,)
+    def is_mapped(self) -> bool:
+        """Whether the data lie in a file."""
+        return isinstance(self._whole, np.memmap | Chosen)
 
-    def _read(self, order: torch.Generator | bool) -> Iterator[Tensor]:
-        generator = order if isinstance(order, torch.Generator) else None
-        if self._batches is not None:
-            for item in self._batches:
-                yield self._block(_features(item), self.device)
-            return
+    @property
+    def own(self) -> range:
+        """The numbers of the blocks of an array, a tensor or a file that this process reads."""
+        assert self._whole is not None
+        count, size = -(-len(self._whole) // self._step()), self.world.size
+        return range(count * self.world.rank // size, count * (self.world.rank + 1) // size)
+
+    def _step(self) -> int:
+        """Rows of a block. Those of a file do not depend on the number of processes while there is a block for each."""
         whole = self._whole
         assert whole is not None
-        if isinstance(whole, Tensor) and order is not False:
-            permutation = torch.randperm(len(whole), generator=generator).to(whole.device)
-            for rows in permutation.split(self.batch_size or max(1, len(whole))):
-                yield whole[rows].to(self.device)
+        if self.batch_size is not None:
+            step = self.batch_size
+        elif isinstance(whole, Tensor) and not self.world.joined:
+            return len(whole)
+        else:
+            fine = max(-(-len(whole) // _BLOCKS), _LEAST_ELEMENTS // self.n_features, 1)
+            step = min(max(1, _MAPPED_ELEMENTS // self.n_features), fine)
+        return step if -(-len(whole) // step) >= self.world.size else len(whole) // self.world.size
+
+    def blocks(self, at_most: int | None = None) -> Iterator[Tensor]:
+        """All samples of this process, block by block, cut to ``at_most`` samples."""
+        for _, block in self.numbered():
+            yield from block.split(at_most) if at_most is not None and len(block) > at_most else (block,)
+
+    def numbered(self) -> Iterator[tuple[int, Tensor]]:
+        """All samples of this process, in blocks with a number that is theirs for any number of processes (not so for batches)."""
+        if self._batches is not None:
+            for i, item in enumerate(self._batches):
+                yield i * self.world.size + self.world.rank, self._block(_features(item), self.device)
             return
-        step = self.batch_size or (len(whole) if isinstance(whole, Tensor) else max(1, _MAPPED_ELEMENTS // self.n_features))
-        starts = list(range(0, len(whole), max(1, step)))
-        if order is not False:
-            starts = [starts[i] for i in torch.randperm(len(starts), generator=generator).tolist()]
-        for start in starts:
-            block = whole[start : start + step]
-            yield block.to(self.device) if isinstance(block, Tensor) else self._block(block, self.device)
+        read = ((i, self._rows(i * self._step(), self._step())) for i in self.own)
+        yield from ahead(read) if self.is_mapped() else read
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Batches in an order that ``generator`` decides, of each the part that is this process's, which may be empty.
+
+        Of an array the samples are shuffled, of a file the slices; batches come in an order of their own.
+        """
+        whole = self._whole
+        if whole is None:
+            yield from (block for _, block in self.numbered())
+        elif isinstance(whole, Tensor):
+            permutation = torch.randperm(len(whole), generator=generator).to(whole.device)
+            for rows in permutation.split(self.batch_size or len(whole)):
+                yield whole[rows.tensor_split(self.world.size)[self.world.rank]].to(self.device)
+        else:
+            step = self._step()
+            starts = torch.randperm(-(-len(whole) // step), generator=generator).tolist()
+            yield from ahead(self._part(start * step, step) for start in starts)
+
+    def _part(self, start: int, length: int) -> Tensor:
+        assert self._whole is not None
+        length, rank, size = min(length, len(self._whole) - start), self.world.rank, self.world.size
+        return self._rows(start + length * rank // size, length * (rank + 1) // size - length * rank // size)
+
+    def _rows(self, start: int, length: int) -> Tensor:
+        assert self._whole is not None
+        block = self._whole[start : start + length]
+        return block.to(self.device) if isinstance(block, Tensor) else self._block(block, self.device)
+
+    def at(self, number: int, places: Tensor) -> Tensor:
+        """Rows of one block of an array, a tensor or a file, by their places in it."""
+        assert self._whole is not None
+        places = number * self._step() + places
+        if isinstance(self._whole, Tensor):
+            return self._whole[places.to(self._whole.device)].to(self.device)
+        return self._block(np.asarray(self._whole[places.numpy()]), self.device)
 
     def checked(self, at_most: int | None = None) -> Iterator[Tensor]:
         """:meth:`blocks`, refusing numbers that are not finite."""
-        seen = 0
+        seen = self.own.start * self._step() if self._whole is not None else 0
         for x in self.blocks(at_most):
             finite = x.isfinite()
             if not bool(finite.all()):
@@ -157,28 +268,57 @@ class Rows:
             seen += len(x)
             yield x
 
-    def survey(self, n_components: int, generator: torch.Generator | None) -> tuple[int, Tensor]:
-        """Check every number; count the samples; and return all of them, or a uniform choice of 50,000 if they are not in memory.
+    def survey(self, n_components: int, generator: torch.Generator) -> tuple[int, Tensor]:
+        """Check every number, count the samples, and return some for the start: all, or uniformly :func:`sample_rows` if there are more.
+
+        The choice among the rows of an array, a tensor or a file is the same for any number of processes.
 
         Raises:
             ValueError: for NaN or infinity, and for fewer samples than components.
         """
-        n, kept, keys = 0, None, torch.empty(0, dtype=torch.float64)
-        for x in self.checked():
-            n += len(x)
-            if isinstance(self._whole, Tensor):
-                continue
-            # The samples with the smallest of independent uniform keys are a uniform choice.
-            keys = torch.cat([keys, torch.rand(len(x), generator=generator, dtype=torch.float64)])
-            kept = x if kept is None else torch.cat([kept, x])
-            if len(keys) > _SAMPLE:
-                keys, chosen = keys.topk(_SAMPLE, largest=False)
-                kept = kept[chosen.to(kept.device)]
+        most = sample_rows(n_components)
+        known = None if self._whole is None else len(self._whole)
+        if known is not None and known < n_components:
+            raise ValueError(f"X has {known} samples: expected at least n_components={n_components}")
+        kept = self.world.together(lambda: self._batch_sample(most, generator) if known is None else self._choose(known, most, generator))
+        parts = self.world.gather((kept[0], kept[1].cpu(), kept[2].cpu()))
+        n, sample = sum(part[0] for part in parts), kept[1]
+        if self.world.size > 1:
+            sample = torch.cat([part[1] for part in parts])
+        if known is None and self.world.size > 1:
+            sample = sample[torch.cat([part[2] for part in parts]).topk(min(most, len(sample)), largest=False)[1]]
         if n < n_components:
             raise ValueError(f"X has {n} samples: expected at least n_components={n_components}")
-        sample = self._whole if isinstance(self._whole, Tensor) else kept
-        assert sample is not None
-        return n, sample
+        return n, sample.to(self.device)
+
+    def _choose(self, n: int, most: int, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
+        """The chosen rows among those of this process."""
+        chosen = None if n <= most else _distinct(n, most, generator)
+        if chosen is None and self.world.size == 1 and isinstance(self._whole, Tensor):
+            for _ in self.checked():
+                pass
+            return n, self._whole, torch.empty(0)
+        first, kept = self.own.start * self._step(), list[Tensor]()
+        for x in self.checked():
+            here = slice(None) if chosen is None else chosen[(chosen >= first) & (chosen < first + len(x))] - first
+            kept.append(x[here])
+            first += len(x)
+        count = first - self.own.start * self._step()
+        return count, torch.cat(kept), torch.empty(0)
+
+    def _batch_sample(self, most: int, generator: torch.Generator) -> tuple[int, Tensor, Tensor]:
+        """The samples with the smallest of independent uniform keys, which are a uniform choice, and their keys."""
+        if self.world.size > 1:
+            generator = torch.Generator().manual_seed((generator.initial_seed() + 0x9E3779B97F4A7C15 * self.world.rank) % 2**63)
+        n, kept, keys = 0, torch.empty((0, self.n_features), dtype=self.dtype, device=self.device), torch.empty(0, dtype=torch.float64)
+        for x in self.checked():
+            n += len(x)
+            keys = torch.cat([keys, torch.rand(len(x), generator=generator, dtype=torch.float64)])
+            kept = torch.cat([kept, x])
+            if len(keys) > most:
+                keys, chosen = keys.topk(most, largest=False)
+                kept = kept[chosen.to(kept.device)]
+        return n, kept, keys
 
     def back(self, blocks: list[Tensor]) -> Any:
         """Blocks of results, joined: a NumPy array if the data were one, else a tensor on the device of the data."""
@@ -186,8 +326,18 @@ class Rows:
         return joined.detach().cpu().numpy() if self.is_numpy else joined.to(self.home)
 
 
+def _distinct(n: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` different numbers below n, ascending; uniform, and without a permutation of all where there are many."""
+    if n < 4 * count:
+        return torch.randperm(n, generator=generator)[:count].sort()[0]
+    found = torch.empty(0, dtype=torch.int64)
+    while len(found) < count:
+        found = torch.cat([found, torch.randint(n, (count,), generator=generator)]).unique()
+    return found[torch.randperm(len(found), generator=generator)[:count]].sort()[0]
+
+
 def _is_array(value: object) -> bool:
-    return isinstance(value, Tensor | np.ndarray)
+    return isinstance(value, Tensor | np.ndarray | Chosen)
 
 
 def _numbers(values: Any) -> np.ndarray[Any, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast import functional as F
+from vae_fast._world import World
 from vae_fast.functional import _arguments as check
 from vae_fast.functional.mixture import has_factors
 from vae_fast.models import _em
@@ -43,7 +44,7 @@ class MixtureModule(Estimator):
 
     _learned = frozenset(
         {"weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_", "n_features_in_"}
-        | {"converged_", "n_iter_", "lower_bound_", "lower_bounds_"}
+        | {"converged_", "n_iter_", "lower_bound_", "lower_bounds_", "fit_history_"}
     )
 
     # --- the module ---------------------------------------------------------------------------------------------------
@@ -103,10 +104,10 @@ class MixtureModule(Estimator):
     # --- using it -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _map(self, X: Any, f: Callable[[Tensor, Parameters], Tensor]) -> tuple[Rows, Iterator[Tensor]]:
+    def _map(self, X: Any, f: Callable[[Tensor, Parameters], Tensor], world: World | None = None) -> tuple[Rows, Iterator[Tensor]]:
         now = Parameters(*(t.detach() for t in self._now()))
         k, d = now.means.shape
-        rows = Rows(X, batch_size=self.batch_size, device=now.means.device, n_features=d)
+        rows = Rows(X, batch_size=self.batch_size, device=now.means.device, n_features=d, world=world)
         limit = max(1, 2**24 // k)  # rows of K responsibilities
         return rows, (f(x, now) for x in rows.checked(min(limit, block_rows(k, d) or limit)))
 
@@ -128,32 +129,39 @@ class MixtureModule(Estimator):
     def _responsibilities(self, x: Tensor, now: Parameters) -> Tensor:
         return F.mixture_responsibilities(x, *now, covariance_type=self.covariance_type)
 
-    def _total(self, X: Any) -> tuple[float, int]:
-        """The log-likelihood of all samples together, and their number."""
-        _, blocks = self._map(X, lambda x, now: F.mixture_log_prob(x, *now, covariance_type=self.covariance_type))
-        total, n = 0.0, 0
-        for log_prob in blocks:
-            total, n = total + log_prob.double().sum().item(), n + len(log_prob)
-        return total, n
+    def total_log_prob(self, X: Any, world: World | None = None) -> tuple[float, int]:
+        """The log-likelihood of all samples together, and their number; in a world of processes each goes over its part of X."""
+        _, blocks = self._map(X, lambda x, now: F.mixture_log_prob(x, *now, covariance_type=self.covariance_type), world)
+        world = world or World()
+
+        def own() -> tuple[float, int]:
+            total, n = 0.0, 0
+            for log_prob in blocks:
+                total, n = total + log_prob.double().sum().item(), n + len(log_prob)
+            return total, n
+
+        parts = world.gather(world.together(own))
+        return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
     def score(self, X: Any, y: object = None) -> float:
         """The mean log-likelihood of the samples, in nats; ``y`` is ignored."""
-        total, n = self._total(X)
+        total, n = self.total_log_prob(X)
         return total / n
 
-    def _free_parameters(self) -> int:
+    def free_parameters(self) -> int:
+        """How many numbers the mixture is free to choose."""
         k, d = self._now().means.shape
         scale = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}[self.covariance_type]
         return scale + k * d + k - 1
 
     def bic(self, X: Any) -> float:
         """The Bayesian information criterion, ``-2 log L + p log N`` for p free parameters; the lower the better."""
-        total, n = self._total(X)
-        return -2.0 * total + self._free_parameters() * math.log(n)
+        total, n = self.total_log_prob(X)
+        return -2.0 * total + self.free_parameters() * math.log(n)
 
     def aic(self, X: Any) -> float:
         """Akaike's information criterion, ``-2 log L + 2 p`` for p free parameters; the lower the better."""
-        return -2.0 * self._total(X)[0] + 2.0 * self._free_parameters()
+        return -2.0 * self.total_log_prob(X)[0] + 2.0 * self.free_parameters()
 
     def sample(self, n_samples: int = 1, *, generator: torch.Generator | None = None) -> tuple[Any, Any]:
         """Independent draws ``(n_samples, D)`` and the component of each ``(n_samples,)``.

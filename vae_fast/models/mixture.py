@@ -5,22 +5,26 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vae_fast._world import World, current
 from vae_fast.errors import ConvergenceWarning, DeadComponentWarning
 from vae_fast.functional import _arguments as check
 from vae_fast.functional.mixture import COVARIANCE_TYPES, has_factors
 from vae_fast.models import _em, _mixture_start
 from vae_fast.models._ascent import gradient_ascent
 from vae_fast.models._em import Parameters, Run
+from vae_fast.models._em_fit import expectation_maximisation
 from vae_fast.models._estimator import RandomState, check_random_state, generator_of
-from vae_fast.models._mixture_data import Rows, block_rows
+from vae_fast.models._mixture_data import Rows, block_rows, digest_of
+from vae_fast.models._mixture_journal import Journal, settings_of
 from vae_fast.models._mixture_module import MixtureModule
 from vae_fast.models._progress import Progress
 
@@ -58,7 +62,9 @@ class MixtureOfGaussians(MixtureModule):
         max_iter: most iterations over the data. 0 only computes the start.
         n_init: number of starts; the best fit is kept.
         init_params: ``"kmeans"``, ``"k-means++"`` or ``"random_from_data"`` find centres, every sample is assigned to the nearest one and
-            an M-step follows; ``"random"`` draws responsibilities. Data that are not in memory give 50,000 samples to find centres in.
+            an M-step follows; ``"random"`` draws responsibilities. Centres are looked for in 50,000 samples (32 for each component, if
+            that is more) where there are more; ``"k-means++"`` then reads all of an array or a file, by k-means||. A start costs less than
+            five iterations of EM.
         weights_init, means_init, precisions_init: an explicit start, all or part of it: ``(K,)``, ``(K, D)`` and, by ``covariance_type``,
             ``(K, D, D)``, ``(D, D)``, ``(K, D)`` or ``(K,)``. Given means are the centres that the rest is derived from.
         random_state: None (torch's generator), an int, a ``torch.Generator`` or a NumPy generator.
@@ -75,6 +81,8 @@ class MixtureOfGaussians(MixtureModule):
         device: where the parameters live and the work is done; None is that of the data.
         n_iter_no_change: see ``tol``.
         learning_decay, learning_offset: the step size of :meth:`partial_fit`.
+        distributed: ``"auto"``: where ``torch.distributed`` has a process group, :meth:`fit` and :meth:`partial_fit` are made by all its
+            processes together (all have to call them). ``"none"``: by this process alone.
 
     Parameters of the module, with ``n_features`` or after a fit: ``weight_logits (K,)``, ``means (K, D)`` and ``scale``: log standard
     deviations ``(K, D)`` or ``(K,)``, or for ``"full"`` and ``"tied"`` the upper triangular factor ``P`` of the precision ``P P^T``
@@ -82,7 +90,8 @@ class MixtureOfGaussians(MixtureModule):
 
     Attributes of a fit, NumPy arrays in scikit-learn's shapes: ``weights_``, ``means_``, ``covariances_``, ``precisions_``,
     ``precisions_cholesky_``; ``converged_``, ``n_iter_``, ``lower_bounds_`` (the mean log-likelihood of each iteration before its
-    M-step, nats), ``lower_bound_`` (the last of them; with Adam the best), ``n_features_in_``.
+    M-step, nats), ``lower_bound_`` (the last of them; with Adam the best), ``n_features_in_``; ``fit_history_`` (for each iteration of each
+    start: start from 1, iteration, lower bound, seconds since the fit began).
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
@@ -128,6 +137,7 @@ class MixtureOfGaussians(MixtureModule):
         n_iter_no_change: int = 10,
         learning_decay: float = 0.6,
         learning_offset: float = 1.0,
+        distributed: str = "auto",
     ) -> None:
         """See the class."""
         super().__init__()
@@ -157,6 +167,7 @@ class MixtureOfGaussians(MixtureModule):
         check.one_of("covariance_type", self.covariance_type, COVARIANCE_TYPES)
         check.one_of("init_params", self.init_params, _mixture_start.INIT_PARAMS)
         check.one_of("method", self.method, _METHODS)
+        check.one_of("distributed", self.distributed, ("auto", "none"))
         check.one_of("dtype", self.dtype, (None, torch.float32, torch.float64))
         for name in ("n_components", "n_init", "verbose_interval", "n_iter_no_change", "batch_size", "n_features"):
             value = getattr(self, name)
@@ -179,8 +190,21 @@ class MixtureOfGaussians(MixtureModule):
 
     # --- fitting ------------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: object = None, *, callback: Callback | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: object = None,
+        *,
+        callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        save_every: int = 10,
+        resume: bool = False,
+    ) -> Self:
         """Estimate the parameters.
+
+        In a process group (see ``distributed``) all processes call it with the same array, tensor or file, of which each reads its part, or
+        each with batches of its own (for ``method="em"``). Sums are gathered and added in float64 in the order of the processes: the result
+        does not depend on their number beyond rounding, and is the same in all. The main process calls ``callback`` and writes.
 
         Args:
             X: samples ``(N, D)``: an array, a tensor, a ``np.memmap``, or batches: a ``DataLoader`` or another iterable that starts anew
@@ -188,8 +212,14 @@ class MixtureOfGaussians(MixtureModule):
                 loaded whole; it is read once per iteration, and once or twice before the first.
             y: ignored.
             callback: ``callback(mixture, iteration, lower_bound)`` after each iteration, with the parameters of that iteration in place.
+            checkpoint: a file that is replaced at every start, after every ``save_every`` iterations and at the end.
+            save_every: iterations between two checkpoints.
+            resume: go on from ``checkpoint``, to the very parameters that an unbroken fit ends at (with as many processes; with another
+                number, up to rounding). The settings, all but ``max_iter``, and the data have to be the same.
 
         Raises:
+            FileError: (a ValueError) if ``checkpoint`` cannot be written, or with ``resume`` not be read, or is of another fit.
+            RunError: if another process of the group fails.
             ValueError: for NaN or infinity in X, fewer samples than components, or a shape that does not fit.
             SingularCovarianceError: (a ValueError) naming the components and what to change.
             DivergedError: if gradient ascent leaves the range of numbers.
@@ -205,7 +235,11 @@ class MixtureOfGaussians(MixtureModule):
             >>> MixtureOfGaussians(2).fit(x).weights_.round(2)
             array([0.5, 0.5], dtype=float32)
         """
-        self._fit(self._rows(X, resume=self._resumes()), callback)
+        check.positive_int("save_every", save_every)
+        if resume and checkpoint is None:
+            raise ValueError("resume=True, checkpoint=None: expected the checkpoint to go on from")
+        rows = self._rows(X, resume=self._resumes())
+        self._fit(rows, callback, None if checkpoint is None else Path(checkpoint), save_every, resume)
         return self
 
     def fit_predict(self, X: Any, y: object = None, *, callback: Callback | None = None) -> Any:
@@ -218,38 +252,67 @@ class MixtureOfGaussians(MixtureModule):
     def _rows(self, X: Any, *, resume: bool) -> Rows:
         """The samples of a fit, in the dtype and on the device of the parameters-to-be."""
         self._check_settings()
+        world = current() if self.distributed == "auto" else World()
         own = self.means if self.means is not None and (resume or self.n_features is not None) else None
         dim = self.n_features if own is None else own.shape[1]
-        return Rows(
-            X,
-            batch_size=self.batch_size,
-            dtype=self.dtype or (None if own is None else own.dtype),
-            device=self.device if own is None else own.device,
-            fallback=self.n_steps.device,
-            n_features=dim,
+        rows = world.together(
+            lambda: Rows(
+                X,
+                batch_size=self.batch_size,
+                dtype=self.dtype or (None if own is None else own.dtype),
+                device=self.device if own is None else own.device,
+                fallback=self.n_steps.device,
+                n_features=dim,
+                world=world,
+            )
         )
+        world.same({"n_components": self.n_components} | rows.described())
+        return rows
 
-    def _fit(self, rows: Rows, callback: Callback | None) -> None:
+    def _seed(self, world: World) -> int:
+        """What all that is drawn in a fit follows from: the same in every process."""
         generator = generator_of(self.random_state, torch.device("cpu"))
+        return world.on_main(lambda: int(torch.randint(2**62, (), generator=generator)))
+
+    def _fit(self, rows: Rows, callback: Callback | None, path: Path | None, save_every: int, resume: bool) -> None:
+        world = rows.world
+        if self.method == "adam" and not rows.has_places() and world.size > 1:
+            raise ValueError("X comes in batches, method='adam': expected an array, a tensor or a file in a group of processes")
+        config = settings_of(self.get_params(), rows.described())
+        for name in ("max_iter", "verbose", "verbose_interval", "warm_start", "distributed", "dtype", "device"):
+            config.pop(name, None)
+        journal = Journal(path, save_every, config, world)
+        journal.seed = self._seed(world)
+        if resume:
+            journal.read()
+        generator = torch.Generator().manual_seed(journal.seed)
         samples, sample = rows.survey(self.n_components, generator)
-        resumes, best = self._resumes(), None
+        journal.check_data(digest_of(sample) if rows.has_places() else None, samples)
+        if journal.generator is not None:
+            generator.set_state(journal.generator)
+        self.fit_history_ = journal.history
 
-        def call(parameters: Parameters, iteration: int, bound: float) -> None:
-            self._set(parameters)
-            assert callback is not None
-            callback(self, iteration, bound)
+        def show(parameters: Parameters, iteration: int, bound: float) -> None:
+            journal.note(iteration, bound)
+            if callback is not None:
+                self._set(parameters)
+                world.on_main(lambda: callback(self, iteration, bound) and None)
 
-        show = None if callback is None else call
-        for init in range(1 if resumes else self.n_init):
-            progress = Progress(init, self.verbose, self.verbose_interval, show)
-            start = self._resume() if resumes else self._start(rows, sample, generator)
+        resumes = self._resumes()
+        for init in range(journal.init, 1 if resumes else self.n_init):
+            progress = Progress(init, self.verbose if world.main else 0, self.verbose_interval, show)
+            loop, journal.loop = journal.loop, None
+            start = self._began(rows, samples, sample, generator, loop)
             before = self.__dict__.get("lower_bound_", -math.inf) if resumes else -math.inf
-            run = self._run(rows, samples, sample, start, before, generator, progress)
+            run = self._run(rows, samples, sample, start, before, generator, progress, journal, loop)
             progress.end(run)
-            if best is None or run.lower_bound > best.lower_bound:
-                best = run
+            if journal.best is None or run.lower_bound > journal.best.lower_bound:
+                journal.best = run
+            journal.init = init + 1
+            journal.keep(0, None, generator)
+        best = journal.best
         assert best is not None
-        self._set(best.parameters)
+        self._set(best.parameters.on(rows.device))
         self.converged_, self.n_iter_ = best.converged, len(best.lower_bounds)
         self.lower_bound_, self.lower_bounds_ = best.lower_bound, best.lower_bounds
         self._from_data, self._gives_numpy = True, rows.is_numpy
@@ -259,6 +322,15 @@ class MixtureOfGaussians(MixtureModule):
             warnings.warn(f"the fit did not converge in max_iter={self.max_iter} iterations: {advice}", ConvergenceWarning, stacklevel=3)
         self._warn_of_dead(best.parameters.weight_logits.softmax(0) * samples)
 
+    def _began(self, rows: Rows, samples: int, sample: Tensor, generator: torch.Generator, loop: dict[str, Any] | None) -> Parameters:
+        """Where a start begins; where one has begun already that does not matter."""
+        if loop is not None:
+            return Parameters(**loop["parameters"]).on(rows.device)
+        if self._resumes():
+            return self._resume()
+        world = rows.world
+        return Parameters(*world.of_main(self._start(rows, samples, sample, generator)))
+
     def _run(
         self,
         rows: Rows,
@@ -266,37 +338,27 @@ class MixtureOfGaussians(MixtureModule):
         sample: Tensor,
         start: Parameters,
         before: float,
-        generator: torch.Generator | None,
+        generator: torch.Generator,
         report: _em.Report,
+        journal: Journal,
+        loop: dict[str, Any] | None,
     ) -> Run:
         at_most = block_rows(self.n_components, rows.n_features)
+        how: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter, "reg_covar": self.reg_covar, "before": before, "report": report}
+        how |= {"world": rows.world, "state": loop, "keep": lambda iteration, state: journal.keep(iteration, state, generator)}
         if self.method == "em":
-            return _em.expectation_maximisation(
-                lambda: rows.blocks(at_most),
-                start,
-                self.covariance_type,
-                tol=self.tol,
-                max_iter=self.max_iter,
-                reg_covar=self.reg_covar,
-                reseed_dead=self.reseed_dead,
-                before=before,
-                report=report,
-            )
+            return expectation_maximisation(lambda: rows.blocks(at_most), start, self.covariance_type, reseed_dead=self.reseed_dead, **how)
         spread = sample.double().std(0, correction=0)
         return gradient_ascent(
-            (lambda: rows.blocks(order=generator or True)) if rows.is_batched() else (lambda: rows.blocks(at_most)),
+            (lambda: rows.shuffled(generator)) if rows.is_batched() else (lambda: rows.blocks(at_most)),
             samples,
             torch.where(spread > 0.0, spread, 1.0).to(start.means),
             start,
             self.covariance_type,
             step_per_block=rows.is_batched(),
             lr=0.05 if self.lr is None else self.lr,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            reg_covar=self.reg_covar,
             patience=self.n_iter_no_change,
-            before=before,
-            report=report,
+            **how,
         )
 
     def _resume(self) -> Parameters:
@@ -305,23 +367,21 @@ class MixtureOfGaussians(MixtureModule):
             raise ValueError(f"n_components={self.n_components}: expected {len(now.means)}, as the mixture has, to start where it ended")
         return now
 
-    def _start(self, rows: Rows, sample: Tensor, generator: torch.Generator | None) -> Parameters:
+    def _start(self, rows: Rows, samples: int, sample: Tensor, generator: torch.Generator) -> Parameters:
         k, d, matrix = self.n_components, rows.n_features, self.covariance_type
         shapes = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}
-        weights = _given("weights_init", self.weights_init, (k,), rows)
+        weights = _mixture_start.given("weights_init", self.weights_init, (k,), rows)
         if weights is not None:
             total = weights.double().sum().item()
             if bool((weights < 0.0).any()) or abs(total - 1.0) > (1e-8 if weights.dtype == torch.float64 else 1e-5):
                 raise ValueError(
                     f"weights_init sums to {total:g} with least entry {weights.min().item():g}: expected weights that sum to 1"
                 )
-        means = _given("means_init", self.means_init, (k, d), rows)
-        precisions = _given("precisions_init", self.precisions_init, shapes[matrix], rows)
+        means = _mixture_start.given("means_init", self.means_init, (k, d), rows)
+        precisions = _mixture_start.given("precisions_init", self.precisions_init, shapes[matrix], rows)
         scale = None if precisions is None else _em.scale_from_precisions(precisions, matrix)
-        at_most = block_rows(k, d)
-        sample = sample.to(rows.device)
         given = (weights, means, scale)
-        return _mixture_start.start(lambda: rows.blocks(at_most), sample, k, matrix, self.init_params, self.reg_covar, generator, given)
+        return _mixture_start.start(rows, sample, samples, k, matrix, self.init_params, self.reg_covar, generator, given)
 
     def _warn_of_dead(self, counts: Tensor) -> None:
         dead = counts < _em.DEAD_COUNT
@@ -340,7 +400,7 @@ class MixtureOfGaussians(MixtureModule):
         as one. The first batch, which must have K samples or more, is also where the start is found.
 
         Args:
-            X: samples ``(N, D)``, or batches of them, as for :meth:`fit`.
+            X: samples ``(N, D)``, or batches of them, as for :meth:`fit`; in a process group too.
             y: ignored.
 
         Raises:
@@ -358,14 +418,12 @@ class MixtureOfGaussians(MixtureModule):
         rows = self._rows(X, resume=self._from_data)
         if self._from_data:
             old = self._resume()
-            for _ in rows.checked():
-                pass
+            rows.world.together(lambda: [None for _ in rows.checked()] and None)
         else:
-            generator = generator_of(self.random_state, torch.device("cpu"))
-            old = self._start(rows, rows.survey(self.n_components, generator)[1], generator)
-        kind, steps = self.covariance_type, int(self.n_steps) + 1
-        blocks = rows.blocks(block_rows(self.n_components, rows.n_features))
-        new = _em.expectation(blocks, old, kind, self.n_components if self.reseed_dead else 0)
+            generator = torch.Generator().manual_seed(self._seed(rows.world))
+            old = Parameters(*rows.world.of_main(self._start(rows, *rows.survey(self.n_components, generator), generator)))
+        kind, steps, at_most = self.covariance_type, int(self.n_steps) + 1, block_rows(self.n_components, rows.n_features)
+        new = _em.expectation(lambda: rows.blocks(at_most), old, kind, self.n_components if self.reseed_dead else 0, rows.world)
         bound = _em.finite_bound(new, steps)
         gamma = max(steps - 1 + self.learning_offset, 1.0) ** -self.learning_decay
         sums = _em.blend(old, new, gamma, self.reg_covar, kind)
@@ -373,6 +431,7 @@ class MixtureOfGaussians(MixtureModule):
         seen = sums.counts * steps
         if self.reseed_dead and bool((seen < _em.DEAD_COUNT).any()):
             parameters = _em.reseed(parameters, seen < _em.DEAD_COUNT, new.worst, kind)
+        parameters = Parameters(*rows.world.of_main(parameters))
         self._set(parameters)
         self.n_steps.fill_(steps)
         self.lower_bounds_ = [*self.__dict__.get("lower_bounds_", []), bound]
@@ -380,21 +439,3 @@ class MixtureOfGaussians(MixtureModule):
         self._from_data, self._gives_numpy = True, rows.is_numpy
         self._warn_of_dead(parameters.weight_logits.softmax(0) * new.samples * steps)
         return self
-
-
-def _given(name: str, value: Any, shape: tuple[int, ...], rows: Rows) -> Tensor | None:
-    """An explicit start as a tensor like the samples."""
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        t = check.tensor(name, value).detach().to(device=rows.device, dtype=rows.dtype)
-    else:
-        try:
-            t = torch.as_tensor(np.array(value, dtype=np.float64)).to(device=rows.device, dtype=rows.dtype)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name}={check.shown(value)}: expected an array or a tensor of numbers") from None
-    if t.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}: expected {shape}")
-    if not bool(t.isfinite().all()):
-        raise ValueError(f"{name}: expected finite numbers")
-    return t
