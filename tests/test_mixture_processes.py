@@ -16,7 +16,7 @@ from one_line_errors import one_line
 
 from vae_fast import cli
 from vae_fast.errors import FileError, RunError
-from vae_fast.models import MixtureOfGaussians, _mixture_data
+from vae_fast.models import BayesianMixtureOfGaussians, MixtureOfGaussians, _mixture_data
 from vae_fast.training.distributed import leave
 
 pytestmark = pytest.mark.filterwarnings("ignore::vae_fast.errors.ConvergenceWarning")
@@ -58,6 +58,11 @@ def partial(folder):
     return learned(mixture)
 
 
+def bayesian(folder):
+    options = {"covariance_type": "full", "random_state": 3, "max_iter": 8, "tol": 0.0}
+    return learned(BayesianMixtureOfGaussians(K, **options).fit(data(folder, "file")))
+
+
 def said(act):
     try:
         act()
@@ -72,7 +77,7 @@ def work(rank, size, folder, port):
     torch.distributed.init_process_group("gloo")
     _mixture_data._SAMPLE = 500  # so that there is more than the sample
     found = {name: fitted(folder, *case) for name, case in CASES.items()}
-    found["partial_fit"] = partial(folder)
+    found |= {"partial_fit": partial(folder), "bayesian": bayesian(folder)}
     if size == 2:
         calls = []
         halves = torch.utils.data.DataLoader(data(folder, "tensor")[rank::2], batch_size=700)
@@ -108,7 +113,10 @@ def folder(tmp_path_factory):
 def one(folder):
     before, _mixture_data._SAMPLE = _mixture_data._SAMPLE, 500
     try:
-        return {name: fitted(folder, *case) for name, case in CASES.items()} | {"partial_fit": partial(folder)}
+        return {name: fitted(folder, *case) for name, case in CASES.items()} | {
+            "partial_fit": partial(folder),
+            "bayesian": bayesian(folder),
+        }
     finally:
         _mixture_data._SAMPLE = before
 

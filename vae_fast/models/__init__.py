@@ -2,6 +2,7 @@
 
 from vae_fast.errors import ConvergenceWarning, DeadComponentWarning, NotFittedError, SingularCovarianceError
 from vae_fast.models._mixture_distribution import MixtureDistribution
+from vae_fast.models.bayesian import BayesianMixtureOfGaussians
 from vae_fast.models.mdn import MDNOutput, MixtureDensityNetwork
 from vae_fast.models.mixture import MixtureOfGaussians
 from vae_fast.models.mlp import MLPVAE
@@ -11,6 +12,7 @@ from vae_fast.models.vae import VAE, Losses, VAEOutput
 __all__ = [
     "MLPVAE",
     "VAE",
+    "BayesianMixtureOfGaussians",
     "ConvergenceWarning",
     "DeadComponentWarning",
     "Losses",

@@ -147,8 +147,18 @@ def maximise(old: Parameters, sums: Sums, reg_covar: float, covariance_type: str
     Raises:
         SingularCovarianceError: naming the components whose covariance is not positive definite.
     """
-    dtype, dim = old.means.dtype, old.means.shape[1]
-    eps = torch.finfo(dtype).eps
+    dtype = old.means.dtype
+    counts, means, second, held = moments(old, sums, covariance_type)
+    scale = scale_of(second, means, reg_covar, covariance_type, dtype, when, held if covariance_type != "tied" else None)
+    if covariance_type != "tied":
+        scale = torch.where(held.reshape(-1, *[1] * (scale.ndim - 1)), old.scale.to(scale), scale)
+    return Parameters((counts / counts.sum()).log().to(dtype), means.to(dtype), scale.to(dtype))
+
+
+@torch.no_grad()
+def moments(old: Parameters, sums: Sums, covariance_type: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the sums say of each component, in float64: counts (a rounding error above zero), means, covariances, and who has no samples."""
+    dim, eps = old.means.shape[1], torch.finfo(old.means.dtype).eps
     counts = sums.counts + 10.0 * eps
     held = sums.counts < 10.0 * eps
     shift = (sums.first / counts.unsqueeze(1)).masked_fill(held.unsqueeze(1), 0.0)
@@ -165,10 +175,7 @@ def maximise(old: Parameters, sums: Sums, reg_covar: float, covariance_type: str
         second = (sums.second / counts - (shift * shift).sum(1)).clamp(min=0.0) / dim + lost.mean(1)
     else:
         raise ValueError(f"covariance_type={covariance_type!r}: expected one whose M-step is here")
-    scale = scale_of(second, means, reg_covar, covariance_type, dtype, when, held if covariance_type != "tied" else None)
-    if covariance_type != "tied":
-        scale = torch.where(held.reshape(-1, *[1] * (scale.ndim - 1)), old.scale.to(scale), scale)
-    return Parameters((counts / counts.sum()).log().to(dtype), means.to(dtype), scale.to(dtype))
+    return counts, means, second, held
 
 
 def scale_of(

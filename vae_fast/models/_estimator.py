@@ -57,7 +57,7 @@ class Estimator(nn.Module):
         return super().__getattr__(name)
 
     def _not_fitted(self, what: str) -> NoReturn:
-        raise NotFittedError(
+        raise _not_fitted_error()(
             f"{what}: not there yet: call fit or partial_fit, load a state_dict, or build {type(self).__name__} with n_features to use it "
             "as a module"
         )
@@ -72,6 +72,12 @@ class Estimator(nn.Module):
             classifier_tags=None,
             regressor_tags=None,
         )
+
+
+def _not_fitted_error() -> type[NotFittedError]:
+    """Ours; once scikit-learn is there, one that is scikit-learn's too, for code that catches that."""
+    exceptions = sys.modules.get("sklearn.exceptions")
+    return NotFittedError if exceptions is None else type("NotFittedError", (NotFittedError, exceptions.NotFittedError), {})
 
 
 def check_random_state(random_state: RandomState) -> None:

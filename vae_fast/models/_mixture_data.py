@@ -136,7 +136,7 @@ class Rows:
         if not _is_array(first):
             raise TypeError(f"a batch of X: expected an array or a tensor, got {type(first).__name__}")
         if first.ndim != 2:
-            hint = "; X.reshape(-1, 1) if it is one feature" if first.ndim == 1 else ""
+            hint = ". Reshape your data: X.reshape(-1, 1) if it is one feature" if first.ndim == 1 else ""
             raise ValueError(f"X has shape {tuple(first.shape)}: expected (n_samples, n_features){hint}")
         self.n_features = int(first.shape[1])
         if n_features is not None and self.n_features != n_features:
@@ -264,7 +264,7 @@ class Rows:
             finite = x.isfinite()
             if not bool(finite.all()):
                 row, column = (~finite).nonzero()[0].tolist()
-                raise ValueError(f"X[{seen + row}, {column}] is {x[row, column].item()}: expected finite numbers")
+                raise ValueError(f"X[{seen + row}, {column}] is {x[row, column].item()}: expected finite numbers, neither NaN nor inf")
             seen += len(x)
             yield x
 

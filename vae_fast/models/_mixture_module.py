@@ -97,7 +97,7 @@ class MixtureModule(Estimator):
 
     def extra_repr(self) -> str:
         """What identifies the mixture."""
-        shown = ["n_components", "covariance_type"] + ["method"] * (self.method != "em")
+        shown = ["n_components", "covariance_type"] + ["method"] * (getattr(self, "method", "em") != "em")
         dim = "" if self.means is None else f", n_features={self.means.shape[1]}"
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown) + dim
 
@@ -105,15 +105,22 @@ class MixtureModule(Estimator):
 
     @torch.no_grad()
     def _map(self, X: Any, f: Callable[[Tensor, Parameters], Tensor], world: World | None = None) -> tuple[Rows, Iterator[Tensor]]:
-        now = Parameters(*(t.detach() for t in self._now()))
+        now = Parameters(*(t.detach() for t in self._scored()))
         k, d = now.means.shape
         rows = Rows(X, batch_size=self.batch_size, device=now.means.device, n_features=d, world=world)
         limit = max(1, 2**24 // k)  # rows of K responsibilities
         return rows, (f(x, now) for x in rows.checked(min(limit, block_rows(k, d) or limit)))
 
+    def _scored(self) -> Parameters:
+        """The parameters that samples are scored and assigned with."""
+        return self._now()
+
+    def _log_prob_of(self, x: Tensor, now: Parameters) -> Tensor:
+        return F.mixture_log_prob(x, *now, covariance_type=self.covariance_type)
+
     def score_samples(self, X: Any) -> Any:
         """The log-likelihood of each sample, ``(N,)``, in nats."""
-        rows, blocks = self._map(X, lambda x, now: F.mixture_log_prob(x, *now, covariance_type=self.covariance_type))
+        rows, blocks = self._map(X, self._log_prob_of)
         return rows.back(list(blocks))
 
     def predict_proba(self, X: Any) -> Any:
@@ -131,7 +138,7 @@ class MixtureModule(Estimator):
 
     def total_log_prob(self, X: Any, world: World | None = None) -> tuple[float, int]:
         """The log-likelihood of all samples together, and their number; in a world of processes each goes over its part of X."""
-        _, blocks = self._map(X, lambda x, now: F.mixture_log_prob(x, *now, covariance_type=self.covariance_type), world)
+        _, blocks = self._map(X, self._log_prob_of, world)
         world = world or World()
 
         def own() -> tuple[float, int]:
@@ -147,21 +154,6 @@ class MixtureModule(Estimator):
         """The mean log-likelihood of the samples, in nats; ``y`` is ignored."""
         total, n = self.total_log_prob(X)
         return total / n
-
-    def free_parameters(self) -> int:
-        """How many numbers the mixture is free to choose."""
-        k, d = self._now().means.shape
-        scale = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}[self.covariance_type]
-        return scale + k * d + k - 1
-
-    def bic(self, X: Any) -> float:
-        """The Bayesian information criterion, ``-2 log L + p log N`` for p free parameters; the lower the better."""
-        total, n = self.total_log_prob(X)
-        return -2.0 * total + self.free_parameters() * math.log(n)
-
-    def aic(self, X: Any) -> float:
-        """Akaike's information criterion, ``-2 log L + 2 p`` for p free parameters; the lower the better."""
-        return -2.0 * self.total_log_prob(X)[0] + 2.0 * self.free_parameters()
 
     def sample(self, n_samples: int = 1, *, generator: torch.Generator | None = None) -> tuple[Any, Any]:
         """Independent draws ``(n_samples, D)`` and the component of each ``(n_samples,)``.
@@ -223,3 +215,22 @@ class MixtureModule(Estimator):
         """The inverses of ``covariances_``."""
         scale = self._now().scale.double()
         return self._array(scale @ scale.mT if has_factors(self.covariance_type) else (-2.0 * scale).exp())
+
+
+class Criteria(MixtureModule):
+    """Information criteria, for parameters of highest likelihood."""
+
+    def free_parameters(self) -> int:
+        """How many numbers the mixture is free to choose."""
+        k, d = self._now().means.shape
+        scale = {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}[self.covariance_type]
+        return scale + k * d + k - 1
+
+    def bic(self, X: Any) -> float:
+        """The Bayesian information criterion, ``-2 log L + p log N`` for p free parameters; the lower the better."""
+        total, n = self.total_log_prob(X)
+        return -2.0 * total + self.free_parameters() * math.log(n)
+
+    def aic(self, X: Any) -> float:
+        """Akaike's information criterion, ``-2 log L + 2 p`` for p free parameters; the lower the better."""
+        return -2.0 * self.total_log_prob(X)[0] + 2.0 * self.free_parameters()

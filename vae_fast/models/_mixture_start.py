@@ -58,34 +58,48 @@ def start(
     """
     weights, means, scale = explicit
     if weights is None or means is None or scale is None:
-        spread = _spread(sample, n_components, covariance_type)
-        if init_params == "random" and means is None:
-            centres = sample.mean(0).expand(n_components, -1)
-            seed = _drawn(generator)
-            pairs = lambda: _random_responsibilities(rows.numbered(), n_components, seed)  # noqa: E731
-            around = Parameters(centres.new_zeros(n_components), centres, spread)
-            sums = _em.assigned(pairs, around, covariance_type, rows.world)
-        else:
-            centres = _centres(rows, sample, samples, n_components, init_params, generator) if means is None else means
-            around = Parameters(centres.new_zeros(n_components), centres, spread)
-            at_most = block_rows(n_components, rows.n_features)
-            narrow = _narrow(centres, unit_of(sample), covariance_type)
-            sums = _em.expectation(lambda: rows.blocks(at_most), narrow, covariance_type, world=rows.world)
+        around, sums = first_sums(rows, sample, samples, n_components, covariance_type, init_params, generator, means)
         found = _em.maximise(around, sums, reg_covar, covariance_type, f"start from init_params={init_params!r}")
         weights = found.weight_logits.softmax(0) if weights is None else weights
         means, scale = found.means if means is None else means, found.scale if scale is None else scale
     return Parameters(weights.log(), means, scale)
 
 
-def given(name: str, value: Any, shape: tuple[int, ...], rows: Rows) -> Tensor | None:
-    """An explicit start as a tensor like the samples."""
+def first_sums(
+    rows: Rows,
+    sample: Tensor,
+    samples: int,
+    n_components: int,
+    covariance_type: str,
+    init_params: str,
+    generator: torch.Generator,
+    means: Tensor | None,
+) -> tuple[Parameters, _em.Sums]:
+    """The sums that the first M-step is made of, and the parameters they are about; arguments as in :func:`start`, ``means`` as given."""
+    spread = _spread(sample, n_components, covariance_type)
+    if init_params == "random" and means is None:
+        centres = sample.mean(0).expand(n_components, -1)
+        seed = _drawn(generator)
+        around = Parameters(centres.new_zeros(n_components), centres, spread)
+        return around, _em.assigned(
+            lambda: _random_responsibilities(rows.numbered(), n_components, seed), around, covariance_type, rows.world
+        )
+    centres = _centres(rows, sample, samples, n_components, init_params, generator) if means is None else means
+    at_most = block_rows(n_components, rows.n_features)
+    narrow = _narrow(centres, unit_of(sample), covariance_type)
+    sums = _em.expectation(lambda: rows.blocks(at_most), narrow, covariance_type, world=rows.world)
+    return Parameters(centres.new_zeros(n_components), centres, spread), sums
+
+
+def given(name: str, value: Any, shape: tuple[int, ...], rows: Rows, dtype: torch.dtype | None = None) -> Tensor | None:
+    """An explicit start as a tensor like the samples, or of another dtype."""
     if value is None:
         return None
     if isinstance(value, Tensor):
-        t = check.tensor(name, value).detach().to(device=rows.device, dtype=rows.dtype)
+        t = check.tensor(name, value).detach().to(device=rows.device, dtype=dtype or rows.dtype)
     else:
         try:
-            t = torch.as_tensor(np.array(value, dtype=np.float64)).to(device=rows.device, dtype=rows.dtype)
+            t = torch.as_tensor(np.array(value, dtype=np.float64)).to(device=rows.device, dtype=dtype or rows.dtype)
         except (TypeError, ValueError):
             raise TypeError(f"{name}={check.shown(value)}: expected an array or a tensor of numbers") from None
     if t.shape != shape:

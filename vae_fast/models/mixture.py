@@ -25,7 +25,7 @@ from vae_fast.models._em_fit import expectation_maximisation
 from vae_fast.models._estimator import RandomState, check_random_state, generator_of
 from vae_fast.models._mixture_data import Rows, block_rows, digest_of
 from vae_fast.models._mixture_journal import Journal, settings_of
-from vae_fast.models._mixture_module import MixtureModule
+from vae_fast.models._mixture_module import Criteria
 from vae_fast.models._progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Callback = Callable[["MixtureOfGaussians", int, float], object]
 _METHODS = ("em", "adam")
 
 
-class MixtureOfGaussians(MixtureModule):
+class MixtureOfGaussians(Criteria):
     r"""``p(x) = sum_k w_k N(x; mu_k, Sigma_k)``, fitted by expectation maximisation or by gradient ascent.
 
     It is an estimator with the arguments, methods and attributes of :class:`sklearn.mixture.GaussianMixture`, which from the same explicit
