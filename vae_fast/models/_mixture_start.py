@@ -173,10 +173,10 @@ def _centres(rows: Rows, sample: Tensor, samples: int, k: int, init_params: str,
     shifted = sample - offset  # the expanded distances of k-means++ lose digits to a common offset
     if init_params == "k-means++" and rows.has_places() and len(sample) < samples:
         whole = Source(rows.numbered, rows.at, rows.world)
-        return offset + _reduced(parallel(whole, sample, k, generator) - offset, shifted, k, generator)
+        return offset + _reduced(parallel(whole, sample, k, generator) - offset, shifted, samples, k, generator)
     if len(sample) * k > _GREEDY:
         one = Source(lambda: [(0, shifted)], lambda _, places: shifted[places.to(shifted.device)], World())
-        centres = _reduced(parallel(one, shifted, k, generator), shifted, k, generator)
+        centres = _reduced(parallel(one, shifted, k, generator), shifted, samples, k, generator)
     else:
         centres = plus_plus(shifted, k, generator)
     if init_params == "kmeans":
@@ -241,15 +241,18 @@ def _squared(x: Tensor, centres: Tensor, unit: float) -> Tensor:
     return ((at_centre - log_prob).clamp_(min=0.0) * 2.0).mul_(math.exp(2.0 * log_sigma))
 
 
-def _reduced(candidates: Tensor, sample: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """K of the candidates, by k-means++ with each as heavy as the samples that are nearest to it."""
+def _reduced(candidates: Tensor, sample: Tensor, samples: int, k: int, generator: torch.Generator) -> Tensor:
+    """K of the candidates, by k-means++ with each as heavy as the samples that are nearest to it.
+
+    Those are counted in a sample, in which a few that lie far out are missing: a candidate stands for itself at least.
+    """
     if len(candidates) < k:
         more = sample[torch.randperm(len(sample), generator=generator)[: k - len(candidates)].to(sample.device)]
         return torch.cat([candidates, more])
     at_most = block_rows(len(candidates), sample.shape[1])
     narrow = _narrow(candidates, unit_of(sample), "spherical")
     counts = _em.expectation(lambda: sample.split(at_most or len(sample)), narrow, "spherical").counts
-    return plus_plus(candidates, k, generator, counts)
+    return plus_plus(candidates, k, generator, 1.0 + counts * (samples / len(sample)))
 
 
 def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
