@@ -119,6 +119,7 @@ def test_progress_bar(tmp_path, monkeypatch):
     assert mog(tmp_path, "--data", "cats", "-k", 2, "--points", 500, "--no-pictures", "--max-iter", 5, "--n-init", 2) == 0
     assert "looking for a start" in terminal.getvalue()
     assert re.search(r"log-likelihood -1\.\d+: .* 1/10 \[", terminal.getvalue())
+    assert re.search(r"[\d,]+ rows/s", terminal.getvalue())
 
 
 @pytest.mark.parametrize("covariance", ["diag", "spherical", "tied", "full"])
@@ -372,6 +373,9 @@ def test_help_says_it_all(capsys):
         "--covariance",
         "--reg-covar",
         "--no-pictures",
+        "--resume",
+        "--save-every",
+        "torchrun --nproc-per-node",
         "mixture.npz",
         "nats",
         "130",

@@ -310,6 +310,33 @@ def test_the_command_in_two_processes(folder, tmp_path):
     }
 
 
+RESTARTED = """
+import os, signal, sys
+from vae_fast import cli
+from vae_fast.models import _em
+once, calls = _em.finite_bound, []
+def bound(*args):
+    calls.append(1)
+    if len(calls) == 6 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return once(*args)
+_em.finite_bound = bound
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_torchrun_restarts_a_killed_process_from_the_checkpoint(folder, tmp_path):
+    (tmp_path / "killed.py").write_text(RESTARTED)
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "--max-restarts", "1"]
+    command = [*run, str(tmp_path / "killed.py"), *mog(folder, tmp_path / "two", "--save-every", 2)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.count("iteration    4"), done.stdout.count("iteration    5")) == (1, 2)  # the last checkpoint is the fourth's
+    assert cli.main(mog(folder, tmp_path / "one")) == 0
+    with np.load(tmp_path / "one" / "mixture.npz") as one, np.load(tmp_path / "two" / "mixture.npz") as two:
+        np.testing.assert_allclose(two["means"], one["means"], rtol=1e-9)
+
+
 def test_more_processes_than_rows_is_an_error_of_one_line(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((1, 2)))
     command = ["mog", "--data", str(tmp_path / "x.npy"), "-k", "1", "--out", str(tmp_path / "run"), "--no-pictures"]
