@@ -28,7 +28,7 @@ struct pybind11::detail::type_caster<ops::Numbers> {
   }
 
  private:
-  c10::SmallVector<double, vae_fast::kMaxTermParams> numbers_;
+  c10::SmallVector<double, 8> numbers_;
 };
 
 TORCH_LIBRARY(vae_fast, m) {
@@ -86,6 +86,12 @@ TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "mdn_backward(Tensor grad, Tensor y, Tensor weight_logits, Tensor means, Tensor log_scale, Tensor log_prob, float floor, bool[] "
       "mask) -> Tensor[]");
+  m.def("group(Tensor x, Tensor params, str term, float[] numbers, int dim, int event_dim) -> Tensor");
+  m.def("group_backward(Tensor grad, Tensor x, Tensor params, str term, float[] numbers, int dim, int event_dim, bool[] mask) -> Tensor[]");
+  m.def("softmax(Tensor x, Tensor logits, Tensor? row_begin, Tensor? column, int dim, int event_dim) -> Tensor");
+  m.def(
+      "softmax_backward(Tensor grad, Tensor x, Tensor logits, Tensor? row_begin, Tensor? column, int dim, int event_dim, bool[] mask) -> "
+      "Tensor[]");
 }
 
 namespace {
@@ -116,6 +122,10 @@ void register_kernels(torch::Library& m) {
   m.impl("mixture_statistics", &ops::mixture_statistics_kernel);
   m.impl("mdn", &ops::mdn_kernel);
   m.impl("mdn_backward", &ops::mdn_backward_kernel);
+  m.impl("group", &ops::group_kernel);
+  m.impl("group_backward", &ops::group_backward_kernel);
+  m.impl("softmax", &ops::softmax_kernel);
+  m.impl("softmax_backward", &ops::softmax_backward_kernel);
 }
 }  // namespace
 
@@ -124,6 +134,14 @@ TORCH_LIBRARY_IMPL(vae_fast, SparseCsrCPU, m) { register_kernels(m); }  // of co
 #if defined(VF_WITH_CUDA)
 TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) { register_kernels(m); }
 #endif
+
+// Counts may be a CSR matrix there.
+TORCH_LIBRARY_IMPL(vae_fast, SparseCsrCPU, m) {
+  m.impl("linear_bernoulli", &ops::linear_bernoulli_kernel);
+  m.impl("linear_bernoulli_backward", &ops::linear_bernoulli_backward_kernel);
+  m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_kernel);
+  m.impl("linear_bernoulli_sum_with_grad", &ops::linear_bernoulli_sum_with_grad_kernel);
+}
 
 // The derivatives of the backward ops themselves are registered in vae_fast/_library.py, through the plain-torch formula.
 TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
@@ -140,6 +158,8 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("mixture", &ops::mixture_autograd);
   m.impl("mixture_responsibilities", &ops::mixture_responsibilities_autograd);
   m.impl("mdn", &ops::mdn_autograd);
+  m.impl("group", &ops::group_autograd);
+  m.impl("softmax", &ops::softmax_autograd);
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -166,6 +186,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("mixture_responsibilities", &ops::mixture_responsibilities, release);
   m.def("mixture_statistics", &ops::mixture_statistics, release);
   m.def("mdn", &ops::mdn, release);
+  m.def("group", &ops::group, release);
+  m.def("softmax", &ops::softmax, release);
   m.def("reduce", &ops::reduce, release);
   m.def("fma_probe", &ops::fma_probe, release);
   m.def("ordinary_head", &ops::ordinary_head);

@@ -164,6 +164,48 @@ struct MdnBackwardArgs {
   Stream grad_y, grad_logits, grad_means, grad_scale;
 };
 
+/// Mixtures over cells. A row has outer x inner cells; its parameters lie (outer, parameters, inner), where parameter j of component k is
+/// number j * components + k, and its data (outer, data, inner). value[r] = the sum over the cells of row r of
+///
+///   log sum_k w_k e^{f(data; parameters of k)},    w = softmax of parameters 0 .. components - 1
+///
+/// with f the term's; the gradients receive row_grad times the derivative. Everything in one pass.
+struct GroupArgs {
+  int32_t term = 0;  // its place in group_table.h
+  int64_t rows = 0, outer = 1, inner = 1, components = 0;
+  bool is_double = false;
+  double number[kMaxGroupNumbers] = {};  // as the term's struct names them
+  Stream x;                              // rows x (outer * data * inner)
+  Stream params;                         // rows x (outer * parameters * inner), dense
+  void* value = nullptr;                 // (rows,), compute type; may be null
+  Stream grad;                           // of the parameters; data null: not wanted
+  RowGrad row_grad;
+};
+
+/// What is given of the classes: the index of one, a count of each, the counts that are not zero (CSR).
+enum class Target : int32_t { kIndex, kDense, kSparse };
+
+/// A softmax over the k classes of each cell. A row has outer x inner cells; its logits lie (outer, k, inner). With l = logits - log sum
+/// e^,
+///
+///   value[r] = the sum over the cells of row r of l[x] (kIndex), or of sum_k x_k l_k, 0 times anything being 0 (kDense, kSparse: one cell)
+///
+/// The gradient of the logits is row_grad times x_k - (sum x) e^{l_k}, that of dense data row_grad times l_k.
+struct SoftmaxArgs {
+  Target target = Target::kIndex;
+  int64_t rows = 0, outer = 1, inner = 1, k = 0;
+  bool is_double = false;
+  Stream logits;                       // rows x (outer * k * inner), dense
+  const int64_t* index = nullptr;      // kIndex: rows x (outer * inner), dense, each in [0, k)
+  Stream x;                            // kDense: rows x k
+  const int64_t* row_begin = nullptr;  // kSparse: (rows + 1,), the places in column and count where each row begins
+  const int64_t* column = nullptr;
+  const void* count = nullptr;  // compute type
+  void* value = nullptr;        // (rows,), compute type; may be null
+  Stream grad, grad_x;          // data null: not wanted; grad_x of kDense alone
+  RowGrad row_grad;
+};
+
 /// out[o, i] = scale * the sum over k of a[o, k, i], dense; summed in double, in an order that the shape alone decides.
 struct SumArgs {
   int64_t outer = 0, k = 0, inner = 0;
@@ -186,6 +228,8 @@ void mdn(const MdnArgs& args);
 void mdn_backward(const MdnBackwardArgs& args);
 /// Floating-point operations of a loop of multiply-adds on every thread, `iterations` rounds each; *sink is written.
 double fma_probe(int64_t iterations, float* sink);
+void group_terms(const GroupArgs& args);
+void softmax_terms(const SoftmaxArgs& args);
 void sum(const SumArgs& args);
 /// data *= scale (in double)
 void scale(void* data, DType dtype, int64_t count, double scale);

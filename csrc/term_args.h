@@ -14,7 +14,8 @@ enum class DType : int32_t { kFloat, kDouble, kHalf, kBFloat16, kUInt8, kBool, k
 enum class TermKind : int32_t { kLikelihood, kCounts, kKl };
 
 constexpr int kMaxTermInputs = 4;
-constexpr int kMaxTermParams = 2;  // given, and worked out from them
+constexpr int kMaxTermParams = 3;  // given, and worked out from them
+constexpr int kMaxGroupNumbers = 5;
 constexpr int kMaxBatchDims = 4;
 
 /// Where the rows of a tensor lie: the offset, in elements, of row r of a batch of up to kMaxBatchDims dimensions. A contiguous batch has

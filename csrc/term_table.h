@@ -8,6 +8,7 @@
 #include "math/bernoulli.h"
 #include "math/continuous_bernoulli.h"
 #include "math/counts.h"
+#include "math/discretized.h"
 #include "math/gaussian.h"
 #include "math/laplace.h"
 #include "math/log_normal.h"
@@ -50,4 +51,5 @@
   VF_FOR_EACH_SCALE(X, "log_normal", TermKind::kLikelihood, VF_LOG_NORMAL) \
   X("continuous_bernoulli", TermKind::kLikelihood, ContinuousBernoulli)    \
   VF_FOR_EACH_SCALE(X, "student_t", TermKind::kLikelihood, VF_STUDENT_T)   \
+  X("discretized_logistic", TermKind::kLikelihood, DiscretizedLogisticTerm) \
   VF_FOR_EACH_COUNT(X)

@@ -91,6 +91,16 @@ def _mdn(a: dict[str, Any]) -> list[_Arg]:
     return [_Arg(a[name], _lead(a[name], event_dim)) for name, event_dim in events.items()]
 
 
+def _group(a: dict[str, Any]) -> list[_Arg]:
+    return [_Arg(a[name], _lead(a[name], a["event_dim"])) for name in ("x", "params")]
+
+
+def _softmax(a: dict[str, Any]) -> list[_Arg]:
+    if a["column"] is not None:
+        raise TypeError("vae_fast::softmax: CSR data among DTensors: expected dense counts, whose rows can be sharded")
+    return [_Arg(a[name], _lead(a[name], a["event_dim"])) for name in ("x", "logits")]
+
+
 _Settle = Callable[[dict[str, Any]], list[_Arg]]
 _Op = tuple[_Settle, tuple[str, ...]]
 
@@ -122,6 +132,8 @@ _OPS: dict[str, _Op] = {
     **_op("mixture_responsibilities", _mixture, "responsibilities"),
     "mixture_statistics": (_mixture, ("statistics log_prob", "total", "total", "total")),
     **_op("mdn", _mdn, "batch"),
+    **_op("group", _group, "batch"),
+    **_op("softmax", _softmax, "batch"),
 }
 
 #: The kinds of all other tensor arguments, which follow; by name, with one exception (see local_arguments).

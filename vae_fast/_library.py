@@ -179,6 +179,24 @@ def _mdn_fake(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Tensor
     return y.new_empty(torch.broadcast_shapes(*batches), dtype=reference.compute_dtype([y, weight_logits, means, log_scale]))
 
 
+def _group_fake(x: Tensor, params: Tensor, term: str, numbers: list[float], dim: int, event_dim: int) -> Tensor:
+    batch = torch.broadcast_shapes(x.shape[:-event_dim], params.shape[:-event_dim])
+    return params.new_empty(batch, dtype=reference.compute_dtype([x, params]))
+
+
+def _group_backward_fake(grad: Tensor, x: Tensor, params: Tensor, *rest: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in _marked([x, params], rest[-1])]
+
+
+def _softmax_fake(x: Tensor, logits: Tensor, row_begin: OptTensor, column: OptTensor, dim: int, event_dim: int) -> Tensor:
+    batch = logits.shape[:1] if column is not None else torch.broadcast_shapes(x.shape[:-event_dim], logits.shape[:-event_dim])
+    return logits.new_empty(batch, dtype=reference.compute_dtype([logits, x] if x.is_floating_point() else [logits]))
+
+
+def _softmax_backward_fake(grad: Tensor, x: Tensor, logits: Tensor, *rest: Any) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in _marked([x, logits], rest[-1][:2])]
+
+
 # --- second derivatives ----------------------------------------------------------------------------------------------
 
 
@@ -246,7 +264,7 @@ def _elbo_formula(x: list[Tensor], z: list[Tensor], likelihood: str, params: lis
 
 def _linear_bernoulli_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> tuple[Any, Any]:
     inputs = [x, h, weight] if bias is None else [x, h, weight, bias]
-    return (reference.linear_bernoulli(x, h, weight, bias, term, params),), inputs
+    return (reference.linear_likelihood(x, h, weight, bias, term, params),), inputs
 
 
 def _reparameterize_formula(
@@ -286,6 +304,15 @@ def _mdn_formula(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Ten
     return (reference.mdn_log_prob(y, weight_logits, means, log_scale, floor),), [y, weight_logits, means, log_scale]
 
 
+def _group_formula(x: Tensor, params: Tensor, *rest: Any) -> tuple[Any, Any]:
+    return (reference.group(x, params, *rest),), [x, params]
+
+
+def _softmax_formula(x: Tensor, logits: Tensor, *rest: Any) -> tuple[Any, Any]:
+    inputs = [x, logits] if rest[0] is None else [x, logits, *rest[:2]]
+    return (reference.softmax(x, logits, *rest),), inputs
+
+
 def _register() -> None:
     for name, fake in {
         "term": _term_fake,
@@ -314,6 +341,10 @@ def _register() -> None:
         "mixture_statistics": _mixture_statistics_fake,
         "mdn": _mdn_fake,
         "mdn_backward": _gradients_of_four,
+        "group": _group_fake,
+        "group_backward": _group_backward_fake,
+        "softmax": _softmax_fake,
+        "softmax_backward": _softmax_backward_fake,
     }.items():
         torch.library.register_fake(f"vae_fast::{name}")(fake)
     _differentiate_backward("term_backward", _term_formula, 1)
@@ -324,6 +355,8 @@ def _register() -> None:
     _differentiate_backward("mixture_backward", _mixture_formula, 1)
     _differentiate_backward("mixture_responsibilities_backward", _mixture_responsibilities_formula, 1)
     _differentiate_backward("mdn_backward", _mdn_formula, 1)
+    _differentiate_backward("group_backward", _group_formula, 1)
+    _differentiate_backward("softmax_backward", _softmax_formula, 1)
 
 
 _register()

@@ -16,7 +16,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.terms import LOG_2PI, SCALES, UNIT_SCALE, Number, compute_all, compute_dtype, inputs_to_compute, std, term, to_compute, wide
+from vae_fast.terms import (
+    LOG_2PI,
+    SCALES,
+    UNIT_SCALE,
+    Number,
+    compute_all,
+    compute_dtype,
+    discretized_logistic,
+    inputs_to_compute,
+    std,
+    term,
+    to_compute,
+    wide,
+)
 
 __all__ = ["SCALES", "UNIT_SCALE", "compute_dtype", "std", "term", "to_compute"]
 
@@ -74,10 +87,18 @@ def elbo_parts(
     return value, log_prob.detach().expand(value.shape), divergence.detach().expand(value.shape)
 
 
-def linear_bernoulli(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, name: str, params: Sequence[float]) -> Tensor:
-    """Row-summed Bernoulli log-likelihood of the logits ``F.linear(h, weight, bias)``."""
+def linear_likelihood(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, name: str, params: Sequence[float]) -> Tensor:
+    """Row-summed log-likelihood of the logits ``F.linear(h, weight, bias)``: a Bernoulli term, or ``"multinomial"``."""
+    logits = torch.nn.functional.linear(h, weight, bias)
+    if x.layout == torch.sparse_csr:
+        repeats = logits.shape[:-2].numel()  # the rows of x once for each of them
+        begin, column, counts = x.crow_indices(), x.col_indices().repeat(repeats), x.values().to(compute_dtype([logits])).repeat(repeats)
+        per_row = begin.diff().repeat(repeats)
+        begin = torch.cat([begin[:1], per_row.cumsum(0)])
+        rows: Tensor = softmax(counts, logits.flatten(0, -2), begin, column, -1, 1).unflatten(0, logits.shape[:-1])
+        return rows
     x = x.float() if x.dtype == torch.float64 != h.dtype else x  # the precision is that of the product
-    return term(name, [x, torch.nn.functional.linear(h, weight, bias)], params, 1)
+    return softmax(x, logits, None, None, -1, 1) if name == "multinomial" else term(name, [x, logits], params, 1)
 
 
 # --- sampling --------------------------------------------------------------------------------------------------------
@@ -250,3 +271,53 @@ def mdn_log_prob(y: Tensor, weight_logits: Tensor, means: Tensor, log_scale: Ten
     log_s = log_s.expand(torch.broadcast_shapes(delta.shape, log_s.shape))
     log_n = -(log_s + 0.5 * _standardise(delta, log_s) ** 2 + 0.5 * LOG_2PI).sum(-1)
     return logsumexp(weight_logits.log_softmax(-1) + log_n, -1, None)
+
+
+# --- terms over groups of parameters ---------------------------------------------------------------------------------
+
+
+def group(x: Tensor, params: Tensor, name: str, numbers: Sequence[float], dim: int, event_dim: int) -> Tensor:
+    """A mixture over cells by the name the kernels know it by (csrc/group_table.h), summed over the cells of a sample.
+
+    ``dim``, counted from the end, holds the parameters of a cell; parameter j of component k is number ``j K + k``. The numbers are
+    ``2^bits - 1``, what x is stretched by, the ends of the first and of the last bin, and the least log scale.
+    """
+    _, colours, form = name.split(".")
+    levels, stretch, low, high, floor = numbers
+    dtype = compute_dtype([x, params])
+    x, params = wide(*compute_all([x, params]))
+    y = [2.0 * stretch * t.unsqueeze(-1) - 1.0 for t in x.movedim(dim, -1).unbind(-1)]
+    slots = 10 if colours == "rgb" else 3
+    logits, *given = params.movedim(dim, -1).unflatten(-1, (slots, -1)).unbind(-2)
+    coefficients = [t.tanh() for t in given[2::3]]
+    joint = logits
+    for i, colour in enumerate(y):
+        loc, log_scale = given[3 * i], given[3 * i + 1]
+        if i == 1:
+            loc = loc + coefficients[0] * y[0]
+        elif i == 2:
+            loc = loc + coefficients[1] * y[0] + coefficients[2] * y[1]
+        log_scale = torch.where(log_scale <= floor, torch.full_like(log_scale, floor), log_scale)
+        joint = joint + discretized_logistic(colour, loc, log_scale, 1.0 / levels, low, high, form == "thin")
+    cells = logsumexp(joint, -1, None) - logsumexp(logits, -1, None)
+    return (cells.flatten(1 - event_dim).sum(-1) if event_dim > 1 else cells).to(dtype)
+
+
+def softmax(x: Tensor, logits: Tensor, row_begin: Tensor | None, column: Tensor | None, dim: int, event_dim: int) -> Tensor:
+    """The log-probability of classes under ``softmax(logits)`` along ``dim``, summed over a sample.
+
+    Of the indices x, of the counts x, or of the counts of a CSR matrix that are not zero.
+    """
+    dtype = compute_dtype([logits, x] if x.is_floating_point() else [logits])
+    wide_logits = logits.double()
+    shares = wide_logits - logsumexp(wide_logits, dim, None).unsqueeze(dim)
+    if row_begin is not None and column is not None:
+        rows = torch.arange(len(logits), device=x.device).repeat_interleave(row_begin.diff(), output_size=x.numel())
+        counted = x.double() * shares[rows, column.long()]
+        return torch.zeros(len(logits), dtype=torch.float64, device=x.device).index_add(0, rows, counted).to(dtype)
+    if x.is_floating_point():
+        counts = x.double()
+        return (counts * torch.where((counts == 0) & shares.isinf(), torch.zeros_like(shares), shares)).sum(-1).to(dtype)
+    batch = torch.broadcast_shapes(x.shape[:-event_dim], logits.shape[:-event_dim])
+    index, shares = x.long().expand(*batch, *x.shape[-event_dim:]), shares.expand(*batch, *shares.shape[-event_dim:])
+    return shares.gather(dim, index).flatten(-event_dim).sum(-1).to(dtype)

@@ -297,6 +297,34 @@ def _student_t(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -
     return torch.where(far, beyond, near).to(inputs[0].dtype)
 
 
+def discretized_logistic(y: Tensor, loc: Tensor, log_scale: Tensor, half: float, low: float, high: float, thin: bool) -> Tensor:
+    """``log(sigmoid(u) - sigmoid(v))`` over the bin ``y +- half`` of values on [-1, 1], in float64.
+
+    The first and the last bin, below ``low`` and above ``high``, reach to infinity. ``thin``: the density times the width where that
+    is below log 1e-5.
+    """
+    # -softplus(-u) - softplus(v) + log(1 - e^(v - u)); the scale is held to where its inverse is a number
+    inverse = (-log_scale.clamp(-690.0, 690.0)).exp()
+    offset, largest = y - loc, torch.finfo(torch.float64).max
+    u, v = (((offset + h) * inverse).clamp(-largest, largest) for h in (half, -half))
+    above, below = ~(y > high), ~(y < low)
+    zero = torch.zeros_like(offset)
+    inside = (-torch.expm1(-2.0 * half * inverse)).log().expand_as(u)
+    value = torch.where(above, -softplus(-u), zero) + torch.where(below, -softplus(v), zero) + torch.where(above & below, inside, zero)
+    if not thin:
+        return value
+    t = (offset * inverse).clamp(-largest, largest)
+    density = t - 2.0 * softplus(t) - log_scale + math.log(2.0 * half)
+    return torch.where(above & below & (value < math.log(1e-5)), density, value)
+
+
+def _discretized_logistic(inputs: Sequence[Tensor], variant: str, params: Sequence[Number]) -> Tensor:
+    x, loc, log_scale = torch.broadcast_tensors(*wide(*inputs))
+    levels, stretch = params
+    half = 1.0 / float(levels)
+    return discretized_logistic(2.0 * stretch * x - 1.0, loc, log_scale, half, half - 1.0, 1.0 - half, False).to(inputs[0].dtype)
+
+
 # --- counts ----------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +403,7 @@ TERMS = {
     "log_normal": Term(_log_normal, ("positive", "finite", "scale"), SCALES),
     "continuous_bernoulli": Term(_continuous_bernoulli, ("unit", "finite")),
     "student_t": Term(_student_t, ("finite", "finite", "positive", "scale"), SCALES, order=(1, 0, 2)),
+    "discretized_logistic": Term(_discretized_logistic, ("unit", "finite", "finite")),
     "poisson": Term(_poisson, ("count", "mean"), ("rate", "log_rate")),
     "negative_binomial": Term(_negative_binomial, ("count", "mean", "dispersion"), SPACES),
     "zero_inflated_negative_binomial": Term(_zero_inflated_negative_binomial, ("count", "mean", "dispersion", "finite"), SPACES),

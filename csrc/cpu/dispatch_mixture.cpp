@@ -1,6 +1,4 @@
 // Mixtures: chunks of rows on threads, and the sums over rows in a number of pieces that the shape alone decides, added in order.
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "../math/mixture.h"
@@ -14,15 +12,6 @@ namespace {
 constexpr int64_t kMostPieces = 64, kLeastPieces = 4;
 constexpr int64_t kChunksPerPiece = 4;             // at least
 constexpr int64_t kSumsBytes = int64_t{32} << 20;  // of all pieces' sums, unless kLeastPieces need more
-
-/// Memory for vectors.
-struct Aligned {
-  explicit Aligned(int64_t bytes)
-      : data(std::aligned_alloc(64, static_cast<size_t>(ceil_div(bytes > 0 ? bytes : 1, 64) * 64)), &std::free) {
-    if (data == nullptr) throw std::bad_alloc();
-  }
-  std::unique_ptr<void, decltype(&std::free)> data;
-};
 
 /// The parameters of a mixture in padded rows, what is too far bounded, and their largest sizes.
 template <typename T>

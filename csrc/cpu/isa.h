@@ -1,6 +1,7 @@
 // Included last by one file of each instruction set: every kernel but the terms of row sums, and the table that points at them all.
 #pragma once
 
+#include "group_sums.h"
 #include "lanes.h"
 #include "logsumexp.h"
 #include "mdn.h"
@@ -27,6 +28,9 @@
                                       {&isa::mdn_scratch_bytes<float>, &isa::mdn_scratch_bytes<double>},         \
                                       {&isa::mdn_rows<float>, &isa::mdn_rows<double>},                           \
                                       {&isa::mdn_backward_rows<float>, &isa::mdn_backward_rows<double>},         \
+                                      {&isa::group_scratch_bytes<float>, &isa::group_scratch_bytes<double>},     \
+                                      {&isa::group_cells<float>, &isa::group_cells<double>},                     \
+                                      {&isa::softmax_cells<float>, &isa::softmax_cells<double>},                 \
                                       {&isa::add_rows<float>, &isa::add_rows<double>},                           \
                                       &isa::fma_probe,                                                           \
                                       &isa::scale_values};                                                       \

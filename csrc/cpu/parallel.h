@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 #if defined(VF_NO_TORCH)  // the native tests, which link no torch
 #include "serial.h"
@@ -31,6 +34,13 @@ struct RowBlocks {
     together = ceil_div(blocks, kSums);
   }
   int64_t rows_of_sum() const { return step * together; }
+/// Memory for vectors.
+struct Aligned {
+  explicit Aligned(int64_t bytes)
+      : data(std::aligned_alloc(64, static_cast<size_t>(ceil_div(bytes > 0 ? bytes : 1, 64) * 64)), &std::free) {
+    if (data == nullptr) throw std::bad_alloc();
+  }
+  std::unique_ptr<void, decltype(&std::free)> data;
 };
 
 /// Calls f(begin, end) over [0, blocks), each of about `elements` elements.

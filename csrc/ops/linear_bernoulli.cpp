@@ -1,11 +1,14 @@
-// The last layer of a decoder and its Bernoulli likelihood, some rows at a time: neither the logits nor their gradient are ever whole.
+// The last layer of a decoder and its Bernoulli or multinomial likelihood, some rows at a time: neither the logits nor their gradient are
+// ever whole.
 #include <ATen/ExpandUtils.h>
 #include <ATen/record_function.h>
 
 #include "autograd.h"
+#include "csr.h"
 #include "device.h"
 #include "layout.h"
 #include "product.h"
+#include "softmax.h"
 
 namespace vae_fast {
 namespace ops {
@@ -18,18 +21,27 @@ constexpr int64_t kLeastChunk = 64;
 
 /// The arguments as plain rows: `outer` times `inner` rows of h, and `inner` rows of x, which every repetition shares.
 struct Problem {
-  Tensor x, h, weight, bias;  // x (inner, columns), h (outer * inner, features)
+  Tensor x, h, weight, bias;  // x (inner, columns), undefined if it is CSR; h (outer * inner, features)
   at::DimVector batch;
   int64_t outer = 1, inner = 1, columns, chunk;
-  int32_t term;
+  bool multinomial;
+  int32_t term = 0;  // of the Bernoulli likelihoods
   ParamList params;
   bool is_double;
+  SoftmaxArgs counts;  // of the multinomial one: where CSR data lie
+  std::vector<Tensor> keep;
 
   /// `x_grad`: x gets a gradient, of its own shape: rows that its owner has expanded are not one row then.
   Problem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name, Numbers given_params,
           bool x_grad = false)
-      : weight(w), columns(w.size(0)), term(term_index(name)), params(given_params), is_double(given_h.scalar_type() == at::kDouble) {
-    TORCH_CHECK_VALUE(name.substr(0, 16) == "bernoulli_logits", "term='", name, "': expected one over Bernoulli logits");
+      : weight(w),
+        columns(w.size(0)),
+        multinomial(name == "multinomial"),
+        params(given_params),
+        is_double(given_h.scalar_type() == at::kDouble) {
+    TORCH_CHECK_VALUE(multinomial || name.substr(0, 16) == "bernoulli_logits", "term='", name,
+                      "': expected 'multinomial' or one over Bernoulli logits");
+    if (!multinomial) term = term_index(name);
     TORCH_CHECK_VALUE(given_x.device() == given_h.device() && w.device() == given_h.device(), "tensors on ", given_x.device(), ", ",
                       given_h.device(), " and ", w.device(), ": expected one device");
     if (b) bias = *b;
@@ -41,6 +53,10 @@ struct Problem {
     };
     const int64_t rows = c10::multiply_integers(batch);
     h = full(given_h).reshape({rows, given_h.size(-1)});
+    if (given_x.layout() == at::kSparseCsr) {
+      read_csr(given_x);
+      return;
+    }
     x = full(given_x);
     const auto shared = [&] {                       // the first of the dimensions of x that are left
       const int64_t own = given_x.dim() - x.dim();  // its place in given_x
@@ -52,14 +68,33 @@ struct Problem {
     }
     inner = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
     x = x.reshape({inner, columns});
+    cut();
+  }
+
+  int64_t rows() const { return outer * inner; }
+
+ private:
+  /// Rows of a CSR matrix, which every row of h before the last batch dimension shares.
+  void read_csr(const Tensor& csr) {
+    TORCH_CHECK_VALUE(multinomial && !batch.empty() && batch.back() == csr.size(0), "x is CSR with ", csr.size(0),
+                      " rows, h has batch shape ", at::IntArrayRef(batch),
+                      ": expected counts of a multinomial, with as many rows as the last batch dimension");
+    inner = csr.size(0);
+    outer = inner > 0 ? h.size(0) / inner : 1;
+    counts.rows = inner;
+    counts.k = columns;
+    counts.is_double = is_double;
+    set_csr(counts, csr.values(), csr.crow_indices(), csr.col_indices(), keep);
+    cut();
+  }
+
+  void cut() {
     const int64_t row_bytes = std::max<int64_t>(1, columns) * static_cast<int64_t>(h.element_size());
     // Of one size, but for a row: the last as well.
     const int64_t most = std::max(kLeastChunk, kChunkBytes[h.is_cuda() ? 1 : 0] / row_bytes);
     const int64_t chunks = std::max<int64_t>(1, (inner + most - 1) / most);
     chunk = std::max<int64_t>(1, (inner + chunks - 1) / chunks);
   }
-
-  int64_t rows() const { return outer * inner; }
 };
 
 /// Gradients, whole, and which are wanted. That of the weight begins with the first chunk, where it has its dtype.
@@ -79,38 +114,75 @@ struct Gradients {
   bool any() const { return of_x || of_h || of_weight || of_bias; }
 };
 
+/// What the likelihood of a chunk writes, beside its gradient over the logits themselves.
+struct ChunkResults {
+  void* value;    // may be null
+  Tensor x_grad;  // undefined: not wanted
+  bool with_grad;
+  RowGrad upstream;
+};
+
+void bernoulli_chunk(const Problem& p, const Tensor& x, const Tensor& logits, const ChunkResults& results) {
+  const Layout layout(logits.sizes(), 1, logits, false);
+  const Tensor inputs[2] = {x, logits};
+  Term term = prepare_term(inputs, p.term, layout, p.is_double, p.params);
+  if (results.with_grad) term.args.grad[1] = dense_stream(logits, p.columns);
+  if (results.x_grad.defined()) term.args.grad[0] = dense_stream(results.x_grad, p.columns);
+  term.args.row_grad = results.upstream;
+  RowTermsArgs args;
+  args.term[0] = term.args;
+  args.rows = logits.size(0);
+  args.is_double = p.is_double;
+  args.value = results.value;
+  launch_row_terms(logits, args);
+}
+
+void multinomial_chunk(const Problem& p, int64_t x_begin, const Tensor& x, const Tensor& logits, const ChunkResults& results) {
+  SoftmaxArgs args = p.counts;
+  std::vector<Tensor> keep;
+  if (x.defined()) {
+    args.target = Target::kDense;
+    args.x = stream_of(x, Layout(logits.sizes(), 1, logits, true), p.is_double, keep);
+  } else {
+    args.row_begin += x_begin;
+  }
+  args.rows = logits.size(0);
+  args.k = p.columns;
+  args.is_double = p.is_double;
+  args.logits = dense_stream(logits, p.columns);
+  if (results.with_grad) args.grad = args.logits;
+  if (results.x_grad.defined()) args.grad_x = dense_stream(results.x_grad, p.columns);
+  args.row_grad = results.upstream;
+  args.value = results.value;
+  launch_softmax(logits, args);
+}
+
 /// Rows [begin, begin + n) of h beside rows [x_begin, x_begin + n) of x: their values, if wanted, and their share of the gradients.
 void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, const RowGrad& upstream, Tensor& value, Gradients& grads) {
   const Tensor h = p.h.narrow(0, begin, n);
-  Tensor x = p.x.narrow(0, x_begin, n);
-  if (x.scalar_type() == at::kDouble && !p.is_double) x = x.to(at::kFloat);
+  Tensor x = p.x.defined() ? p.x.narrow(0, x_begin, n) : Tensor();
+  if (x.defined() && (p.multinomial ? x.scalar_type() != compute_type(p.is_double) : x.scalar_type() == at::kDouble && !p.is_double)) {
+    x = x.to(compute_type(p.is_double));  // counts are the numbers that they are
+  }
   const OptionalTensor bias = p.bias.defined() ? OptionalTensor(p.bias) : std::nullopt;
   // Their rounding is far below what it moves the likelihood and its gradient by; but for the gradient of x, which is the logits
   // themselves.
   Tensor logits = linear_product(h, p.weight, bias, grads.of_x ? 0 : std::numeric_limits<int64_t>::max()).contiguous();
 
-  const Layout layout(logits.sizes(), 1, logits, false);
-  const Tensor inputs[2] = {x, logits};
-  Term term = prepare_term(inputs, p.term, layout, p.is_double, p.params);
-  RowTermsArgs args;
-  Tensor x_grad;
+  Tensor values = value.defined() ? value.narrow(0, begin, n) : Tensor();
+  Tensor x_grad = grads.of_x ? at::empty(logits.sizes(), grads.x.options()) : Tensor();
+  ChunkResults results{value.defined() ? values.data_ptr() : nullptr, x_grad, grads.any(), RowGrad()};
   if (grads.any()) {
-    term.args.grad[1] = dense_stream(logits, p.columns);  // over the logits themselves
-    if (grads.of_x) {
-      x_grad = at::empty(logits.sizes(), grads.x.options());
-      term.args.grad[0] = dense_stream(x_grad, p.columns);
-    }
-    term.args.row_grad = upstream;
+    results.upstream = upstream;
     if (upstream.data != nullptr) {
-      term.args.row_grad.data = static_cast<const char*>(upstream.data) + begin * upstream.stride * (p.is_double ? 8 : 4);
+      results.upstream.data = static_cast<const char*>(upstream.data) + begin * upstream.stride * (p.is_double ? 8 : 4);
     }
   }
-  args.term[0] = term.args;
-  args.rows = n;
-  args.is_double = p.is_double;
-  Tensor values = value.defined() ? value.narrow(0, begin, n) : Tensor();
-  args.value = value.defined() ? values.data_ptr() : nullptr;
-  launch_row_terms(logits, args);
+  if (p.multinomial) {
+    multinomial_chunk(p, x_begin, x, logits, results);
+  } else {
+    bernoulli_chunk(p, x, logits, results);
+  }
 
   if (grads.of_x) grads.x.narrow(0, x_begin, n).add_(x_grad);
   if (grads.of_h) linear_product(logits, p.weight.t(), std::nullopt, kLongestSum, grads.h.narrow(0, begin, n));

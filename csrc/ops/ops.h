@@ -160,5 +160,26 @@ Tensors mdn_backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& w
 Tensor mdn_autograd(const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale, double floor);
 Tensor mdn(const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale, double floor);
 
+// Terms over groups of parameters (group_table.h). `dim`, counted from the end, is that of the parameters of a group; the last event_dim
+// dimensions, it among them, are one sample.
+//   x and params broadcast along (*batch), events alike but for `dim`; result (*batch); the gradient is that of params
+Tensor group_kernel(const Tensor& x, const Tensor& params, string_view term, Numbers numbers, int64_t dim, int64_t event_dim);
+Tensors group_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& params, string_view term, Numbers numbers, int64_t dim,
+                              int64_t event_dim, const Mask& mask);
+Tensor group_autograd(const Tensor& x, const Tensor& params, string_view term, Numbers numbers, int64_t dim, int64_t event_dim);
+Tensor group(const Tensor& x, const Tensor& params, const std::string& term, Numbers numbers, int64_t dim, int64_t event_dim);
+
+// The log-probability of classes under softmax(logits) along `dim`.
+//   x: integers, an index per cell (1 in `dim`); floats, a count per class; with row_begin and column, the counts of a CSR matrix that are
+//   not zero, for logits (rows, classes)
+Tensor softmax_kernel(const Tensor& x, const Tensor& logits, const OptionalTensor& row_begin, const OptionalTensor& column, int64_t dim,
+                      int64_t event_dim);
+Tensors softmax_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& logits, const OptionalTensor& row_begin,
+                                const OptionalTensor& column, int64_t dim, int64_t event_dim, const Mask& mask);
+Tensor softmax_autograd(const Tensor& x, const Tensor& logits, const OptionalTensor& row_begin, const OptionalTensor& column, int64_t dim,
+                        int64_t event_dim);
+Tensor softmax(const Tensor& x, const Tensor& logits, const OptionalTensor& row_begin, const OptionalTensor& column, int64_t dim,
+               int64_t event_dim);
+
 }  // namespace ops
 }  // namespace vae_fast

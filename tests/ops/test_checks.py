@@ -45,6 +45,8 @@ COUNTED = ("poisson", "negative_binomial", "zero_inflated_negative_binomial", "n
 #: What each tensor argument is asked to be; everything else is asked to be finite.
 ASKED = {
     ("bernoulli_log_prob", "x"): UNIT,
+    ("discretized_logistic_log_prob", "x"): UNIT,
+    ("discretized_logistic_mixture_log_prob", "x"): UNIT,
     ("elbo", "x"): UNIT,
     ("elbo_loss", "x"): UNIT,
     ("iwae_loss", "x"): UNIT,
@@ -60,7 +62,7 @@ ASKED = {
 def tensors():
     for function, good in GOOD.items():
         for name in inspect.signature(getattr(vae_fast, function)).parameters:
-            if isinstance(good.get(name), torch.Tensor):
+            if isinstance(good.get(name), torch.Tensor) and good[name].is_floating_point():  # no index is NaN
                 yield function, name
 
 

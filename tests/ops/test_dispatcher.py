@@ -58,6 +58,7 @@ def op_calls(dtype, device):
         "logsumexp": (ops.logsumexp, (mu, logvar.exp(), -1)),
         "logsumexp.plain": (ops.logsumexp, (mu, None, 0)),
         **mixture_calls(dtype, device),
+        **group_calls(dtype, device),
         "logsumexp_backward": (ops.logsumexp_backward, (rows, mu, logvar.exp(), torch.logsumexp(mu + logvar, -1), 1, [True, True])),
     }
 
@@ -104,6 +105,33 @@ def mixture_calls(dtype, device):
     }
 
 
+def group_calls(dtype, device):
+    """The same for terms over groups of parameters."""
+    levels, classes = torch.rand(3, 2, 2, 3, dtype=dtype, device=device), torch.randint(5, (3, 4, 1), device=device)
+    params, logits, rows = (torch.randn(s, dtype=dtype, device=device) for s in ((3, 2, 2, 20), (3, 4, 5), (3,)))
+    pixels = ("discretized_logistic_mixture.rgb.exact", [255.0, 1.0, -0.996, 0.996, -7.0], -1, 3)
+    counts = torch.rand(3, 5, dtype=dtype, device=device)
+    begin, column = torch.tensor([0, 1, 1, 3], device=device), torch.tensor([4, 0, 2], device=device)
+    entries = counts.flatten()[:3].clone()
+    return {
+        "group": (ops.group, (levels, params, *pixels)),
+        "group_backward": (ops.group_backward, (rows, levels, params, *pixels, [False, True])),
+        "softmax": (ops.softmax, (classes, logits, None, None, -1, 2)),
+        "softmax.counts": (ops.softmax, (counts, logits[:, 0].contiguous(), None, None, -1, 1)),
+        "softmax.csr": (ops.softmax, (entries, logits[:, 0].contiguous(), begin, column, -1, 1)),
+        "softmax_backward": (ops.softmax_backward, (rows, classes, logits, None, None, -1, 2, [False, True])),
+        "softmax_backward.counts": (ops.softmax_backward, (rows, counts, logits[:, 0].contiguous(), None, None, -1, 1, [True, True])),
+        "softmax_backward.csr": (
+            ops.softmax_backward,
+            (rows, entries, logits[:, 0].contiguous(), begin, column, -1, 1, [False, True, False, False]),
+        ),
+    }
+
+
+#: Data that get no gradient: an op, and the place of the argument.
+DATA = {("group", 0), ("group_backward", 1), ("softmax.csr", 0), ("softmax_backward.csr", 1)}
+
+
 def wanting_gradients(value):
     if isinstance(value, torch.Tensor):
         return value.detach().clone().requires_grad_() if value.is_floating_point() else value
@@ -140,7 +168,8 @@ def test_opcheck_without_gradients(name, device):
 )
 def test_opcheck_with_gradients(name, dtype, device):
     op, args = op_calls(dtype, device)[name]
-    torch.library.opcheck(op.default, tuple(wanting_gradients(a) for a in args), rtol=1e-4, atol=1e-5)
+    given = tuple(a if (name, i) in DATA else wanting_gradients(a) for i, a in enumerate(args))
+    torch.library.opcheck(op.default, given, rtol=1e-4, atol=1e-5)
 
 
 # --- fake tensors -----------------------------------------------------------------------------------------------------

@@ -87,10 +87,10 @@ ALL = {
 ALL["tensor or real"] = {k: v for k, v in ALL["tensor"].items() if k != "float"} | NUMBERS
 NONE = {"None": None}
 COUNTED = {f"{name}_log_prob" for name in ("poisson", "negative_binomial", "zero_inflated_negative_binomial", "negative_binomial_mixture")}
-NAMES = ("space", "clip", "likelihood", "reduction", "covariance_type", "precision")
-INTS = ("event_dim", "latent_dim", "sample_dim", "num_samples", "dim")
+NAMES = ("space", "clip", "likelihood", "reduction", "covariance_type", "precision", "layout", "convention")
+INTS = ("event_dim", "latent_dim", "sample_dim", "num_samples", "dim", "bits")
 REALS = ("eps", "beta", "free_bits", "min_scale")
-FLAGS = ("check_data", "donate_recon", "return_parts")
+FLAGS = ("check_data", "donate_recon", "return_parts", "coefficient")
 OPTIONAL = {"clip", "free_bits", "num_samples", "generator", "noise", "bias", "prior_mu", "prior_logvar", "weights"}
 OPTIONAL |= {"responsibilities", "sample_weight"}
 
@@ -102,6 +102,11 @@ PRIOR = {"prior_mu": A, "prior_logvar": A}
 GOOD = {
     "bernoulli_log_prob": {"x": A, "logits": A},
     "continuous_bernoulli_log_prob": {"x": A, "logits": A},
+    "categorical_log_prob": {"x": f(3, 4).long(), "logits": f(3, 4, 5)},
+    "discretized_logistic_log_prob": {"x": A, "loc": A, "log_scale": A},
+    "discretized_logistic_mixture_log_prob": {"x": f(2, 2, 3), "params": f(2, 2, 20)},
+    "multinomial_log_prob": {"x": A, "logits": A},
+    "linear_multinomial_log_prob": {"x": A, "h": D, "weight": f(4, 2), "bias": f(4)},
     "elbo": {"x": A, "recon": A, **LATENT},
     "elbo_loss": {"x": A, "recon": A, **LATENT},
     "gaussian_kl": {**SAMPLE},
@@ -124,6 +129,10 @@ GOOD = {
     "reparameterize_with_kl": SAMPLE,
     "student_t_log_prob": {"x": A, "df": A.abs() + 1, "loc": A, "log_scale": A},
 }
+
+
+#: What x may be of functions over classes.
+COUNTS = {"categorical_log_prob": ("int64",), "multinomial_log_prob": ("int64", "csr"), "linear_multinomial_log_prob": ("int64", "csr")}
 
 
 def kind_of(function, name):
@@ -150,6 +159,8 @@ def hostile_values(function, name):
         del values["int64"], values["csr"]
     if not optional:
         values |= NONE
+    if name == "x" and function in COUNTS:
+        values = {label: v for label, v in values.items() if label not in COUNTS[function]}
     if function in ("iwae_bound", "logsumexp") and name in ("a", "log_w"):
         del values["meta"]  # the only tensor: nothing else says which device is meant
     return values.items()

@@ -92,7 +92,8 @@ def test_every_term_of_the_kernels_is_known():
         assert str(refused.value).splitlines()[0].partition("expected one of ")[2].split(", ") == names()
     for name in names():
         inputs = [X[:, :1]] * len(TERMS[name.partition(".")[0]].inputs)
-        assert reference.term(name, inputs, [0.1], 1).shape == (3,)
+        numbers = [255.0, 1.0] if name == "discretized_logistic" else [0.1]
+        assert reference.term(name, inputs, numbers, 1).shape == (3,)
 
 
 #: Parameters for which the mean of a few draws is near that of all.

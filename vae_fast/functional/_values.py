@@ -40,6 +40,7 @@ EXPECTED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "positive": ("positive finite numbers", lambda t: (t > 0) & (t < torch.inf)),
     "count": ("non-negative integers", lambda t: (t >= 0) & (t < torch.inf) & (t == t.floor())),
     "nonnegative": ("finite numbers of at least 0", lambda t: (t >= 0) & (t < torch.inf)),
+    "index": ("class indices, whole numbers of at least 0", lambda t: (t >= 0) & (t < torch.inf)),
     "log weight": ("finite numbers, or -inf for a weight of zero", lambda t: t < torch.inf),
 }
 _SCALES = {"logvar": "finite", "log_std": "finite", "std": "positive", "var": "positive", "softplus": "finite"}
@@ -164,6 +165,23 @@ def _require(*asked: Asked) -> None:
             raise ValueError(complaint(name, t, kind))
 
 
+def classes(name: str, t: Tensor, count: int) -> None:
+    """Refuse an index that is none of ``count`` classes."""
+    with torch.no_grad():
+        given = _readable(name, t)
+        if given is None or given.numel() == 0:
+            return
+        low, high = (int(bound) for bound in given.aminmax())
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} holds {low if low < 0 else high}: expected class indices from 0 to {count - 1}")
+
+
+def classes_at_hand(name: str, t: Tensor, count: int) -> None:
+    """The same on the CPU where there are values to look at: no trace, no transform."""
+    if t.device.type == "cpu" and type(t) is Tensor and not torch.compiler.is_compiling() and not _is_recorded(t):
+        classes(name, t, count)
+
+
 def fits(t: Tensor, kind: str) -> bool:
     """Whether all elements are what is asked of them."""
     if t.numel() == 0 or all_bytes_fit(t, kind):
@@ -202,12 +220,17 @@ def complaint(name: str, t: Tensor, kind: str, first_row: int | None = None) -> 
     return f"{name}{index} = {shown}: expected {words}{share}{hint}"
 
 
-def _readable(name: str, t: Tensor) -> Tensor | None:
-    """The tensor whose values stand behind ``t``: all of a DTensor's, so that every process says the same; None for meta."""
+def _is_recorded(t: Tensor) -> bool:
+    """Whether a graph is traced without values."""
     from torch._subclasses.fake_tensor import is_fake
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-    if is_fake(t) or get_proxy_mode() is not None or torch._C._get_tracing_state() is not None:
+    return is_fake(t) or get_proxy_mode() is not None or torch._C._get_tracing_state() is not None
+
+
+def _readable(name: str, t: Tensor) -> Tensor | None:
+    """The tensor whose values stand behind ``t``: all of a DTensor's, so that every process says the same; None for meta."""
+    if _is_recorded(t):
         raise ValueError(f"{name}: its values cannot be checked while a graph is traced; trace it without checks and check_data")
     while torch._C._functorch.is_functorch_wrapped_tensor(t):
         t = torch._C._functorch.get_unwrapped(t)

@@ -1,4 +1,4 @@
-"""A decoder's last linear layer and its Bernoulli log-likelihood without the logits in between."""
+"""A decoder's last linear layer and its Bernoulli or multinomial log-likelihood without the logits in between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import kernels, overridable
+from vae_fast.functional._dispatch import cpu_kernels, kernels, overridable
+from vae_fast.functional.categorical import as_counts, log_coefficient
 from vae_fast.likelihoods import term_params
 
 
@@ -69,15 +70,79 @@ def linear_bernoulli_log_prob(
         >>> h.grad.shape
         torch.Size([64, 500])
     """
-    x, h, weight, bias = _checked(x, h, weight, bias)
+    x = check.tensor("x", x, check.TARGETS)
+    h, weight, bias = _checked(x, h, weight, bias)
     check.clip(clip, eps)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     if values.wanted(check_data):
         values.require(("x", x, "unit"), *values.finite(h=h, weight=weight, bias=bias))
-    term, params = f"bernoulli_logits.{clip or 'none'}", term_params(clip, eps)
-    k = kernels()
+    return _in_chunks(x, h, weight, bias, f"bernoulli_logits.{clip or 'none'}", term_params(clip, eps), reduction)
+
+
+@overridable
+def linear_multinomial_log_prob(
+    x: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    coefficient: bool = False,
+    reduction: str = "none",
+    check_data: bool = False,
+) -> Tensor:
+    r"""``multinomial_log_prob(x, F.linear(h, weight, bias))`` in the memory of one chunk of logits.
+
+    .. math:: \log p(x \mid h) = x \cdot a - \Big(\sum_k x_k\Big) \log \sum_k e^{a_k}, \qquad a = W h + b
+
+    Chunks, products, threads and the number of products are those of :func:`linear_bernoulli_log_prob`; a vocabulary or a catalogue of
+    tens of thousands of columns is where they count most, as the logits are far larger than all else. On a GPU the plain-torch formula
+    runs, with the logits whole: it has no CUDA kernel yet.
+
+    Args:
+        x: counts as in :func:`multinomial_log_prob`, ``(*batch, D)``, or a ``torch.sparse_csr`` matrix ``(B, D)`` for ``h (*K, B, H)``,
+            of which nothing dense is made. CSR counts need eager mode: they do not go through ``torch.compile``.
+        h, weight, bias: as in :func:`linear_bernoulli_log_prob`.
+        coefficient: as in :func:`multinomial_log_prob`.
+        reduction: over the batch: ``"none"`` (default), ``"mean"`` or ``"sum"``.
+        check_data: True: look at the values of the arguments first, see :class:`checks`.
+
+    Returns:
+        Nats; float32 (float64 if ``h`` is), shape ``batch``, or ``()``. Differentiable in ``h``, ``weight``, ``bias`` and a dense ``x``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+
+    Example:
+        >>> import torch, vae_fast
+        >>> head = torch.nn.Linear(200, 20_000)
+        >>> x = torch.zeros(64, 20_000).scatter_(1, torch.randint(20_000, (64, 30)), 1.0).to_sparse_csr()
+        >>> h = torch.randn(64, 200, requires_grad=True)
+        >>> (-vae_fast.linear_multinomial_log_prob(x, h, head.weight, head.bias, reduction="mean")).backward()
+        >>> h.grad.shape
+        torch.Size([64, 200])
+    """
+    counts, row_begin, _ = as_counts(x)
+    h, weight, bias = _checked(x, h, weight, bias)
+    check.flag("coefficient", coefficient)
+    check.one_of("reduction", reduction, check.REDUCTIONS)
+    if row_begin is not None and (h.ndim < 2 or h.shape[-2] != x.shape[0]):
+        raise ValueError(f"x is CSR of shape {tuple(x.shape)}, h has shape {tuple(h.shape)}: expected h (*K, {x.shape[0]}, H)")
+    if values.wanted(check_data):
+        values.require(("x", counts, "nonnegative"), *values.finite(h=h, weight=weight, bias=bias))
+    if row_begin is None and not x.is_floating_point():
+        x = x.to(torch.float32 if h.dtype != torch.float64 else torch.float64)
+    out = _in_chunks(x, h, weight, bias, "multinomial", [], reduction)
+    if not coefficient:
+        return out
+    batch = torch.broadcast_shapes(x.shape[:-1], h.shape[:-1])
+    added = log_coefficient(counts, row_begin, x.shape).expand(batch)
+    return out + reference.reduce(added, reduction).to(out.dtype)
+
+
+def _in_chunks(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, term: str, params: list[float], reduction: str) -> Tensor:
+    k = cpu_kernels(h) if term == "multinomial" else kernels()
     if k is None:
-        return reference.reduce(reference.linear_bernoulli(x, h, weight, bias, term, params), reduction)
+        return reference.reduce(reference.linear_likelihood(x, h, weight, bias, term, params), reduction)
     if reduction == "none":
         rows: Tensor = k.linear_bernoulli(x, h, weight, bias, term, params)
         return rows
@@ -85,8 +150,8 @@ def linear_bernoulli_log_prob(
     return total
 
 
-def _checked(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    x, h, weight = check.tensor("x", x, check.TARGETS), check.tensor("h", h), check.tensor("weight", weight)
+def _checked(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    h, weight = check.tensor("h", h), check.tensor("weight", weight)
     if bias is not None:
         bias = check.tensor("bias", bias)
     check.same_device(h=h, x=x, weight=weight, bias=bias)
@@ -107,4 +172,4 @@ def _checked(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
     if bias is not None and bias.shape != (d,):
         raise ValueError(f"bias has shape {tuple(bias.shape)}, weight has shape {tuple(weight.shape)}: expected bias ({d},)")
     check.broadcast_shapes("batch dimensions: ", x=x.shape[:-1], h=h.shape[:-1])
-    return x, h, weight, bias
+    return h, weight, bias

@@ -1,0 +1,12 @@
+// The terms over groups of parameters for x86-64 processors with AVX-512 (Skylake-X, Zen 4 and later): a file of their own, which a new one
+// recompiles.
+#if defined(__x86_64__)
+#include "target_avx512.h"
+
+#include "groups.h"
+#include "softmax.h"
+
+VF_INSTANTIATE_GROUPS
+VF_INSTANTIATE_SOFTMAX
+VF_TARGET_END
+#endif
