@@ -2,7 +2,8 @@
 
 :data:`LIKELIHOODS` is read by :func:`vae_fast.elbo_loss` and its kin, :class:`vae_fast.models.VAE`, the explorer and the tests: a name that
 stands here works in all of them. A new one is a struct in ``csrc/math`` and its row in ``csrc/term_table.h``, the same formula and its row
-in :mod:`vae_fast.terms`, and an entry here.
+in :mod:`vae_fast.terms`, and an entry here. One whose element needs a group of parameters is a struct in ``csrc/math`` and its row in
+``csrc/group_table.h``, the same formula in :mod:`vae_fast.reference`, a public function, and an entry here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vae_fast import _samplers
 from vae_fast.terms import LOG_SINHC, TERMS, UNIT_SCALE, in_order, polynomial, std, to_compute
 
 #: The clip modes of the Bernoulli likelihoods; None is exact.
@@ -28,6 +30,7 @@ class Likelihood:
     #: What the decoder gives: one tensor, or a tuple of them. The last may be left out where it is a scale, which is 1 then.
     parameters: tuple[str, ...]
     #: The family of the kernels' terms over all of them, and where the scale is left out (None: the scale of 1 is filled in).
+    #: Of a grouped one, the public function that it is, ``<family>_log_prob``.
     family: str
     #: The mean of ``p(x|z)``, and a draw from it; from the parameters that are given.
     mean: Callable[[Sequence[Tensor]], Tensor]
@@ -41,11 +44,13 @@ class Likelihood:
     clips: tuple[str | None, ...] = (None,)
     #: The layer that makes the mean of the first parameter; None if that is the mean itself, or no layer makes it.
     mean_layer: type[nn.Module] | None = None
+    #: Of a likelihood whose element needs a group of parameters: what the values of x have to be. It is no term of a row sum.
+    grouped_data: str | None = None
 
     @property
     def data(self) -> str:
-        """What the values of x have to be: "unit" (in [0, 1]), "positive", "count" or "finite"."""
-        return TERMS[self.family].inputs[0]
+        """What the values of x have to be, by the names in :mod:`vae_fast.functional._values`: "unit" (in [0, 1]), "finite", ..."""
+        return self.grouped_data or TERMS[self.family].inputs[0]
 
     @property
     def of_counts(self) -> bool:
@@ -155,6 +160,11 @@ def _draw_zero_inflated(parameters: Sequence[Tensor], generator: torch.Generator
     return counts * kept
 
 
+def _draw_level(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    loc, log_scale = torch.broadcast_tensors(*parameters)
+    return _samplers.draw_level(loc, log_scale, generator)
+
+
 LIKELIHOODS = {
     entry.name: entry
     for entry in (
@@ -220,6 +230,31 @@ LIKELIHOODS = {
             params=(0.0,),
             mean=lambda p: p[0].exp() * (-p[2]).sigmoid(),
             draw=_draw_zero_inflated,
+        ),
+        Likelihood(
+            "discretized_logistic",
+            ("loc", "log_scale"),
+            "discretized_logistic",
+            params=(255.0, 1.0),
+            mean=lambda p: _samplers.mean_level(*torch.broadcast_tensors(*p)),
+            draw=_draw_level,
+        ),
+        Likelihood(
+            "discretized_logistic_mixture",
+            ("params",),
+            "discretized_logistic_mixture",
+            grouped_data="unit",
+            mean=_samplers.mean_pixels,
+            draw=_samplers.draw_pixels,
+        ),
+        Likelihood("categorical", ("logits",), "categorical", grouped_data="index", mean=_samplers.mean_class, draw=_samplers.draw_classes),
+        Likelihood(
+            "multinomial",
+            ("logits",),
+            "multinomial",
+            grouped_data="nonnegative",
+            mean=lambda p: p[0].softmax(-1),
+            draw=_samplers.draw_count,
         ),
     )
 }

@@ -13,6 +13,7 @@ from vae_fast._backend import C
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce, row_sum
+from vae_fast.functional._grouped import as_function
 from vae_fast.functional._numbers import Number, as_kernel_arguments, number
 from vae_fast.functional._own_likelihood import Head, LogProb
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
@@ -51,6 +52,7 @@ def likelihood_term(x: Tensor, recon: Recon, likelihood: str, clip: str | None, 
 
 def log_likelihood(x: Tensor, recon: Recon, likelihood: str | LogProb, clip: str | None, eps: float, event_dim: int) -> Tensor:
     """``log p(x|z)`` of each sample, the first term of :func:`elbo`."""
+    likelihood = as_function(likelihood, clip, eps, event_dim)
     if callable(likelihood):
         return own_log_prob(likelihood, x, recon)
     term, data, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
@@ -64,7 +66,7 @@ _TERMS = {
     (found.name, clip): found.term(1, clip)
     for found in LIKELIHOODS.values()
     for clip in found.clips
-    if (len(found.parameters) == 1 or found.family_alone is not None) and not found.of_counts
+    if (len(found.parameters) == 1 or found.family_alone is not None) and not found.of_counts and found.grouped_data is None
 }
 
 #: The same of the KL from N(0, 1), by the form of the scale.
@@ -203,13 +205,17 @@ def elbo(
             or a (mean, logvar) pair for ``"gaussian"``, the location (of scale 1) or a (loc, log_scale) pair for ``"laplace"`` and for
             ``"log_normal"``, logits for ``"continuous_bernoulli"``, a (df, loc) pair (of scale 1) or a (df, loc, log_scale) triple for
             ``"student_t"``, log_rate for ``"poisson"``, a (log_mu, log_theta) pair for ``"negative_binomial"``, a (log_mu, log_theta,
-            zi_logits) triple for ``"zero_inflated_negative_binomial"``. Only the location has to have the shape of the event; the others
-            broadcast, as one learned scale does.
+            zi_logits) triple for ``"zero_inflated_negative_binomial"``, a (loc, log_scale) pair for ``"discretized_logistic"``, ``params``
+            ``(*batch, 10 K, H, W)`` for ``"discretized_logistic_mixture"``, ``logits`` ``(*batch, *event, C)`` for ``"categorical"`` and
+            ``(*batch, D)`` for ``"multinomial"``, as the functions of these names take them. Only the location has to have the shape of
+            the event; the others broadcast, as one learned scale does.
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance, or what ``scale`` says.
         likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"``, ``"laplace"``, ``"log_normal"``,
-            ``"continuous_bernoulli"``, ``"student_t"``, ``"poisson"``, ``"negative_binomial"`` or
-            ``"zero_inflated_negative_binomial"``, see the ``..._log_prob`` of that name; or a function ``f(x, recon)``
+            ``"continuous_bernoulli"``, ``"student_t"``, ``"poisson"``, ``"negative_binomial"``, ``"zero_inflated_negative_binomial"``,
+            ``"discretized_logistic"`` (8 bits), ``"discretized_logistic_mixture"`` (8 bits, images ``(*batch, 3, H, W)``,
+            ``event_dim=3``), ``"categorical"`` (x are class indices) or ``"multinomial"`` (x are counts, ``event_dim=1``), see the
+            ``..._log_prob`` of that name; or a function ``f(x, recon)``
             (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does:
             ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business. :func:`elbo_loss`
             calls it once, and once more for a second derivative or a second backward pass, where it has to compute the same.
@@ -247,6 +253,7 @@ def elbo(
     """
     if return_parts is not False:
         check.flag("return_parts", return_parts)
+    likelihood = as_function(likelihood, clip, eps, event_dim, check_data)
     if callable(likelihood):
         check.any_likelihood(likelihood, clip, eps)
         head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, scale, free_bits, latent_dim, check_data, return_parts)
@@ -344,9 +351,13 @@ def elbo_loss(
     if return_parts is not False or donate_recon is not False:
         check.flag("return_parts", return_parts)
         check.flag("donate_recon", donate_recon)
+    likelihood = as_function(likelihood, clip, eps, event_dim, check_data)
     if callable(likelihood):
         if donate_recon:
-            raise ValueError("donate_recon=True: expected a likelihood by name, a function may need recon; use donate_recon=False here")
+            raise ValueError(
+                "donate_recon=True: expected a likelihood by name that is a sum over elements, another may need recon; "
+                "use donate_recon=False here"
+            )
         check.any_likelihood(likelihood, clip, eps)
         head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, scale, free_bits, latent_dim, check_data, return_parts)
         return _given(head.loss(reduction))

@@ -11,6 +11,7 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
+from vae_fast.functional._grouped import as_function
 from vae_fast.functional._numbers import Number
 from vae_fast.functional._own_likelihood import LogProb, parameters_of
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
@@ -83,6 +84,7 @@ def iwae_loss(
     posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
     if values.wanted(check_data):
         values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
+    likelihood = as_function(likelihood, clip, eps, event_dim, check_data)
     if callable(likelihood):
         check.any_likelihood(likelihood, clip, eps)
         log_p_x = own_log_prob(likelihood, x, recon)
