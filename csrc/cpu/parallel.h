@@ -34,6 +34,8 @@ struct RowBlocks {
     together = ceil_div(blocks, kSums);
   }
   int64_t rows_of_sum() const { return step * together; }
+};
+
 /// Memory for vectors.
 struct Aligned {
   explicit Aligned(int64_t bytes)
