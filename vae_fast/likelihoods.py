@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast import _samplers
-from vae_fast.terms import LOG_SINHC, TERMS, UNIT_SCALE, in_order, polynomial, std, to_compute
+from vae_fast.terms import TERMS, UNIT_SCALE, in_order
 
 #: The clip modes of the Bernoulli likelihoods; None is exact.
 CLIPS = (None, "clamp", "add", "bce")
@@ -86,85 +86,6 @@ def term_params(clip: str | None, eps: float) -> list[float]:
     return [eps] if clip in _WITH_CONSTANT else []
 
 
-def _first(parameters: Sequence[Tensor]) -> Tensor:
-    return parameters[0]
-
-
-def _scale(parameters: Sequence[Tensor], form: str, at: int = 1) -> Tensor:
-    return std(parameters[at], form) if len(parameters) > at else torch.ones_like(parameters[0])
-
-
-def _draw_bernoulli(p: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.bernoulli(p, generator=generator)
-
-
-def _draw_gaussian(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    mean, scale = torch.broadcast_tensors(parameters[0], _scale(parameters, "logvar"))
-    return torch.normal(mean, scale, generator=generator)
-
-
-def _draw_laplace(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    loc, scale = torch.broadcast_tensors(parameters[0], _scale(parameters, "log_std"))
-    up, down = torch.empty((2, *loc.shape), dtype=loc.dtype, device=loc.device).exponential_(generator=generator)
-    return torch.addcmul(loc, scale, up - down)
-
-
-def _mean_log_normal(parameters: Sequence[Tensor]) -> Tensor:
-    return (parameters[0] + 0.5 * _scale(parameters, "log_std").square()).exp()
-
-
-def _draw_log_normal(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    loc, scale = torch.broadcast_tensors(parameters[0], _scale(parameters, "log_std"))
-    return torch.normal(loc, scale, generator=generator).exp()
-
-
-def _mean_continuous_bernoulli(parameters: Sequence[Tensor]) -> Tensor:
-    # 1 / (1 - e^-a) - 1 / a, by its series around a = 0
-    a = to_compute(parameters[0])
-    near = a.abs() < 1.0
-    inside, outside = a.masked_fill(~near, 0.5), a.masked_fill(near, 2.0)
-    close = 0.5 + inside * polynomial(inside * inside, [2 * (k + 1) * c for k, c in enumerate(LOG_SINHC)])
-    c = outside.abs()
-    smaller = 1.0 / c + (-c).exp() / torch.expm1(-c)
-    return torch.where(near, close, torch.where(outside < 0, smaller, 1.0 - smaller)).to(parameters[0].dtype)
-
-
-def _draw_continuous_bernoulli(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    # the inverse of the distribution function, log(1 + u (e^a - 1)) / a, of -|a|, and mirrored for a > 0
-    a = to_compute(parameters[0])
-    u = torch.rand(a.shape, dtype=a.dtype, device=a.device, generator=generator)
-    c = a.abs().clamp(min=1e-30)  # u to rounding
-    x = torch.log1p(u * torch.expm1(-c)) / -c
-    return torch.where(a < 0, x, 1.0 - x).to(parameters[0].dtype)
-
-
-def _draw_student_t(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    # a normal over the root of a chi-squared of as many degrees of freedom, by each of them
-    n, loc, scale = torch.broadcast_tensors(*parameters[:2], _scale(parameters, "log_std", 2))
-    half = 0.5 * to_compute(n)
-    square = torch._standard_gamma(half, generator=generator).clamp(min=torch.finfo(half.dtype).tiny) / half
-    noise = torch.empty_like(half).normal_(generator=generator)
-    return torch.addcmul(loc, scale, (noise * square.rsqrt()).to(loc.dtype))
-
-
-def _draw_negative_binomial(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    # Poisson's counts of a rate drawn from Gamma(theta, theta / mu)
-    mu, theta = torch.broadcast_tensors(*(t.exp() for t in parameters[:2]))
-    rate = torch._standard_gamma(theta, generator=generator) * (mu / theta)
-    return torch.poisson(rate, generator=generator)
-
-
-def _draw_zero_inflated(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    counts = _draw_negative_binomial(parameters, generator)
-    kept = torch.bernoulli((-parameters[2]).sigmoid().expand_as(counts), generator=generator)
-    return counts * kept
-
-
-def _draw_level(parameters: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
-    loc, log_scale = torch.broadcast_tensors(*parameters)
-    return _samplers.draw_level(loc, log_scale, generator)
-
-
 LIKELIHOODS = {
     entry.name: entry
     for entry in (
@@ -173,7 +94,7 @@ LIKELIHOODS = {
             ("logits",),
             "bernoulli_logits",
             mean=lambda p: p[0].sigmoid(),
-            draw=lambda p, generator: _draw_bernoulli(p[0].sigmoid(), generator),
+            draw=lambda p, generator: _samplers.draw_bernoulli(p[0].sigmoid(), generator),
             clips=CLIPS,
             mean_layer=nn.Sigmoid,
         ),
@@ -181,8 +102,8 @@ LIKELIHOODS = {
             "bernoulli_probs",
             ("probs",),
             "bernoulli_probs",
-            mean=_first,
-            draw=lambda p, generator: _draw_bernoulli(p[0], generator),
+            mean=_samplers.first,
+            draw=lambda p, generator: _samplers.draw_bernoulli(p[0], generator),
             clips=CLIPS,
         ),
         Likelihood(
@@ -191,20 +112,29 @@ LIKELIHOODS = {
             "gaussian",
             family_alone="gaussian_unit",
             scale="logvar",
-            mean=_first,
-            draw=_draw_gaussian,
+            mean=_samplers.first,
+            draw=_samplers.draw_gaussian,
         ),
-        Likelihood("laplace", ("loc", "log_scale"), "laplace", scale="log_std", mean=_first, draw=_draw_laplace),
-        Likelihood("log_normal", ("loc", "log_scale"), "log_normal", scale="log_std", mean=_mean_log_normal, draw=_draw_log_normal),
+        Likelihood("laplace", ("loc", "log_scale"), "laplace", scale="log_std", mean=_samplers.first, draw=_samplers.draw_laplace),
+        Likelihood(
+            "log_normal",
+            ("loc", "log_scale"),
+            "log_normal",
+            scale="log_std",
+            mean=_samplers.mean_log_normal,
+            draw=_samplers.draw_log_normal,
+        ),
         Likelihood(
             "continuous_bernoulli",
             ("logits",),
             "continuous_bernoulli",
-            mean=_mean_continuous_bernoulli,
-            draw=_draw_continuous_bernoulli,
+            mean=_samplers.mean_continuous_bernoulli,
+            draw=_samplers.draw_continuous_bernoulli,
         ),
         # of one degree of freedom or less there is no mean, and loc is the median
-        Likelihood("student_t", ("df", "loc", "log_scale"), "student_t", scale="log_std", mean=lambda p: p[1], draw=_draw_student_t),
+        Likelihood(
+            "student_t", ("df", "loc", "log_scale"), "student_t", scale="log_std", mean=lambda p: p[1], draw=_samplers.draw_student_t
+        ),
         Likelihood(
             "poisson",
             ("log_rate",),
@@ -220,7 +150,7 @@ LIKELIHOODS = {
             variant="log",
             params=(0.0,),
             mean=lambda p: p[0].exp(),
-            draw=_draw_negative_binomial,
+            draw=_samplers.draw_negative_binomial,
         ),
         Likelihood(
             "zero_inflated_negative_binomial",
@@ -229,15 +159,15 @@ LIKELIHOODS = {
             variant="log",
             params=(0.0,),
             mean=lambda p: p[0].exp() * (-p[2]).sigmoid(),
-            draw=_draw_zero_inflated,
+            draw=_samplers.draw_zero_inflated,
         ),
         Likelihood(
             "discretized_logistic",
             ("loc", "log_scale"),
             "discretized_logistic",
             params=(255.0, 1.0),
-            mean=lambda p: _samplers.mean_level(*torch.broadcast_tensors(*p)),
-            draw=_draw_level,
+            mean=_samplers.mean_discretized,
+            draw=_samplers.draw_discretized,
         ),
         Likelihood(
             "discretized_logistic_mixture",

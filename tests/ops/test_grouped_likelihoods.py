@@ -178,7 +178,7 @@ REFUSED = {
     ),
     "no scale": (
         lambda: vae_fast.elbo(Z, Z, Z, Z, likelihood="discretized_logistic"),
-        ["recon", "(loc, log_scale) pair", "got Tensor"],
+        ["recon", "(loc, log_scale) pair", "got a Tensor"],
     ),
     "donated": (
         lambda: vae_fast.elbo_loss(X, R, Z, Z, likelihood="categorical", donate_recon=True),
