@@ -48,13 +48,13 @@ TORCH_LIBRARY(vae_fast, m) {
   m.def("elbo_loss_parts(" VF_ELBO_SCHEMA ", bool mean) -> (Tensor, Tensor, Tensor)");
   m.def("elbo_loss_parts_with_grad(" VF_ELBO_SCHEMA ", bool mean, bool[] mask) -> (Tensor, Tensor, Tensor, Tensor[])");
 #undef VF_ELBO_SCHEMA
-  m.def("linear_bernoulli(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params) -> Tensor");
+  m.def("linear_likelihood(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params) -> Tensor");
   m.def(
-      "linear_bernoulli_backward(Tensor grad, Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool[] mask) -> "
+      "linear_likelihood_backward(Tensor grad, Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool[] mask) -> "
       "Tensor[]");
-  m.def("linear_bernoulli_sum(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool mean) -> Tensor");
+  m.def("linear_likelihood_sum(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool mean) -> Tensor");
   m.def(
-      "linear_bernoulli_sum_with_grad(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool mean, bool[] mask) "
+      "linear_likelihood_sum_with_grad(Tensor x, Tensor h, Tensor weight, Tensor? bias, str term, float[] params, bool mean, bool[] mask) "
       "-> "
       "(Tensor, Tensor[])");
   // Conservative: TorchScript would take two draws for one common subexpression, and give two samples the same noise.
@@ -105,10 +105,10 @@ void register_kernels(torch::Library& m) {
   m.impl("elbo_parts", &ops::elbo_parts_kernel);
   m.impl("elbo_loss_parts", &ops::elbo_loss_parts_kernel);
   m.impl("elbo_loss_parts_with_grad", &ops::elbo_loss_parts_with_grad_kernel);
-  m.impl("linear_bernoulli", &ops::linear_bernoulli_kernel);
-  m.impl("linear_bernoulli_backward", &ops::linear_bernoulli_backward_kernel);
-  m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_kernel);
-  m.impl("linear_bernoulli_sum_with_grad", &ops::linear_bernoulli_sum_with_grad_kernel);
+  m.impl("linear_likelihood", &ops::linear_likelihood_kernel);
+  m.impl("linear_likelihood_backward", &ops::linear_likelihood_backward_kernel);
+  m.impl("linear_likelihood_sum", &ops::linear_likelihood_sum_kernel);
+  m.impl("linear_likelihood_sum_with_grad", &ops::linear_likelihood_sum_with_grad_kernel);
   m.impl("draw_seed", &ops::draw_seed_kernel);
   m.impl("reparameterize", &ops::reparameterize_kernel);
   m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_kernel);
@@ -135,14 +135,6 @@ TORCH_LIBRARY_IMPL(vae_fast, SparseCsrCPU, m) { register_kernels(m); }  // of co
 TORCH_LIBRARY_IMPL(vae_fast, CUDA, m) { register_kernels(m); }
 #endif
 
-// Counts may be a CSR matrix there.
-TORCH_LIBRARY_IMPL(vae_fast, SparseCsrCPU, m) {
-  m.impl("linear_bernoulli", &ops::linear_bernoulli_kernel);
-  m.impl("linear_bernoulli_backward", &ops::linear_bernoulli_backward_kernel);
-  m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_kernel);
-  m.impl("linear_bernoulli_sum_with_grad", &ops::linear_bernoulli_sum_with_grad_kernel);
-}
-
 // The derivatives of the backward ops themselves are registered in vae_fast/_library.py, through the plain-torch formula.
 TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("term", &ops::term_autograd);
@@ -150,8 +142,8 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("elbo_loss", &ops::elbo_loss_autograd);
   m.impl("elbo_parts", &ops::elbo_parts_autograd);
   m.impl("elbo_loss_parts", &ops::elbo_loss_parts_autograd);
-  m.impl("linear_bernoulli", &ops::linear_bernoulli_autograd);
-  m.impl("linear_bernoulli_sum", &ops::linear_bernoulli_sum_autograd);
+  m.impl("linear_likelihood", &ops::linear_likelihood_autograd);
+  m.impl("linear_likelihood_sum", &ops::linear_likelihood_sum_autograd);
   m.impl("reparameterize", &ops::reparameterize_autograd);
   m.impl("reparameterize_with_kl", &ops::reparameterize_with_kl_autograd);
   m.impl("logsumexp", &ops::logsumexp_autograd);
@@ -169,8 +161,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("elbo_loss", &ops::elbo_loss, release);
   m.def("elbo_parts", &ops::elbo_parts, release);
   m.def("elbo_loss_parts", &ops::elbo_loss_parts, release);
-  m.def("linear_bernoulli", &ops::linear_bernoulli, release);
-  m.def("linear_bernoulli_sum", &ops::linear_bernoulli_sum, release);
+  m.def("linear_likelihood", &ops::linear_likelihood, release);
+  m.def("linear_likelihood_sum", &ops::linear_likelihood_sum, release);
   m.def("linear", &ops::linear, release);
   m.def("linear_bfloat16", &ops::linear_bfloat16, release);
   py::class_<ops::ProductRun, std::shared_ptr<ops::ProductRun>>(m, "ProductRun")

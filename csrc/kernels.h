@@ -2,6 +2,7 @@
 // elements and are 64-bit throughout. Nothing here allocates.
 #pragma once
 
+#include "sparse_rows.h"
 #include "term_args.h"
 
 #if defined(__CUDACC__) || defined(VF_WITH_CUDA)
@@ -195,14 +196,12 @@ struct SoftmaxArgs {
   Target target = Target::kIndex;
   int64_t rows = 0, outer = 1, inner = 1, k = 0;
   bool is_double = false;
-  Stream logits;                       // rows x (outer * k * inner), dense
-  const int64_t* index = nullptr;      // kIndex: rows x (outer * inner), dense, each in [0, k)
-  Stream x;                            // kDense: rows x k
-  const int64_t* row_begin = nullptr;  // kSparse: (rows + 1,), the places in column and count where each row begins
-  const int64_t* column = nullptr;
-  const void* count = nullptr;  // compute type
-  void* value = nullptr;        // (rows,), compute type; may be null
-  Stream grad, grad_x;          // data null: not wanted; grad_x of kDense alone
+  Stream logits;                   // rows x (outer * k * inner), dense
+  const int64_t* index = nullptr;  // kIndex: rows x (outer * inner), dense, each in [0, k)
+  Stream x;                        // kDense: rows x k
+  SparseRows sparse;               // kSparse: rows x k
+  void* value = nullptr;           // (rows,), compute type; may be null
+  Stream grad, grad_x;             // data null: not wanted; grad_x of kDense alone
   RowGrad row_grad;
 };
 

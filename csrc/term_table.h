@@ -40,16 +40,16 @@
 #define VF_LOG_NORMAL(form) LogNormal<form>
 #define VF_STUDENT_T(form) StudentT<form>
 
-#define VF_FOR_EACH_TERM(X)                                                \
-  VF_FOR_EACH_SCALE(X, "kl", TermKind::kKl, VF_KL)                         \
-  VF_FOR_EACH_SCALE(X, "kl_prior", TermKind::kKl, VF_KL_PRIOR)             \
-  VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits)                 \
-  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)                   \
-  X("gaussian_unit", TermKind::kLikelihood, GaussianUnit)                  \
-  VF_FOR_EACH_SCALE(X, "gaussian", TermKind::kLikelihood, VF_GAUSSIAN)     \
-  VF_FOR_EACH_SCALE(X, "laplace", TermKind::kLikelihood, VF_LAPLACE)       \
-  VF_FOR_EACH_SCALE(X, "log_normal", TermKind::kLikelihood, VF_LOG_NORMAL) \
-  X("continuous_bernoulli", TermKind::kLikelihood, ContinuousBernoulli)    \
-  VF_FOR_EACH_SCALE(X, "student_t", TermKind::kLikelihood, VF_STUDENT_T)   \
+#define VF_FOR_EACH_TERM(X)                                                 \
+  VF_FOR_EACH_SCALE(X, "kl", TermKind::kKl, VF_KL)                          \
+  VF_FOR_EACH_SCALE(X, "kl_prior", TermKind::kKl, VF_KL_PRIOR)              \
+  VF_FOR_EACH_CLIP(X, "bernoulli_logits", BernoulliLogits)                  \
+  VF_FOR_EACH_CLIP(X, "bernoulli_probs", BernoulliProbs)                    \
+  X("gaussian_unit", TermKind::kLikelihood, GaussianUnit)                   \
+  VF_FOR_EACH_SCALE(X, "gaussian", TermKind::kLikelihood, VF_GAUSSIAN)      \
+  VF_FOR_EACH_SCALE(X, "laplace", TermKind::kLikelihood, VF_LAPLACE)        \
+  VF_FOR_EACH_SCALE(X, "log_normal", TermKind::kLikelihood, VF_LOG_NORMAL)  \
+  X("continuous_bernoulli", TermKind::kLikelihood, ContinuousBernoulli)     \
+  VF_FOR_EACH_SCALE(X, "student_t", TermKind::kLikelihood, VF_STUDENT_T)    \
   X("discretized_logistic", TermKind::kLikelihood, DiscretizedLogisticTerm) \
   VF_FOR_EACH_COUNT(X)

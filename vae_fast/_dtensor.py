@@ -61,7 +61,7 @@ def _elbo(a: dict[str, Any]) -> list[_Arg]:
     return data + [_Arg(t, _lead(t, a["latent_dim"])) for t in a["kl_inputs"]]
 
 
-def _linear_bernoulli(a: dict[str, Any]) -> list[_Arg]:
+def _linear_likelihood(a: dict[str, Any]) -> list[_Arg]:
     weights = [a["weight"]] if a["bias"] is None else [a["weight"], a["bias"]]
     return [_Arg(a["x"], _lead(a["x"], 1)), _Arg(a["h"], _lead(a["h"], 1)), *(_Arg(t, _whole(t)) for t in weights)]
 
@@ -123,8 +123,8 @@ _OPS: dict[str, _Op] = {
     **_total("elbo_loss", _elbo),
     "elbo_parts": (_elbo, ("batch", "batch", "batch")),
     **_total("elbo_loss_parts", _elbo, 3),
-    **_op("linear_bernoulli", _linear_bernoulli, "batch"),
-    **_total("linear_bernoulli_sum", _linear_bernoulli),
+    **_op("linear_likelihood", _linear_likelihood, "batch"),
+    **_total("linear_likelihood_sum", _linear_likelihood),
     **_op("reparameterize", _reparameterize, "sample"),
     "reparameterize_with_kl": (_reparameterize, ("sample", "batch")),
     **_op("logsumexp", _logsumexp, "batch"),

@@ -77,23 +77,25 @@ def _elbo_loss_parts_with_grad_fake(x: list[Tensor], z: list[Tensor], *rest: Any
     return *_elbo_loss_parts_fake(x, z), _empty_gradients([*x, *z], rest[-1])
 
 
-def _linear_bernoulli_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> Tensor:
+def _linear_likelihood_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> Tensor:
     return h.new_empty(torch.broadcast_shapes(x.shape[:-1], h.shape[:-1]), dtype=reference.compute_dtype([h]))
 
 
-def _linear_bernoulli_backward_fake(grad: Tensor, x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, *rest: Any) -> list[Tensor]:
+def _linear_likelihood_backward_fake(grad: Tensor, x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, *rest: Any) -> list[Tensor]:
     return _empty_gradients([x, h, weight] if bias is None else [x, h, weight, bias], rest[-1])
 
 
-def _linear_bernoulli_sum_fake(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float], mean: bool) -> Tensor:
+def _linear_likelihood_sum_fake(
+    x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float], mean: bool
+) -> Tensor:
     return h.new_empty((), dtype=reference.compute_dtype([h]))
 
 
-def _linear_bernoulli_sum_with_grad_fake(
+def _linear_likelihood_sum_with_grad_fake(
     x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float], mean: bool, mask: list[bool]
 ) -> tuple[Tensor, list[Tensor]]:
-    total = _linear_bernoulli_sum_fake(x, h, weight, bias, term, params, mean)
-    return total, _linear_bernoulli_backward_fake(total, x, h, weight, bias, mask)
+    total = _linear_likelihood_sum_fake(x, h, weight, bias, term, params, mean)
+    return total, _linear_likelihood_backward_fake(total, x, h, weight, bias, mask)
 
 
 def _is_dense(t: Tensor) -> bool:
@@ -262,7 +264,7 @@ def _elbo_formula(x: list[Tensor], z: list[Tensor], likelihood: str, params: lis
     return (reference.elbo(x, z, likelihood, params, kl, floor, beta, event_dim, latent_dim),), [*x, *z]
 
 
-def _linear_bernoulli_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> tuple[Any, Any]:
+def _linear_likelihood_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTensor, term: str, params: list[float]) -> tuple[Any, Any]:
     inputs = [x, h, weight] if bias is None else [x, h, weight, bias]
     return (reference.linear_likelihood(x, h, weight, bias, term, params),), inputs
 
@@ -324,10 +326,10 @@ def _register() -> None:
         "elbo_parts": _elbo_parts_fake,
         "elbo_loss_parts": _elbo_loss_parts_fake,
         "elbo_loss_parts_with_grad": _elbo_loss_parts_with_grad_fake,
-        "linear_bernoulli": _linear_bernoulli_fake,
-        "linear_bernoulli_backward": _linear_bernoulli_backward_fake,
-        "linear_bernoulli_sum": _linear_bernoulli_sum_fake,
-        "linear_bernoulli_sum_with_grad": _linear_bernoulli_sum_with_grad_fake,
+        "linear_likelihood": _linear_likelihood_fake,
+        "linear_likelihood_backward": _linear_likelihood_backward_fake,
+        "linear_likelihood_sum": _linear_likelihood_sum_fake,
+        "linear_likelihood_sum_with_grad": _linear_likelihood_sum_with_grad_fake,
         "draw_seed": _draw_seed_fake,
         "reparameterize": _reparameterize_fake,
         "reparameterize_with_kl": _reparameterize_with_kl_fake,
@@ -349,7 +351,7 @@ def _register() -> None:
         torch.library.register_fake(f"vae_fast::{name}")(fake)
     _differentiate_backward("term_backward", _term_formula, 1)
     _differentiate_backward("elbo_backward", _elbo_formula, 1)
-    _differentiate_backward("linear_bernoulli_backward", _linear_bernoulli_formula, 1)
+    _differentiate_backward("linear_likelihood_backward", _linear_likelihood_formula, 1)
     _differentiate_backward("reparameterize_backward", _reparameterize_formula, 2)
     _differentiate_backward("logsumexp_backward", _logsumexp_formula, 1)
     _differentiate_backward("mixture_backward", _mixture_formula, 1)

@@ -3,6 +3,7 @@
 
 #include "group_sums.h"
 #include "logsumexp.h"
+#include "sparse.h"
 #include "tile.h"
 
 namespace vae_fast {
@@ -107,32 +108,33 @@ struct DenseTarget {
 template <typename T>
 struct SparseTarget {
   const SoftmaxArgs& a;
+  const SparseRows& x;
   int64_t begin, end, at;
-  const T* count;
   mutable int64_t next;  // the gradients come in order, and so do the columns
   double counts = 0.0;
 
   SparseTarget(const SoftmaxArgs& args, int64_t row, int64_t, int64_t logits_at)
-      : a(args),
-        begin(args.row_begin[row]),
-        end(args.row_begin[row + 1]),
-        at(logits_at),
-        count(static_cast<const T*>(args.count)),
-        next(begin) {
-    for (int64_t i = begin; i < end; ++i) counts += static_cast<double>(count[i]);
+      : a(args), x(args.sparse), begin(place(x.offsets, x.wide, row)), end(place(x.offsets, x.wide, row + 1)), at(logits_at), next(begin) {
+    for (int64_t i = begin; i < end; ++i) counts += static_cast<double>(count(i));
+  }
+  int64_t column(int64_t i) const { return place(x.columns, x.wide, i); }
+  T count(int64_t i) const {
+    T value{};
+    widen(x.values, x.dtype, i, 1, &value);
+    return value;
   }
   double value(const Normaliser<T>& norm) const {
     double s = 0.0;
     for (int64_t i = begin; i < end; ++i) {
       T logit{};
-      widen(a.logits.data, a.logits.dtype, at + a.column[i], 1, &logit);
-      s += static_cast<double>(counted(count[i], norm.log_share(logit)));
+      widen(a.logits.data, a.logits.dtype, at + column(i), 1, &logit);
+      s += static_cast<double>(counted(count(i), norm.log_share(logit)));
     }
     return s;
   }
   T total() const { return static_cast<T>(counts); }
   void add(int64_t k, int n, T g, T* p) const {
-    for (; next < end && a.column[next] < k + n; ++next) p[a.column[next] - k] += g * count[next];
+    for (; next < end && column(next) < k + n; ++next) p[column(next) - k] += g * count(next);
   }
 };
 

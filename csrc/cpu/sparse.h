@@ -22,6 +22,11 @@ inline const I* first_from(const I* begin, const I* end, int64_t least) {
   return begin;
 }
 
+/// Number i of the row offsets or columns.
+VF_INLINE int64_t place(const void* of, bool wide, int64_t i) {
+  return wide ? static_cast<const int64_t*>(of)[i] : static_cast<const int32_t*>(of)[i];
+}
+
 template <typename T, typename I>
 inline void spread_sparse(const SparseRows& x, const Rect& r, T* out) {
   const I *offsets = static_cast<const I*>(x.offsets), *columns = static_cast<const I*>(x.columns);

@@ -5,15 +5,15 @@
 
 #include <vector>
 
-#include "../kernels.h"
+#include "../sparse_rows.h"
 
 namespace vae_fast {
 namespace ops {
 
-/// Points `args` at the counts of a CSR matrix of args.rows x args.k, in the compute type, its row pointers and its columns; copies are
-/// kept. On the CPU they are looked at: a column out of range would be read from, and written to, somebody else's memory.
-void set_csr(SoftmaxArgs& args, const at::Tensor& count, const at::Tensor& row_begin, const at::Tensor& column,
-             std::vector<at::Tensor>& keep);
+/// A CSR matrix of rows x columns by its values, where each row begins among them, and their columns; copies are kept. On the CPU the
+/// places are looked at: a column out of range would be read from, and written to, somebody else's memory.
+SparseRows sparse_rows(const at::Tensor& values, const at::Tensor& row_begin, const at::Tensor& column, int64_t rows, int64_t columns,
+                       std::vector<at::Tensor>& keep);
 
 }  // namespace ops
 }  // namespace vae_fast

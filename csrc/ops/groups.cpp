@@ -157,7 +157,7 @@ struct SoftmaxProblem {
     args.logits = logits->stream;
     TORCH_CHECK_VALUE(args.k > 0 && args.k < (int64_t{1} << 31), "logits of shape ", given.sizes(), ": expected 1 to 2^31 - 1 classes");
     if (args.target == Target::kSparse) {
-      set_csr(args, given_x, *row_begin, *column, keep);
+      args.sparse = sparse_rows(given_x, *row_begin, *column, args.rows, args.k, keep);
     } else if (args.target == Target::kDense) {
       TORCH_CHECK_VALUE(event_dim == 1, "event_dim=", event_dim, ": expected 1 with counts");
       x.emplace(given_x, batch, dim, event_dim, is_double, keep);

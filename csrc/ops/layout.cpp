@@ -1,5 +1,6 @@
 #include "layout.h"
 
+#include "csr.h"
 #include "../cpu/parallel.h"
 
 #include <ATen/ExpandUtils.h>
@@ -39,7 +40,6 @@ DType dtype_of(const Tensor& t) {
   }
 }
 
-namespace {
 DType count_dtype_of(const Tensor& t) {
   switch (t.scalar_type()) {
     case at::kByte:
@@ -56,7 +56,6 @@ DType count_dtype_of(const Tensor& t) {
       return dtype_of(t);
   }
 }
-}  // namespace
 
 at::DimVector common_shape(TensorList tensors) {
   const Tensor& first = tensors[0];
@@ -209,14 +208,8 @@ Stream sparse_stream(const Tensor& counts, const Layout& layout, std::vector<Ten
   TORCH_CHECK_VALUE(layout.event_dim == 1 && counts.sizes() == at::IntArrayRef(layout.shape), "x is sparse and of shape ", counts.sizes(),
                     " (event_dim=", layout.event_dim, "), the parameters' is ", layout.shape,
                     ": expected rows of one event, none of them broadcast");
-  for (const Tensor& t : {counts.crow_indices(), counts.col_indices(), counts.values()}) keep.push_back(t.contiguous());
-  const Tensor *part = &keep[keep.size() - 3], &values = part[2];
-  sparse = std::make_shared<SparseRows>();
-  sparse->offsets = part[0].const_data_ptr();
-  sparse->columns = part[1].const_data_ptr();
-  sparse->values = values.const_data_ptr();
-  sparse->wide = part[1].scalar_type() == at::kLong;
-  sparse->dtype = count_dtype_of(values);
+  sparse = std::make_shared<SparseRows>(
+      sparse_rows(counts.values(), counts.crow_indices(), counts.col_indices(), layout.rows, layout.columns, keep));
   Stream s;
   s.data = sparse.get();
   s.dtype = kSparseRows;

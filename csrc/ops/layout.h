@@ -23,6 +23,8 @@ bool any_double(TensorList tensors);
 at::ScalarType compute_type(bool is_double);
 /// The kernels' name of a dtype, or an error.
 DType dtype_of(const Tensor& t);
+/// The same of counts: integers, and bytes as the numbers they are.
+DType count_dtype_of(const Tensor& t);
 
 /// The tensors share a device that has kernels, and broadcast; their common shape.
 at::DimVector common_shape(TensorList tensors);

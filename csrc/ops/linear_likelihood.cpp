@@ -76,15 +76,13 @@ struct Problem {
  private:
   /// Rows of a CSR matrix, which every row of h before the last batch dimension shares.
   void read_csr(const Tensor& csr) {
-    TORCH_CHECK_VALUE(multinomial && !batch.empty() && batch.back() == csr.size(0), "x is CSR with ", csr.size(0),
+    TORCH_CHECK_VALUE(multinomial && !batch.empty() && batch.back() == csr.size(0), "x is sparse with ", csr.size(0),
                       " rows, h has batch shape ", at::IntArrayRef(batch),
                       ": expected counts of a multinomial, with as many rows as the last batch dimension");
     inner = csr.size(0);
     outer = inner > 0 ? h.size(0) / inner : 1;
-    counts.rows = inner;
-    counts.k = columns;
-    counts.is_double = is_double;
-    set_csr(counts, csr.values(), csr.crow_indices(), csr.col_indices(), keep);
+    counts.target = Target::kSparse;
+    counts.sparse = sparse_rows(csr.values().to(compute_type(is_double)), csr.crow_indices(), csr.col_indices(), inner, columns, keep);
     cut();
   }
 
@@ -144,7 +142,7 @@ void multinomial_chunk(const Problem& p, int64_t x_begin, const Tensor& x, const
     args.target = Target::kDense;
     args.x = stream_of(x, Layout(logits.sizes(), 1, logits, true), p.is_double, keep);
   } else {
-    args.row_begin += x_begin;
+    args.sparse.offsets = static_cast<const char*>(args.sparse.offsets) + x_begin * (args.sparse.wide ? 8 : 4);
   }
   args.rows = logits.size(0);
   args.k = p.columns;
@@ -221,7 +219,7 @@ Tensors finished(const Problem& p, Gradients grads, const Tensor& x, const Tenso
 
 Tensor empty_values(const Problem& p) { return at::empty({p.rows()}, p.h.options().dtype(compute_type(p.is_double))); }
 
-struct LinearBernoulliState {
+struct LinearLikelihoodState {
   std::string term;
   ParamList params;
   bool mean;
@@ -231,49 +229,49 @@ struct LinearBernoulliState {
 
 OptionalTensor bias_of(TensorList inputs) { return inputs.size() > 3 ? OptionalTensor(inputs[3]) : std::nullopt; }
 
-struct LinearBernoulliOp {
-  using State = LinearBernoulliState;
+struct LinearLikelihoodOp {
+  using State = LinearLikelihoodState;
   static constexpr bool kSavesResult = false;
 
   static Tensor forward(bool plain, TensorList t, const State& s) {
-    return VF_CALL(plain, linear_bernoulli, t[0], t[1], t[2], bias_of(t), s.term, s.params);
+    return VF_CALL(plain, linear_likelihood, t[0], t[1], t[2], bias_of(t), s.term, s.params);
   }
   static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
-    return VF_CALL(plain, linear_bernoulli_backward, grad, t[0], t[1], t[2], bias_of(t), s.term, s.params, s.mask);
+    return VF_CALL(plain, linear_likelihood_backward, grad, t[0], t[1], t[2], bias_of(t), s.term, s.params, s.mask);
   }
 };
 
-struct LinearBernoulliSumFunction : torch::autograd::Function<LinearBernoulliSumFunction> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LinearBernoulliState& given) {
+struct LinearLikelihoodSumFunction : torch::autograd::Function<LinearLikelihoodSumFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const LinearLikelihoodState& given) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward(inputs.vec());
-    LinearBernoulliState& s = carry(ctx, given);
+    LinearLikelihoodState& s = carry(ctx, given);
     // A float16 gradient is not divided by the batch size before it is multiplied by a loss's scale: it waits for the backward pass.
     const bool half = inputs[1].scalar_type() == at::kHalf || (s.mask[0] && inputs[0].scalar_type() == at::kHalf);
     if (half) {
-      return VF_CALL(is_plain(inputs), linear_bernoulli_sum, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term, s.params, s.mean);
+      return VF_CALL(is_plain(inputs), linear_likelihood_sum, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term, s.params, s.mean);
     }
-    auto [sum, grads] = VF_CALL(is_plain(inputs), linear_bernoulli_sum_with_grad, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term,
+    auto [sum, grads] = VF_CALL(is_plain(inputs), linear_likelihood_sum_with_grad, inputs[0], inputs[1], inputs[2], bias_of(inputs), s.term,
                                 s.params, s.mean, s.mask);
     s.grads = std::move(grads);
     return sum;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
-    LinearBernoulliState& s = carried<LinearBernoulliState>(ctx);
+    LinearLikelihoodState& s = carried<LinearLikelihoodState>(ctx);
     const auto saved = ctx->get_saved_variables();
     const auto grads = written_gradients(s.grads, upstream[0]);
     if (!grads) {
       const auto batch = at::infer_size_dimvector(batch_of(saved[0].sizes(), 1), batch_of(saved[1].sizes(), 1));
       const double rows = static_cast<double>(c10::multiply_integers(batch));
       const Tensor grad = (upstream[0] * (s.mean ? 1.0 / rows : 1.0)).expand(batch);
-      return spread(LinearBernoulliOp::backward(plain_backward(saved, grad), grad, saved, s), s.mask, saved.size() + 1);
+      return spread(LinearLikelihoodOp::backward(plain_backward(saved, grad), grad, saved, s), s.mask, saved.size() + 1);
     }
     return spread(*grads, s.mask, saved.size() + 1);
   }
 };
 
-LinearBernoulliState state_of(string_view term, Numbers params, bool mean, TensorList inputs) {
+LinearLikelihoodState state_of(string_view term, Numbers params, bool mean, TensorList inputs) {
   return {std::string(term), ParamList(params), mean, requires_grad_mask(inputs), {}};
 }
 
@@ -283,8 +281,8 @@ Tensors inputs_of(const Tensor& x, const Tensor& h, const Tensor& weight, const 
 
 }  // namespace
 
-Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                               Numbers params) {
+Tensor linear_likelihood_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                Numbers params) {
   const Problem p(x, h, weight, bias, term, params);
   Tensor value = empty_values(p);
   Gradients none;
@@ -292,8 +290,8 @@ Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& w
   return value.view(p.batch);
 }
 
-Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
-                                         const OptionalTensor& bias, string_view term, Numbers params, const Mask& mask) {
+Tensors linear_likelihood_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
+                                          const OptionalTensor& bias, string_view term, Numbers params, const Mask& mask) {
   const Problem p(x, h, weight, bias, term, params, mask[0]);
   Gradients grads(p, mask);
   std::vector<Tensor> keep;
@@ -301,9 +299,9 @@ Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, co
   return finished(p, std::move(grads), x, h, bias);
 }
 
-std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
-                                                                  const OptionalTensor& bias, string_view term, Numbers params, bool mean,
-                                                                  const Mask& mask) {
+std::tuple<Tensor, Tensors> linear_likelihood_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
+                                                                   const OptionalTensor& bias, string_view term, Numbers params, bool mean,
+                                                                   const Mask& mask) {
   const Problem p(x, h, weight, bias, term, params, mask[0]);
   const double scale = mean ? 1.0 / static_cast<double>(p.rows()) : 1.0;
   Tensor value = empty_values(p);
@@ -314,48 +312,48 @@ std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& 
   return {total(value, mean), finished(p, std::move(grads), x, h, bias)};
 }
 
-Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                   Numbers params, bool mean) {
+Tensor linear_likelihood_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                    Numbers params, bool mean) {
   Mask none;
   for (int i = 0; i < 4; ++i) none.push_back(false);
-  return std::get<0>(linear_bernoulli_sum_with_grad_kernel(x, h, weight, bias, term, params, mean, none));
+  return std::get<0>(linear_likelihood_sum_with_grad_kernel(x, h, weight, bias, term, params, mean, none));
 }
 
-Tensor linear_bernoulli_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                 Numbers params) {
+Tensor linear_likelihood_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                  Numbers params) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
-  return OpFunction<LinearBernoulliOp>::apply(TensorList(inputs), state_of(term, params, false, inputs));
+  return OpFunction<LinearLikelihoodOp>::apply(TensorList(inputs), state_of(term, params, false, inputs));
 }
 
-Tensor linear_bernoulli_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                     Numbers params, bool mean) {
+Tensor linear_likelihood_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                      Numbers params, bool mean) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
   if (!wants_grad(inputs)) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return VF_CALL(is_plain(inputs), linear_bernoulli_sum, x, h, weight, bias, term, params, mean);
+    return VF_CALL(is_plain(inputs), linear_likelihood_sum, x, h, weight, bias, term, params, mean);
   }
-  return LinearBernoulliSumFunction::apply(TensorList(inputs), state_of(term, params, mean, inputs));
+  return LinearLikelihoodSumFunction::apply(TensorList(inputs), state_of(term, params, mean, inputs));
 }
 
-Tensor linear_bernoulli(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                        Numbers params) {
+Tensor linear_likelihood(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                         Numbers params) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
   const bool plain = is_plain(inputs);
   if (plain && wants_grad(inputs)) {
-    RECORD_FUNCTION("vae_fast::linear_bernoulli", std::vector<c10::IValue>());
-    return linear_bernoulli_autograd(x, h, weight, bias, term, params);
+    RECORD_FUNCTION("vae_fast::linear_likelihood", std::vector<c10::IValue>());
+    return linear_likelihood_autograd(x, h, weight, bias, term, params);
   }
-  return VF_CALL(plain, linear_bernoulli, x, h, weight, bias, term, params);
+  return VF_CALL(plain, linear_likelihood, x, h, weight, bias, term, params);
 }
 
-Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                            Numbers params, bool mean) {
+Tensor linear_likelihood_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                             Numbers params, bool mean) {
   const Tensors inputs = inputs_of(x, h, weight, bias);
   if (is_plain(inputs)) {
-    RECORD_FUNCTION("vae_fast::linear_bernoulli_sum", std::vector<c10::IValue>());
-    return linear_bernoulli_sum_autograd(x, h, weight, bias, term, params, mean);
+    RECORD_FUNCTION("vae_fast::linear_likelihood_sum", std::vector<c10::IValue>());
+    return linear_likelihood_sum_autograd(x, h, weight, bias, term, params, mean);
   }
-  return VF_CALL(false, linear_bernoulli_sum, x, h, weight, bias, term, params, mean);
+  return VF_CALL(false, linear_likelihood_sum, x, h, weight, bias, term, params, mean);
 }
 
 }  // namespace ops

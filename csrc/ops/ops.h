@@ -61,23 +61,23 @@ Tensor elbo_loss(const Tensors& likelihood_inputs, const Tensors& kl_inputs, VF_
 
 // A decoder's last layer and its Bernoulli likelihood, by rows, or summed over them (or averaged) with the gradients of the same pass.
 //   x (*batch, D), h (*batch, H), weight (D, H), bias (D,); result (*batch), or () of a sum
-Tensor linear_bernoulli_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                               Numbers params);
-Tensors linear_bernoulli_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
-                                         const OptionalTensor& bias, string_view term, Numbers params, const Mask& mask);
-std::tuple<Tensor, Tensors> linear_bernoulli_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
-                                                                  const OptionalTensor& bias, string_view term, Numbers params, bool mean,
-                                                                  const Mask& mask);
-Tensor linear_bernoulli_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                   Numbers params, bool mean);
-Tensor linear_bernoulli_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                 Numbers params);
-Tensor linear_bernoulli_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
-                                     Numbers params, bool mean);
-Tensor linear_bernoulli(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                        Numbers params);
-Tensor linear_bernoulli_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
-                            Numbers params, bool mean);
+Tensor linear_likelihood_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                Numbers params);
+Tensors linear_likelihood_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
+                                          const OptionalTensor& bias, string_view term, Numbers params, const Mask& mask);
+std::tuple<Tensor, Tensors> linear_likelihood_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
+                                                                   const OptionalTensor& bias, string_view term, Numbers params, bool mean,
+                                                                   const Mask& mask);
+Tensor linear_likelihood_sum_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                    Numbers params, bool mean);
+Tensor linear_likelihood_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                  Numbers params);
+Tensor linear_likelihood_sum_autograd(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
+                                      Numbers params, bool mean);
+Tensor linear_likelihood(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                         Numbers params);
+Tensor linear_likelihood_sum(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, const std::string& term,
+                             Numbers params, bool mean);
 
 /// torch's linear layer, its products by the fastest library at hand (product.h); eager only. input (*batch, H), weight (D, H), bias (D,).
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);

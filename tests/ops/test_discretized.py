@@ -366,6 +366,7 @@ REFUSED = {
     "gradient of x": (X.clone().requires_grad_(), P, {}, ValueError, ["x requires grad", "detach"]),
     "device": (X.to("meta"), P, {}, ValueError, ["x is on meta", "params is on cpu"]),
     "values": (X + 1.5, P, {"check_data": True}, ValueError, ["x[0, 0, 0, 0] = 1.5", "values in [0, 1]"]),
+    "no level": (X.byte() + 32, P, {"bits": 5, "check_data": True}, ValueError, ["x holds 32", "levels from 0 to 31"]),
 }
 
 
@@ -373,3 +374,11 @@ REFUSED = {
 def test_refused(case, backend):
     x, params, options, kind, words = case
     assert_refused(lambda: vae_fast.discretized_logistic_mixture_log_prob(x, params, **options), kind, words)
+
+
+def test_a_byte_that_is_no_level_is_named_on_request(backend):
+    x, m = torch.tensor([[3, 8]], dtype=torch.uint8), torch.zeros(1, 2)
+    assert vae_fast.discretized_logistic_log_prob(x - 1, m, m, bits=3, check_data=True).shape == (1,)
+    assert_refused(
+        lambda: vae_fast.discretized_logistic_log_prob(x, m, m, bits=3, check_data=True), ValueError, ["x holds 8", "levels from 0 to 7"]
+    )

@@ -68,12 +68,12 @@ def linear_calls(dtype, device):
     x, h, weight, bias = (torch.randn(s, dtype=dtype, device=device) for s in ((3, 5), (2, 3, 4), (5, 4), (5,)))
     x, rows, term = torch.rand(3, 5, dtype=dtype, device=device), torch.randn(2, 3, dtype=dtype, device=device), "bernoulli_logits.none"
     return {
-        "linear_bernoulli": (ops.linear_bernoulli, (x, h, weight, bias, term, [])),
-        "linear_bernoulli.unbiased": (ops.linear_bernoulli, (x, h, weight, None, "bernoulli_logits.clamp", [1e-3])),
-        "linear_bernoulli_backward": (ops.linear_bernoulli_backward, (rows, x, h, weight, bias, term, [], [False, True, True, True])),
-        "linear_bernoulli_sum": (ops.linear_bernoulli_sum, (x, h, weight, bias, term, [], True)),
-        "linear_bernoulli_sum_with_grad": (
-            ops.linear_bernoulli_sum_with_grad,
+        "linear_likelihood": (ops.linear_likelihood, (x, h, weight, bias, term, [])),
+        "linear_likelihood.unbiased": (ops.linear_likelihood, (x, h, weight, None, "bernoulli_logits.clamp", [1e-3])),
+        "linear_likelihood_backward": (ops.linear_likelihood_backward, (rows, x, h, weight, bias, term, [], [False, True, True, True])),
+        "linear_likelihood_sum": (ops.linear_likelihood_sum, (x, h, weight, bias, term, [], True)),
+        "linear_likelihood_sum_with_grad": (
+            ops.linear_likelihood_sum_with_grad,
             (x, h, weight, bias, term, [], False, [True, True, False, True]),
         ),
     }
@@ -144,7 +144,7 @@ NAMES = list(op_calls(torch.float32, "cpu")) if _backend.C is not None else []
 INNER = {
     "elbo_loss_with_grad",
     "elbo_loss_parts_with_grad",
-    "linear_bernoulli_sum_with_grad",
+    "linear_likelihood_sum_with_grad",
     "mixture_statistics",
     "mixture_statistics.given",
 }  # called below autograd only, or without gradients

@@ -217,12 +217,17 @@ def _way_to_shape(name: str, t: Tensor, shape: torch.Size) -> str:
     return f"; {what} {name} to {tuple(shape)}: {name}.{'view' if t.is_contiguous() else 'reshape'}({sizes})"
 
 
+def sparse_values(name: str, value: Tensor, dtypes: frozenset[torch.dtype]) -> Tensor:
+    """Of a CSR tensor, which has to be a matrix, what is stored."""
+    if value.ndim != 2:
+        raise ValueError(f"{name} is sparse and has shape {tuple(value.shape)}: expected (rows, columns)")
+    return tensor(name, value.values(), dtypes)
+
+
 def counts(name: str, value: object) -> Tensor:
     """Refuse what cannot be counts: they have no gradient."""
     if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
-        if value.ndim != 2:
-            raise ValueError(f"{name} is sparse and has shape {tuple(value.shape)}: expected (rows, columns)")
-        tensor(name, value.values(), COUNTS)
+        sparse_values(name, value, COUNTS)
         t = value
     else:
         t = tensor(name, value, COUNTS)

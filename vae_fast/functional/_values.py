@@ -165,15 +165,15 @@ def _require(*asked: Asked) -> None:
             raise ValueError(complaint(name, t, kind))
 
 
-def classes(name: str, t: Tensor, count: int) -> None:
-    """Refuse an index that is none of ``count`` classes."""
+def classes(name: str, t: Tensor, count: int, what: str = "class indices") -> None:
+    """Refuse an index that is none of ``count`` classes, or whatever they are."""
     with torch.no_grad():
         given = _readable(name, t)
         if given is None or given.numel() == 0:
             return
         low, high = (int(bound) for bound in given.aminmax())
         if low < 0 or high >= count:
-            raise ValueError(f"{name} holds {low if low < 0 else high}: expected class indices from 0 to {count - 1}")
+            raise ValueError(f"{name} holds {low if low < 0 else high}: expected {what} from 0 to {count - 1}")
 
 
 def classes_at_hand(name: str, t: Tensor, count: int) -> None:

@@ -120,7 +120,10 @@ def multinomial_log_prob(x: Tensor, logits: Tensor, *, coefficient: bool = False
     if x.ndim < 1 or x.shape[-1] != logits.shape[-1]:
         raise ValueError(f"x has shape {tuple(x.shape)}, logits has shape {tuple(logits.shape)}: expected the same last dimension")
     if column is not None and x.shape != logits.shape:
-        raise ValueError(f"x is CSR of shape {tuple(x.shape)}, logits has shape {tuple(logits.shape)}: expected the same shape")
+        raise ValueError(
+            f"x is sparse and has shape {tuple(x.shape)}, logits has shape {tuple(logits.shape)}: expected the same shape; "
+            "x.to_dense() broadcasts"
+        )
     check.broadcast_shapes("batch dimensions: ", x=x.shape[:-1], logits=logits.shape[:-1])
     if values.wanted(check_data):
         values.require(("x", counts, "nonnegative"), ("logits", logits, "log weight"))
@@ -136,11 +139,9 @@ def as_counts(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Dense counts, or those of a CSR matrix that are not zero, where each of its rows begins, and their columns."""
     if not isinstance(x, Tensor) or x.layout != torch.sparse_csr:
         return check.tensor("x", x, COUNTS), None, None
-    counts = check.tensor("x", x.values(), COUNTS)
-    if x.ndim != 2 or counts.ndim != 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}: expected a CSR matrix (B, D) without blocks or batches")
+    counts = check.sparse_values("x", x, COUNTS)
     if x.requires_grad:
-        raise ValueError("x is CSR and requires grad: expected counts without one, or dense ones")
+        raise ValueError("x is sparse and requires a gradient: expected x.detach(), or dense counts")
     return counts, x.crow_indices(), x.col_indices()
 
 

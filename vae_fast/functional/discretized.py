@@ -58,6 +58,7 @@ def discretized_logistic_log_prob(
     check.observed(x, event_dim, loc=loc, log_scale=log_scale)
     if values.wanted(check_data):
         values.require(*values.term("discretized_logistic", [x, loc, log_scale], ("x", "loc", "log_scale")))
+        _look_at_levels(x, levels)
     return row_sum("discretized_logistic", [x, loc, log_scale], [levels, stretch(x, levels)], event_dim)
 
 
@@ -122,6 +123,7 @@ def discretized_logistic_mixture_log_prob(
         raise ValueError("x requires grad: expected data without one, a level has no derivative; detach it")
     if values.wanted(check_data):
         values.require(("x", x, "unit"), ("params", params, "finite"))
+        _look_at_levels(x, levels)
     if dim == -3 and params.stride(-3) == 1 and params.shape[-3] > 1:  # channels_last: the other layout, as it lies in memory
         x, params, dim = x.movedim(-3, -1), params.movedim(-3, -1), -1
     half, edges = 1.0 / levels, CONVENTIONS[convention]
@@ -144,6 +146,12 @@ def _levels(bits: int) -> float:
 def stretch(x: Tensor, levels: float) -> float:
     """What x is multiplied by: bytes are read as ``k / 255`` and mean level k."""
     return 255.0 / levels if x.dtype == torch.uint8 else 1.0
+
+
+def _look_at_levels(x: Tensor, levels: float) -> None:
+    """Refuse a byte that is no level: fewer bits than 8 leave some."""
+    if x.dtype == torch.uint8:
+        values.classes("x", x, int(levels) + 1, "levels")
 
 
 def _checked_image(x: Tensor, params: Tensor, dim: int, layout: str) -> int:

@@ -126,7 +126,7 @@ def linear_multinomial_log_prob(
     check.flag("coefficient", coefficient)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     if row_begin is not None and (h.ndim < 2 or h.shape[-2] != x.shape[0]):
-        raise ValueError(f"x is CSR of shape {tuple(x.shape)}, h has shape {tuple(h.shape)}: expected h (*K, {x.shape[0]}, H)")
+        raise ValueError(f"x is sparse and has shape {tuple(x.shape)}, h has shape {tuple(h.shape)}: expected h (*K, {x.shape[0]}, H)")
     if values.wanted(check_data):
         values.require(("x", counts, "nonnegative"), *values.finite(h=h, weight=weight, bias=bias))
     if row_begin is None and not x.is_floating_point():
@@ -144,9 +144,9 @@ def _in_chunks(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, term: 
     if k is None:
         return reference.reduce(reference.linear_likelihood(x, h, weight, bias, term, params), reduction)
     if reduction == "none":
-        rows: Tensor = k.linear_bernoulli(x, h, weight, bias, term, params)
+        rows: Tensor = k.linear_likelihood(x, h, weight, bias, term, params)
         return rows
-    total: Tensor = k.linear_bernoulli_sum(x, h, weight, bias, term, params, reduction == "mean")
+    total: Tensor = k.linear_likelihood_sum(x, h, weight, bias, term, params, reduction == "mean")
     return total
 
 
