@@ -37,6 +37,14 @@ def counts(*shape):
     return lambda: torch.poisson(torch.rand(shape) * 4.0)
 
 
+def classes(*shape, of=5):
+    return lambda: torch.randint(of, shape).float()
+
+
+def trials(*shape, total=10):
+    return lambda: T.Multinomial(total, torch.ones(shape)).sample()
+
+
 def by_mean(lib, mu, theta, **options):
     """A negative binomial distribution by mean and inverse dispersion, which torch's class is not given by."""
     if lib is D:
@@ -93,6 +101,18 @@ CASES = {
         row=False,
     ),
     "NegativeBinomial, mean": Case(by_mean, {"mu": positive(4, 3), "theta": positive(3)}, counts(4, 3), counts=True),
+    # "w": the constructor normalises them in their own dtype
+    "Categorical, logits": Case(lambda lib, w, **o: lib.Categorical(logits=w, **o), {"w": real(4, 3, 5)}, classes(4, 3), counts=True),
+    "Categorical, probs": Case(lambda lib, w, **o: lib.Categorical(probs=w, **o), {"w": positive(3, 5)}, classes(3), counts=True),
+    "Multinomial, logits": Case(
+        lambda lib, w, **o: lib.Multinomial(10, logits=w, **o), {"w": real(4, 5)}, trials(4, 5), counts=True, row=False
+    ),
+    "Multinomial, probs": Case(
+        lambda lib, w, **o: lib.Multinomial(10, probs=w, **o), {"w": positive(4, 5)}, trials(4, 5), counts=True, row=False
+    ),
+    "Independent Categorical": Case(
+        lambda lib, w, **o: lib.Independent(lib.Categorical(logits=w, **o), 1), {"w": real(4, 3, 5)}, classes(4, 3), counts=True
+    ),
     "Independent Poisson": Case(
         lambda lib, rate, **o: lib.Independent(lib.Poisson(rate, **o), 1), {"rate": positive(4, 3)}, counts(4, 3), counts=True
     ),

@@ -17,7 +17,10 @@ from vae_fast.bench.measure import Work, peak_memory
 
 MODULES = [
     D,
-    *(importlib.import_module(f"vae_fast.distributions.{name}") for name in ("_elementwise", "_counts", "_combined", "_kl", "_rows")),
+    *(
+        importlib.import_module(f"vae_fast.distributions.{name}")
+        for name in ("_elementwise", "_counts", "_classes", "_combined", "_kl", "_rows")
+    ),
 ]
 
 

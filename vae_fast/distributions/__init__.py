@@ -15,6 +15,8 @@ Poisson              log_prob                                                   
 NegativeBinomial     log_prob, mean, variance; by ``mu`` and ``theta`` too           sample, mode
 ZeroInflated-        all: there is none in torch                                     its draws are torch's Gamma, Poisson and Bernoulli
 NegativeBinomial
+Categorical          log_prob                                                        sample, entropy, enumerate_support, KLs
+Multinomial          log_prob                                                        sample, entropy
 Independent          log_prob of those above with its sum, one pass; KL of           the sum of anything else's log_prob; entropy
                      Independent Normals, one pass
 MixtureSameFamily    log_prob and sample of diagonal Normals (memory O(N + K D))     other components, cdf, mean, variance
@@ -34,17 +36,20 @@ Example:
 """
 
 from vae_fast.distributions import _kl as _kl
+from vae_fast.distributions._classes import Categorical, Multinomial
 from vae_fast.distributions._combined import Independent, MixtureSameFamily
 from vae_fast.distributions._counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vae_fast.distributions._elementwise import Bernoulli, ContinuousBernoulli, Laplace, LogNormal, Normal, StudentT
 
 __all__ = [
     "Bernoulli",
+    "Categorical",
     "ContinuousBernoulli",
     "Independent",
     "Laplace",
     "LogNormal",
     "MixtureSameFamily",
+    "Multinomial",
     "NegativeBinomial",
     "Normal",
     "Poisson",
