@@ -9,6 +9,7 @@ from __future__ import annotations
 from vae_fast.bench.case import Case
 from vae_fast.bench.cases_counts import counts
 from vae_fast.bench.cases_densities import densities
+from vae_fast.bench.cases_groups import classes, pixels
 
 
 def likelihoods(device: str, quick: bool) -> list[Case]:
@@ -18,4 +19,9 @@ def likelihoods(device: str, quick: bool) -> list[Case]:
         >>> likelihoods("cpu", quick=True)[0].label
         'laplace_log_prob, B=256 D=784'
     """
-    return [*densities(256 if quick else 4096, 784), *(counts(128, 200) if quick else counts(1024, 2000))]
+    return [
+        *densities(256 if quick else 4096, 784),
+        *(counts(128, 200) if quick else counts(1024, 2000)),
+        *(pixels(4, 8, 3) if quick else pixels(32, 32, 10)),
+        *(classes(64, 200, 20) if quick else classes(4096, 20_000, 200)),
+    ]
