@@ -86,13 +86,14 @@ struct DenseTarget {
   }
   double value(const Normaliser<T>& norm) const {
     alignas(64) T x_buffer[kTile], buffer[kTile], products[kTile];
+    constexpr int kPiece = 64;  // the products have one sign: what is lost of a long sum in float would not cancel
     double s = 0.0;
     for_pieces_of(classes, [&](int64_t k, int n) {
       const T* x = load(a.x, Rect{row, k, 1, n}, classes, x_buffer);
       const T* v = load_run(a.logits.data, a.logits.dtype, at + k, n, buffer);
       VF_SIMD
       for (int i = 0; i < n; ++i) products[i] = counted(x[i], norm.log_share(v[i]));
-      s += sum(products, n);
+      for (int i = 0; i < n; i += kPiece) s += sum(products + i, n - i < kPiece ? n - i : kPiece);
     });
     return s;
   }

@@ -1,4 +1,5 @@
-// Terms over groups of parameters: mixtures over cells, and softmaxes over classes. Of the forward pass nothing is saved but the inputs.
+// Terms over groups of parameters: mixtures over cells, and softmaxes over classes. The forward pass keeps the inputs and, where one is
+// wanted, the gradient.
 #include <ATen/ExpandUtils.h>
 #include <ATen/record_function.h>
 
@@ -109,17 +110,75 @@ struct GroupProblem {
   }
 };
 
+/// A function whose forward pass writes the gradient, for an upstream one of 1, where it can: most of the work is the same. The backward
+/// pass multiplies each sample's by what comes; where its own derivative is wanted, or an earlier pass over a retained graph took what was
+/// written, it starts from the inputs.
+template <class Op>
+struct WrittenFunction : torch::autograd::Function<WrittenFunction<Op>> {
+  using State = typename Op::State;
+
+  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const State& given) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward(inputs.vec());
+    State& s = carry(ctx, given);
+    if (!is_plain(inputs)) return Op::forward(false, inputs, s);
+    return Op::forward_with_grad(inputs, s);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
+    State& s = carried<State>(ctx);
+    const auto saved = ctx->get_saved_variables();
+    if (s.written.defined() && !at::GradMode::is_enabled() && is_plain({s.written, upstream[0]})) {
+      Tensor grad = std::move(s.written);
+      s.written = Tensor();
+      multiply_samples(grad, upstream[0], s.event_dim);
+      return spread({grad}, s.mask, saved.size() + 1);
+    }
+    return spread(Op::backward(plain_backward(saved, upstream[0]), upstream[0], saved, s), s.mask, saved.size() + 1);
+  }
+
+ private:
+  static void multiply_samples(Tensor& grad, const Tensor& upstream, int64_t event_dim) {
+    const auto strides = upstream.strides();
+    if (std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; }) && upstream.numel() > 0) {
+      const double by = upstream.flatten()[0].item<double>();
+      if (by != 1.0) grad.mul_(by);
+      return;
+    }
+    at::DimVector shape(upstream.sizes());
+    for (int64_t d = 0; d < event_dim; ++d) shape.push_back(1);
+    grad.mul_(upstream.to(grad.scalar_type()).reshape(shape));
+  }
+};
+
+/// Whether the gradient of `input` is written as it stays: it has the result's shape, and no dtype that would lose what a loss's scale is
+/// there to keep.
+bool stays_as_written(const Tensor& input, const Layout& layout, bool is_double) {
+  return input.sizes() == at::IntArrayRef(layout.shape) && input.scalar_type() == compute_type(is_double);
+}
+
 struct GroupOp {
   struct State {
     std::string term;
     std::vector<double> numbers;
     int64_t dim, event_dim;
     Mask mask;
+    Tensor written;
   };
-  static constexpr bool kSavesResult = false;
 
   static Tensor forward(bool plain, TensorList t, const State& s) {
     return VF_CALL(plain, group, t[0], t[1], s.term, s.numbers, s.dim, s.event_dim);
+  }
+  static Tensor forward_with_grad(TensorList t, State& s) {
+    GroupProblem p(t[0], t[1], s.term, s.numbers, s.dim, s.event_dim);
+    Tensor out = at::empty(p.batch, t[1].options().dtype(compute_type(p.is_double)));
+    p.args.value = out.data_ptr();
+    if (s.mask[1] && stays_as_written(t[1], p.params->layout, p.is_double)) {
+      s.written = gradient_buffer(t[1], p.params->layout, p.is_double);
+      p.args.grad = dense_stream(s.written, p.params->layout.columns);
+    }
+    launch(t[1], p.args);
+    return out;
   }
   static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
     return VF_CALL(plain, group_backward, grad, t[0], t[1], s.term, s.numbers, s.dim, s.event_dim, s.mask);
@@ -191,13 +250,23 @@ struct SoftmaxOp {
     bool sparse;
     int64_t dim, event_dim;
     Mask mask;
+    Tensor written;
     OptionalTensor row_begin(TensorList t) const { return sparse ? OptionalTensor(t[2]) : std::nullopt; }
     OptionalTensor column(TensorList t) const { return sparse ? OptionalTensor(t[3]) : std::nullopt; }
   };
-  static constexpr bool kSavesResult = false;
-
   static Tensor forward(bool plain, TensorList t, const State& s) {
     return VF_CALL(plain, softmax, t[0], t[1], s.row_begin(t), s.column(t), s.dim, s.event_dim);
+  }
+  static Tensor forward_with_grad(TensorList t, State& s) {
+    SoftmaxProblem p(t[0], s.row_begin(t), s.column(t), t[1], s.dim, s.event_dim);
+    Tensor out = at::empty(p.batch, t[1].options().dtype(compute_type(p.is_double)));
+    p.args.value = out.data_ptr();
+    if (s.mask[1] && !s.mask[0] && stays_as_written(t[1], p.logits->layout, p.is_double)) {
+      s.written = gradient_buffer(t[1], p.logits->layout, p.is_double);
+      p.args.grad = dense_stream(s.written, p.logits->layout.columns);
+    }
+    launch_softmax(t[1], p.args);
+    return out;
   }
   static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
     return VF_CALL(plain, softmax_backward, grad, t[0], t[1], s.row_begin(t), s.column(t), s.dim, s.event_dim, s.mask);
@@ -238,8 +307,8 @@ Tensors group_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor&
 Tensor group_autograd(const Tensor& x, const Tensor& params, string_view term, Numbers numbers, int64_t dim, int64_t event_dim) {
   const Tensors inputs{x, params};
   TORCH_CHECK_VALUE(!x.requires_grad(), "x requires grad: expected data without one, which lie on a grid of levels");
-  return OpFunction<GroupOp>::apply(TensorList(inputs),
-                                    GroupOp::State{std::string(term), numbers.vec(), dim, event_dim, requires_grad_mask(inputs)});
+  return WrittenFunction<GroupOp>::apply(TensorList(inputs),
+                                         GroupOp::State{std::string(term), numbers.vec(), dim, event_dim, requires_grad_mask(inputs), {}});
 }
 
 Tensor group(const Tensor& x, const Tensor& params, const std::string& term, Numbers numbers, int64_t dim, int64_t event_dim) {
@@ -285,7 +354,8 @@ Tensors softmax_backward_kernel(const Tensor& grad, const Tensor& x, const Tenso
 Tensor softmax_autograd(const Tensor& x, const Tensor& logits, const OptionalTensor& row_begin, const OptionalTensor& column, int64_t dim,
                         int64_t event_dim) {
   const Tensors inputs = inputs_of(x, logits, row_begin, column);
-  return OpFunction<SoftmaxOp>::apply(TensorList(inputs), SoftmaxOp::State{column.has_value(), dim, event_dim, requires_grad_mask(inputs)});
+  return WrittenFunction<SoftmaxOp>::apply(TensorList(inputs),
+                                           SoftmaxOp::State{column.has_value(), dim, event_dim, requires_grad_mask(inputs), {}});
 }
 
 Tensor softmax(const Tensor& x, const Tensor& logits, const OptionalTensor& row_begin, const OptionalTensor& column, int64_t dim,

@@ -20,9 +20,9 @@ def categorical_log_prob(x: Tensor, logits: Tensor, *, dim: int = -1, event_dim:
 
     .. math:: \log p(x) = \sum_j l_{j x_j} - \log \sum_k e^{l_{jk}}
 
-    Exact for logits of any finite size: the largest is subtracted first. The backward pass writes the gradient,
-    :math:`[k = x_j] - \mathrm{softmax}(l_j)_k`, in one pass; nothing but the inputs is saved. (On a GPU the
-    plain-torch formula runs: it has no CUDA kernel yet.)
+    Exact for logits of any finite size: the largest is subtracted first. Where a gradient is wanted, the forward pass writes it,
+    :math:`[k = x_j] - \mathrm{softmax}(l_j)_k`, and the backward pass multiplies each sample's by what comes; nothing else is made.
+    (On a GPU the plain-torch formula runs: it has no CUDA kernel yet.)
 
     Args:
         x: class indices from 0 to C - 1, uint8, int16, int32 or int64, shape ``(*batch, *event)``. On the CPU an index out of range is

@@ -80,8 +80,8 @@ def discretized_logistic_mixture_log_prob(
     those before them: with y the pixel's true values on [-1, 1], :math:`m_2 + \tanh(c_0)\, y_1` and
     :math:`m_3 + \tanh(c_1)\, y_1 + \tanh(c_2)\, y_2`. Log scales are floored at -7; at the floor and below they get no gradient.
 
-    One pass over the parameters forward and one backward, which writes their gradient; nothing of their size is saved, and nothing of the
-    size of parameters times components is ever made. (On a GPU the plain-torch formula runs: it has no CUDA kernel yet.)
+    One pass over the parameters. Where a gradient is wanted it writes that too, and the backward pass multiplies each image's by what
+    comes; nothing else of their size is made. (On a GPU the plain-torch formula runs: it has no CUDA kernel yet.)
 
     Args:
         x: images of one or three colours: ``(*batch, H, W, C)``, or ``(*batch, C, H, W)`` for ``layout="nchw"``; in [0, 1] in any
