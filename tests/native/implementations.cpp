@@ -137,6 +137,8 @@ std::vector<Implementation> implementations() {
   i.mixture_backward = cpu::mixture_backward;
   i.mdn = cpu::mdn;
   i.mdn_backward = cpu::mdn_backward;
+  i.group_terms = cpu::group_terms;
+  i.softmax_terms = cpu::softmax_terms;
   i.scale = cpu::scale;
   all.push_back(i);
 #endif

@@ -23,6 +23,8 @@ struct Implementation {
   std::function<void(const vae_fast::MixtureBackwardArgs&)> mixture_backward = {};
   std::function<void(const vae_fast::MdnArgs&)> mdn = {};
   std::function<void(const vae_fast::MdnBackwardArgs&)> mdn_backward = {};
+  std::function<void(const vae_fast::GroupArgs&)> group_terms = {};
+  std::function<void(const vae_fast::SoftmaxArgs&)> softmax_terms = {};
   /// Changes what must not change a result: the order of threads, say. May be empty.
   std::function<void(unsigned)> disturb;
   bool device = false;  // a real device: large inputs are affordable
@@ -42,6 +44,8 @@ void check_mixture(Implementation& implementation, int rounds);
 /// Mixtures on tensor cores: how far off, and where.
 void check_mixture_products(Implementation& implementation);
 void check_mdn(Implementation& implementation, int rounds);
+/// Terms over groups of parameters, and softmaxes over classes.
+void check_groups(Implementation& implementation, int rounds);
 /// More than 2^31 elements and rows.
 void check_huge(Implementation& implementation);
 

@@ -1,5 +1,5 @@
 // Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31
-// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_products, mdn or gamma).
+// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_products, mdn, groups or gamma).
 #include <cstdlib>
 #include <cstring>
 
@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
     if (wanted("mixture")) native::check_mixture(implementation, rounds);
     if (wanted("mixture_products")) native::check_mixture_products(implementation);
     if (wanted("mdn")) native::check_mdn(implementation, rounds);
+    if (wanted("groups")) native::check_groups(implementation, rounds);
     if (huge) native::check_huge(implementation);
     std::printf("%-12s %ld passed, %ld failed\n", implementation.name.c_str(), tally.passed - before.passed, tally.failed - before.failed);
   }

@@ -144,18 +144,22 @@ Element gaussian(int form, bool unit, const double (&in)[4]) {
 }  // namespace
 namespace {
 
-Element kl_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[2]) { return kl(t.form, t.inputs == 4, in, param[0]); }
-Element logits_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[2]) {
+Element kl_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]) {
+  return kl(t.form, t.inputs == 4, in, param[0]);
+}
+Element logits_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]) {
   return logits(t.clip, in[0], in[1], param[0]);
 }
-Element probs_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[2]) {
+Element probs_of_inputs(const TermName& t, const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]) {
   return probs(t.clip, in[0], in[1], param[0]);
 }
-Element gaussian_of_inputs(const TermName& t, const double (&in)[4], const double (&)[2]) { return gaussian(t.form, t.form < 0, in); }
+Element gaussian_of_inputs(const TermName& t, const double (&in)[4], const double (&)[vae_fast::kMaxTermParams]) {
+  return gaussian(t.form, t.form < 0, in);
+}
 
 /// What the struct itself makes of doubles.
 template <class Struct>
-Element struct_in_double(const double (&in)[4], const double (&param)[2]) {
+Element struct_in_double(const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]) {
   Element e = {};
   Struct::eval(in, vae_fast::generic::math::term_params<Struct, double>(param), e.value, e.d);
   e.magnitude = std::fabs(e.value) + 1;
@@ -210,7 +214,7 @@ const TermName& kl_of(int form, bool prior) {
   return term_named((prior ? "kl_prior." : "kl.") + std::string(forms[form]));
 }
 
-Element evaluate(const TermName& t, const double (&in)[4], const double (&param)[2]) {
+Element evaluate(const TermName& t, const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]) {
   return t.formula != nullptr ? t.formula(t, in, param) : t.in_double(in, param);
 }
 

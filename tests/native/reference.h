@@ -24,11 +24,12 @@ struct TermName {
   int form = -1;  // of a scale, if the name says one: logvar, log_std, std, var, softplus
   int clip = -1;  // none, clamp, add, bce
   /// The formula here; null for a family that has none, which is held against the struct's own arithmetic in double.
-  Element (*formula)(const TermName&, const double (&in)[4], const double (&param)[2]) = nullptr;
-  Element (*in_double)(const double (&in)[4], const double (&param)[2]) = nullptr;
+  Element (*formula)(const TermName&, const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]) = nullptr;
+  Element (*in_double)(const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]) = nullptr;
 
   bool is_kl() const { return kind == vae_fast::TermKind::kKl; }
   bool is_of_counts() const { return kind == vae_fast::TermKind::kCounts; }
+  bool is_of_levels() const { return family == "discretized_logistic"; }
   /// Whether the parameters of a count are logarithms.
   bool is_log() const { return name.find("log") != std::string::npos; }
   bool is_bernoulli() const { return family == "bernoulli_logits" || family == "bernoulli_probs" || family == "continuous_bernoulli"; }
@@ -41,7 +42,7 @@ const TermName& term_named(const std::string& name);
 /// The KL in a scale form, against N(0, 1) or another Gaussian.
 const TermName& kl_of(int form, bool prior);
 
-Element evaluate(const TermName& name, const double (&in)[4], const double (&param)[2]);
+Element evaluate(const TermName& name, const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]);
 
 double std_of(int form, double t);
 double d_std_of(int form, double t);

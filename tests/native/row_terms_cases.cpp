@@ -24,10 +24,16 @@ double draw_input(Random& random, const TermName& name, int i) {
     const double log = std::clamp((random.coin(0.1) ? 6.0 : 1.0) * random.normal(), -9.0, 11.0);  // within a half's range
     return name.is_log() ? log : std::exp(log);
   }
+  if (name.is_of_levels()) return i == 0 ? static_cast<double>(random.below(256)) / 255.0 : (i == 2 ? 0.7 : 0.5) * random.normal() - 0.3;
   return 1.5 * random.normal();
 }
 
 namespace {
+
+void set_params(TermArgs& args, const TermName& name, double number) {
+  args.param[0] = number;
+  if (name.is_of_levels()) args.param[0] = 255.0, args.param[1] = 1.0;
+}
 
 DType draw_dtype(Random& random, bool is_double, bool mixed, DType common) {
   if (is_double) return DType::kDouble;
@@ -46,7 +52,7 @@ Term draw_term(Random& random, Memory& memory, const TermName& name, int64_t row
   t.args.columns = columns;
   t.args.coefficient = random.one_of({1.0, -1.0, 0.25});
   const double eps = random.one_of({1e-9, 1e-3});
-  t.args.param[0] = !name.is_kl() ? eps : random.coin(0.3) ? 0.3 : -HUGE_VAL;
+  set_params(t.args, name, !name.is_kl() ? eps : random.coin(0.3) ? 0.3 : -HUGE_VAL);
   const bool mixed = random.coin(0.25), dense = random.coin();
   const DType common = random.one_of({DType::kFloat, DType::kHalf, DType::kBFloat16, DType::kFloat});
   const bool grads = random.coin(0.7);
@@ -129,14 +135,15 @@ void run(Implementation& implementation, Case& c) {
     double want = 0.0, magnitude = 0.0;
     for (size_t which = 0; which < c.terms.size(); ++which) {
       Term& t = c.terms[which];
-      double sum = 0.0, size = 0.0;
+      long double exact_sum = 0.0L;  // a thousand equal numbers are all rounded the same way
+      double size = 0.0;
       double g = t.args.row_grad.constant;
       if (t.row_grad != nullptr) g *= t.row_grad->value(0, r * t.args.row_grad.stride);
       for (int64_t k = 0; k < t.args.columns; ++k) {
         double in[4] = {};
         for (int i = 0; i < t.name.inputs; ++i) in[i] = t.in[static_cast<size_t>(i)]->value(r, k);
         const Element e = evaluate(t.name, in, t.args.param);
-        sum += e.value;
+        exact_sum += static_cast<long double>(e.value);
         size += e.magnitude;
         for (int i = 0; i < t.name.inputs; ++i) {
           const auto& grad = t.grad[static_cast<size_t>(i)];
@@ -148,6 +155,7 @@ void run(Implementation& implementation, Case& c) {
             first_bad += text(" grad %d at (%ld, %ld): %.9g, not %.9g", i, static_cast<long>(r), static_cast<long>(k), got, d);
         }
       }
+      const double sum = static_cast<double>(exact_sum);
       want += t.args.coefficient * sum;
       magnitude += std::fabs(t.args.coefficient) * size;
       part_want[which] += sum;
@@ -208,7 +216,7 @@ Case plain_case(Memory& memory, const TermName& name, int64_t rows, int64_t colu
   t.name = name;
   t.args.term = name.index;
   t.args.columns = columns;
-  t.args.param[0] = name.is_kl() ? -HUGE_VAL : 1e-9;
+  set_params(t.args, name, name.is_kl() ? -HUGE_VAL : 1e-9);
   for (int i = 0; i < t.name.inputs; ++i) {
     t.in.push_back(make(memory, DType::kFloat, rows, columns, Layout::kDense));
     t.in.back()->fill([&] { return draw(i); });
