@@ -6,10 +6,9 @@
 #include <algorithm>
 
 #include "../group_table.h"
-#include "autograd.h"
 #include "csr.h"
 #include "softmax.h"
-#include "layout.h"
+#include "written.h"
 
 namespace vae_fast {
 namespace ops {
@@ -110,51 +109,9 @@ struct GroupProblem {
   }
 };
 
-/// A function whose forward pass writes the gradient, for an upstream one of 1, where it can: most of the work is the same. The backward
-/// pass multiplies each sample's by what comes; where its own derivative is wanted, or an earlier pass over a retained graph took what was
-/// written, it starts from the inputs.
-template <class Op>
-struct WrittenFunction : torch::autograd::Function<WrittenFunction<Op>> {
-  using State = typename Op::State;
-
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const State& given) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward(inputs.vec());
-    State& s = carry(ctx, given);
-    if (!is_plain(inputs)) return Op::forward(false, inputs, s);
-    return Op::forward_with_grad(inputs, s);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& upstream) {
-    State& s = carried<State>(ctx);
-    const auto saved = ctx->get_saved_variables();
-    if (s.written.defined() && !at::GradMode::is_enabled() && is_plain({s.written, upstream[0]})) {
-      Tensor grad = std::move(s.written);
-      s.written = Tensor();
-      multiply_samples(grad, upstream[0], s.event_dim);
-      return spread({grad}, s.mask, saved.size() + 1);
-    }
-    return spread(Op::backward(plain_backward(saved, upstream[0]), upstream[0], saved, s), s.mask, saved.size() + 1);
-  }
-
- private:
-  static void multiply_samples(Tensor& grad, const Tensor& upstream, int64_t event_dim) {
-    const auto strides = upstream.strides();
-    if (std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; }) && upstream.numel() > 0) {
-      const double by = upstream.flatten()[0].item<double>();
-      if (by != 1.0) grad.mul_(by);
-      return;
-    }
-    at::DimVector shape(upstream.sizes());
-    for (int64_t d = 0; d < event_dim; ++d) shape.push_back(1);
-    grad.mul_(upstream.to(grad.scalar_type()).reshape(shape));
-  }
-};
-
-/// Whether the gradient of `input` is written as it stays: it has the result's shape, and no dtype that would lose what a loss's scale is
-/// there to keep.
+/// Whether what is written has the place of the gradient: the shape of the result.
 bool stays_as_written(const Tensor& input, const Layout& layout, bool is_double) {
-  return input.sizes() == at::IntArrayRef(layout.shape) && input.scalar_type() == compute_type(is_double);
+  return can_be_written(input) && input.sizes() == at::IntArrayRef(layout.shape) && input.scalar_type() == compute_type(is_double);
 }
 
 struct GroupOp {
@@ -163,7 +120,7 @@ struct GroupOp {
     std::vector<double> numbers;
     int64_t dim, event_dim;
     Mask mask;
-    Tensor written;
+    Written written;
   };
 
   static Tensor forward(bool plain, TensorList t, const State& s) {
@@ -174,8 +131,8 @@ struct GroupOp {
     Tensor out = at::empty(p.batch, t[1].options().dtype(compute_type(p.is_double)));
     p.args.value = out.data_ptr();
     if (s.mask[1] && stays_as_written(t[1], p.params->layout, p.is_double)) {
-      s.written = gradient_buffer(t[1], p.params->layout, p.is_double);
-      p.args.grad = dense_stream(s.written, p.params->layout.columns);
+      s.written.add(gradient_buffer(t[1], p.params->layout, p.is_double));
+      p.args.grad = dense_stream(s.written.grads[0], p.params->layout.columns);
     }
     launch(t[1], p.args);
     return out;
@@ -183,6 +140,7 @@ struct GroupOp {
   static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
     return VF_CALL(plain, group_backward, grad, t[0], t[1], s.term, s.numbers, s.dim, s.event_dim, s.mask);
   }
+  static Tensors finish(Tensors grads, TensorList, const State&) { return grads; }
 };
 
 // --- softmaxes over classes ------------------------------------------------------------------------------------------
@@ -250,7 +208,7 @@ struct SoftmaxOp {
     bool sparse;
     int64_t dim, event_dim;
     Mask mask;
-    Tensor written;
+    Written written;
     OptionalTensor row_begin(TensorList t) const { return sparse ? OptionalTensor(t[2]) : std::nullopt; }
     OptionalTensor column(TensorList t) const { return sparse ? OptionalTensor(t[3]) : std::nullopt; }
   };
@@ -262,8 +220,8 @@ struct SoftmaxOp {
     Tensor out = at::empty(p.batch, t[1].options().dtype(compute_type(p.is_double)));
     p.args.value = out.data_ptr();
     if (s.mask[1] && !s.mask[0] && stays_as_written(t[1], p.logits->layout, p.is_double)) {
-      s.written = gradient_buffer(t[1], p.logits->layout, p.is_double);
-      p.args.grad = dense_stream(s.written, p.logits->layout.columns);
+      s.written.add(gradient_buffer(t[1], p.logits->layout, p.is_double));
+      p.args.grad = dense_stream(s.written.grads[0], p.logits->layout.columns);
     }
     launch_softmax(t[1], p.args);
     return out;
@@ -271,6 +229,7 @@ struct SoftmaxOp {
   static Tensors backward(bool plain, const Tensor& grad, TensorList t, const State& s) {
     return VF_CALL(plain, softmax_backward, grad, t[0], t[1], s.row_begin(t), s.column(t), s.dim, s.event_dim, s.mask);
   }
+  static Tensors finish(Tensors grads, TensorList, const State&) { return grads; }
 };
 
 Tensors inputs_of(const Tensor& x, const Tensor& logits, const OptionalTensor& row_begin, const OptionalTensor& column) {

@@ -3,9 +3,8 @@
 
 #include <algorithm>
 
-#include "autograd.h"
 #include "device.h"
-#include "layout.h"
+#include "written.h"
 
 namespace vae_fast {
 namespace ops {
@@ -13,24 +12,6 @@ namespace {
 
 /// The input whose memory layout the others follow: the reconstruction of a likelihood, the mean of a KL.
 const Tensor& primary(TensorList inputs, int32_t term) { return inputs[is_kl(term) ? 0 : 1]; }
-
-struct TermOp {
-  struct State {
-    std::string term;
-    ParamList params;
-    OptionalTensor param_at;
-    int64_t event_dim;
-    Mask mask;
-  };
-  static constexpr bool kSavesResult = false;
-
-  static Tensor forward(bool plain, TensorList inputs, const State& s) {
-    return VF_CALL(plain, term, inputs, s.term, s.params, s.param_at, s.event_dim);
-  }
-  static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State& s) {
-    return VF_CALL(plain, term_backward, grad, saved, s.term, s.params, s.param_at, s.event_dim, s.mask);
-  }
-};
 
 /// One term prepared over its inputs.
 struct Call {
@@ -77,70 +58,41 @@ Tensors to_inputs(Tensors grads, TensorList inputs, const Mask& mask) {
   return grads;
 }
 
-/// A term whose value and derivatives have most of their work in common, and much of it: the forward pass writes the derivatives, and the
-/// backward pass multiplies them by the upstream gradient, a tenth of the work.
-struct KeptTermFunction : torch::autograd::Function<KeptTermFunction> {
+struct TermOp {
   struct State {
-    TermOp::State call;
-    Tensors written;  // for an upstream gradient of 1; shared inputs' are sums over rows
-    Mask summed;
+    std::string term;
+    ParamList params;
+    OptionalTensor param_at;
+    int64_t event_dim;
+    Mask mask;
+    Written written;
   };
+  static constexpr bool kSavesResult = false;
 
-  /// On the CPU, where that was measured. A gradient of 16 bits would be rounded, and leave its range, before the upstream factor comes.
-  static bool takes(TensorList inputs, int32_t term) {
-    if (!is_of_counts(term)) return false;
-    for (const Tensor& t : inputs) {
-      if (!t.is_cpu() || (t.requires_grad() && any_16bit(t))) return false;
-    }
-    return true;
+  static Tensor forward(bool plain, TensorList inputs, const State& s) {
+    return VF_CALL(plain, term, inputs, s.term, s.params, s.param_at, s.event_dim);
   }
-
-  static Tensor forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const TermOp::State& given) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward(inputs.vec());
-    State& s = carry(ctx, State{given, {}, Mask()});
-    Call c = Call::make(inputs, s.call.term, s.call.params, s.call.param_at, s.call.event_dim);
+  static Tensors backward(bool plain, const Tensor& grad, TensorList saved, const State& s) {
+    return VF_CALL(plain, term_backward, grad, saved, s.term, s.params, s.param_at, s.event_dim, s.mask);
+  }
+  static Tensor forward_with_grad(TensorList inputs, State& s) {
+    Call c = Call::make(inputs, s.term, s.params, s.param_at, s.event_dim);
     Tensor out = c.add_value(inputs);
-    s.written = c.add_gradients(inputs, s.call.mask);
-    for (size_t k = 0; k < inputs.size(); ++k) {
-      if (s.call.mask[k]) s.summed.push_back(c.prepared.args.grad[k].summed);
+    const Tensors grads = c.add_gradients(inputs, s.mask);
+    for (size_t k = 0, next = 0; k < inputs.size(); ++k) {
+      if (s.mask[k]) s.written.add(grads[next++], c.prepared.args.grad[k].summed);
     }
     c.launch(inputs);
     return out;
   }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
-    State& s = carried<State>(ctx);
-    const auto inputs = ctx->get_saved_variables();
-    const bool plain = plain_backward(inputs, grads[0]);
-    std::optional<Tensors> found;
-    if (plain) found = scaled(s, inputs, grads[0]);
-    return spread(found ? *found : TermOp::backward(plain, grads[0], inputs, s.call), s.call.mask, s.call.mask.size() + 1);
-  }
-
-  /// Nothing if an earlier pass over a retained graph took them, or what is a sum over rows would have to be weighed row by row.
-  static std::optional<Tensors> scaled(State& s, TensorList inputs, const Tensor& upstream) {
-    if (s.written.empty()) return std::nullopt;
-    Tensors grads = std::move(s.written);
-    s.written.clear();
-    std::vector<Tensor> keep;
-    const bool is_double = any_double(inputs);
-    const RowGrad by = row_grad(upstream, upstream.sizes(), is_double, keep);
-    const bool sums = std::any_of(s.summed.begin(), s.summed.end(), [](bool b) { return b; });
-    if (sums && !cpu::is_uniform(by, upstream.numel(), is_double)) return std::nullopt;
-    for (size_t i = 0; i < grads.size(); ++i) {
-      Tensor& g = grads[i];
-      if (s.summed[i]) {
-        const double f = upstream.numel() > 0 ? upstream.flatten()[0].item<double>() : 1.0;
-        f == 0.0 ? g.zero_() : g.mul_(f);
-      } else {
-        const int64_t rows = upstream.numel();
-        cpu::scale_rows(g.data_ptr(), dtype_of(g), rows, rows > 0 ? g.numel() / rows : 0, by);
-      }
-    }
-    return to_inputs(std::move(grads), inputs, s.call.mask);
-  }
+  static Tensors finish(Tensors grads, TensorList inputs, const State& s) { return to_inputs(std::move(grads), inputs, s.mask); }
 };
+
+/// Whether the forward pass writes the gradients: of counts, on the CPU, where that was measured.
+bool writes_gradients(TensorList inputs, int32_t term) {
+  return is_of_counts(term) &&
+         std::all_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.is_cpu() && (!t.requires_grad() || can_be_written(t)); });
+}
 
 }  // namespace
 
@@ -161,18 +113,15 @@ Tensors term_backward_kernel(const Tensor& grad, TensorList inputs, string_view 
 }
 
 Tensor term_autograd(TensorList inputs, string_view name, Numbers params, const OptionalTensor& param_at, int64_t event_dim) {
-  return OpFunction<TermOp>::apply(inputs,
-                                   TermOp::State{std::string(name), ParamList(params), param_at, event_dim, requires_grad_mask(inputs)});
+  const TermOp::State call{std::string(name), ParamList(params), param_at, event_dim, requires_grad_mask(inputs), {}};
+  return writes_gradients(inputs, term_index(name)) ? WrittenFunction<TermOp>::apply(inputs, call)
+                                                    : OpFunction<TermOp>::apply(inputs, call);
 }
 
 Tensor term(const Tensors& inputs, const std::string& name, Numbers params, const OptionalTensor& param_at, int64_t event_dim) {
   const bool plain = is_plain(inputs);
   if (plain && wants_grad(inputs)) {
     RECORD_FUNCTION("vae_fast::term", std::vector<c10::IValue>());
-    if (KeptTermFunction::takes(inputs, term_index(name))) {
-      TermOp::State call{std::string(name), ParamList(params), param_at, event_dim, requires_grad_mask(inputs)};
-      return KeptTermFunction::apply(TensorList(inputs), call);
-    }
     return term_autograd(inputs, name, params, param_at, event_dim);
   }
   return VF_CALL(plain, term, inputs, name, params, param_at, event_dim);
