@@ -116,26 +116,43 @@ struct SparseTarget {
 
   SparseTarget(const SoftmaxArgs& args, int64_t row, int64_t, int64_t logits_at)
       : a(args), x(args.sparse), begin(place(x.offsets, x.wide, row)), end(place(x.offsets, x.wide, row + 1)), at(logits_at), next(begin) {
-    for (int64_t i = begin; i < end; ++i) counts += static_cast<double>(count(i));
+    for_stored(begin, end, [&](int64_t, const T* count, int n) { counts += sum(count, n); });
   }
   int64_t column(int64_t i) const { return place(x.columns, x.wide, i); }
-  T count(int64_t i) const {
-    T value{};
-    widen(x.values, x.dtype, i, 1, &value);
-    return value;
+  /// Calls f(i, counts, n) for the pieces of [from, to).
+  template <class F>
+  void for_stored(int64_t from, int64_t to, const F& f) const {
+    constexpr int kPiece = 64;
+    T count[kPiece];
+    for (int64_t i = from; i < to; i += kPiece) {
+      const int n = static_cast<int>(to - i < kPiece ? to - i : kPiece);
+      widen(x.values, x.dtype, i, n, count);
+      f(i, static_cast<const T*>(count), n);
+    }
   }
   double value(const Normaliser<T>& norm) const {
+    const T* logits = a.logits.dtype == dtype_of<T>() ? static_cast<const T*>(a.logits.data) + at : nullptr;
     double s = 0.0;
-    for (int64_t i = begin; i < end; ++i) {
-      T logit{};
-      widen(a.logits.data, a.logits.dtype, at + column(i), 1, &logit);
-      s += static_cast<double>(counted(count(i), norm.log_share(logit)));
-    }
+    for_stored(begin, end, [&](int64_t i, const T* count, int n) {
+      for (int j = 0; j < n; ++j) {
+        T logit{};
+        if (logits != nullptr) {
+          logit = logits[column(i + j)];
+        } else {
+          widen(a.logits.data, a.logits.dtype, at + column(i + j), 1, &logit);
+        }
+        s += static_cast<double>(counted(count[j], norm.log_share(logit)));
+      }
+    });
     return s;
   }
   T total() const { return static_cast<T>(counts); }
   void add(int64_t k, int n, T g, T* p) const {
-    for (; next < end && column(next) < k + n; ++next) p[column(next) - k] += g * count(next);
+    const int64_t from = next;
+    while (next < end && column(next) < k + n) ++next;
+    for_stored(from, next, [&](int64_t i, const T* count, int m) {
+      for (int j = 0; j < m; ++j) p[column(i + j) - k] += g * count[j];
+    });
   }
 };
 
