@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, logsigmoid, softplus
+from torch.nn.functional import cross_entropy, logsigmoid, softplus
 
 import vae_fast
 from vae_fast.bench.case import Case, plain
@@ -110,35 +110,19 @@ def plain_multinomial(x: Tensor, logits: Tensor) -> Tensor:
     return (x * logits.log_softmax(-1)).sum(-1)
 
 
-def plain_linear_multinomial(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same of a layer's output."""
-    return plain_multinomial(x, linear(h, weight, bias))
-
-
-def classes(batch: int, columns: int, features: int) -> list[Case]:
-    """Of counts of a catalogue, dense and in CSR, one in ten not 0, and of the layer before them.
+def classes(batch: int, columns: int) -> list[Case]:
+    """Of counts of a catalogue, dense and in CSR, one in ten not 0.
 
     Example:
-        >>> [case.name for case in classes(8, 20, 4)]
-        ['multinomial_log_prob', 'multinomial_log_prob, CSR', 'linear_multinomial_log_prob', 'linear_multinomial_log_prob, CSR']
+        >>> [case.name for case in classes(8, 20)]
+        ['multinomial_log_prob', 'multinomial_log_prob, CSR']
     """
     sizes, shape = {"B": batch, "D": columns}, (batch, columns)
     dense = Input(shape, dense_counts, learned=False)
     sparse = Input(shape, sparse_counts, learned=False, stored=stored_sparse(shape))
-    layer = [Input((batch, features), normal()), Input((columns, features), normal(spread=features**-0.5)), Input((columns,), normal())]
-    rows = []
-    for name, rest, ours, formula, flops in (
-        ("multinomial_log_prob", [Input(shape, normal())], vae_fast.multinomial_log_prob, plain_multinomial, (14, 12)),
-        (
-            "linear_multinomial_log_prob",
-            layer,
-            vae_fast.linear_multinomial_log_prob,
-            plain_linear_multinomial,
-            (2 * features + 14, 6 * features + 12),
-        ),
-    ):
-        more = {**sizes, "H": features} if rest is layer else sizes
-        over_dense = plain(lambda x, *t, f=ours: f(dense_of(x), *t))
-        rows.append(row_wise(name, more, [dense, *rest], ours, formula, flops, spare=SPARE))
-        rows.append(row_wise(f"{name}, CSR", more, [sparse, *rest], ours, None, flops, {"dense": over_dense}, spare=SPARE))
-    return rows
+    logits, ours, flops = Input(shape, normal()), vae_fast.multinomial_log_prob, (14, 12)
+    over_dense = {"dense": plain(lambda x, t: ours(dense_of(x), t))}
+    return [
+        row_wise("multinomial_log_prob", sizes, [dense, logits], ours, plain_multinomial, flops, spare=SPARE),
+        row_wise("multinomial_log_prob, CSR", sizes, [sparse, logits], ours, None, flops, over_dense, spare=SPARE),
+    ]

@@ -23,5 +23,5 @@ def likelihoods(device: str, quick: bool) -> list[Case]:
         *densities(256 if quick else 4096, 784),
         *(counts(128, 200) if quick else counts(1024, 2000)),
         *(pixels(4, 8, 3) if quick else pixels(32, 32, 10)),
-        *(classes(64, 200, 20) if quick else classes(4096, 20_000, 200)),
+        *(classes(64, 200) if quick else classes(4096, 20_000)),
     ]

@@ -8,7 +8,9 @@ from torch import Tensor
 
 import vae_fast
 from vae_fast.bench.case import Case, Inputs, compiled, leaf, plain
+from vae_fast.bench.cases_groups import plain_multinomial
 from vae_fast.bench.cases_head import plain_bernoulli
+from vae_fast.bench.likelihood_case import dense_counts
 from vae_fast.training.products import Products
 
 LARGE = 65_536  # from which something is promised
@@ -67,6 +69,40 @@ def head(batch: int, features: int = 500, data: int = 784) -> Case:
     )
 
 
+def _plain_baskets(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return plain_multinomial(x, F.linear(h, weight, bias)).mean()
+
+
+def _baskets(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return vae_fast.linear_multinomial_log_prob(x, h, weight, bias, reduction="mean")
+
+
+def baskets(batch: int, columns: int, features: int = 200) -> Case:
+    """``mean(log p(x | linear(h)))`` of counts of a catalogue, one in ten not 0.
+
+    Example:
+        >>> baskets(100, 50).label
+        'linear_multinomial_log_prob, mean, B=100 H=200 D=50'
+    """
+
+    def inputs(device: str, g: torch.Generator) -> Inputs:
+        x = dense_counts((batch, columns), device, g)
+        h, weight, bias = (torch.randn(s, device=device, generator=g) for s in ((batch, features), (columns, features), (columns,)))
+        return x, leaf(h), leaf(weight * features**-0.5), leaf(bias)
+
+    big, hidden, weights = batch * columns, batch * features, columns * features + columns
+    read, product = 4 * (big + hidden + weights), 2 * batch * features * columns
+    return Case(
+        "linear_multinomial_log_prob, mean",
+        {"B": batch, "H": features, "D": columns},
+        inputs,
+        {"ours": plain(_baskets), "eager": plain(_plain_baskets), "compile": compiled(_plain_baskets)},
+        {"forward": read, "both": read + 4 * (hidden + weights)},
+        {"forward": product + 14 * big, "both": 3 * product + 26 * big},
+        needs={"eager": 6 * big * 4, "compile": 4 * big * 4, "ours": hidden * 4},
+    )
+
+
 def _layer_of_a_run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     with Products(x.device):
         return F.linear(x, weight, bias)
@@ -98,6 +134,6 @@ def layer(batch: int, features: int, outputs: int) -> Case:
 
 def linear(device: str, quick: bool) -> list[Case]:
     """A batch whose logits are small, and one whose are large; on the CPU, the layers of a small batch."""
-    heads = [head(512)] if quick else [head(1024), head(65_536)]
+    heads = [head(512), baskets(64, 300)] if quick else [head(1024), head(65_536), baskets(4096, 20_000)]
     layers = [layer(100, 784, 500), layer(100, 500, 784)] if device == "cpu" else []
     return [*heads, *layers]
