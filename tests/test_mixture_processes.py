@@ -76,6 +76,7 @@ def work(rank, size, folder, port):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo")
     _mixture_data._SAMPLE = 500  # so that there is more than the sample
+    _mixture_data._LEAST_ELEMENTS = 2**12  # and as many blocks as processes
     found = {name: fitted(folder, *case) for name, case in CASES.items()}
     found |= {"partial_fit": partial(folder), "bayesian": bayesian(folder)}
     if size == 2:
@@ -111,14 +112,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(folder):
-    before, _mixture_data._SAMPLE = _mixture_data._SAMPLE, 500
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_mixture_data, "_SAMPLE", 500)
+        patch.setattr(_mixture_data, "_LEAST_ELEMENTS", 2**12)
         return {name: fitted(folder, *case) for name, case in CASES.items()} | {
             "partial_fit": partial(folder),
             "bayesian": bayesian(folder),
         }
-    finally:
-        _mixture_data._SAMPLE = before
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4])

@@ -17,7 +17,7 @@ from vae_fast.functional._dispatch import kernels
 
 T = TypeVar("T")
 _MAPPED_ELEMENTS = 2**23  # elements read at once from a memory map when the caller does not say
-_LEAST_ELEMENTS = 2**12  # and at least, where the file is small
+_LEAST_ELEMENTS = 2**16  # and at least, where the file is small: a block costs some 0.2 ms
 _BLOCKS = 64  # of a file, where both allow: whole blocks are dealt out to processes
 _PLAIN_ELEMENTS = 2**22  # elements of the N x K x D intermediate of the plain-torch formulas
 _SAMPLE = 50_000  # samples that a start is looked for in

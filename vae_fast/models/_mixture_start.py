@@ -1,9 +1,9 @@
 """Where the fit of a mixture begins: k-means, k-means++, random points or random responsibilities, and what the caller gives.
 
-What a start costs is bounded by what a few iterations of the fit cost. Centres are looked for in all samples if there are 50,000 at most
-(32 for each component, if that is more), else in that many, or, by k-means||, in a few passes over a file; and Lloyd's algorithm goes over
-no more samples in all than there are. Nearest centres come from the kernels of the mixture: components so narrow that each sample belongs
-to one of them alone. Nothing of size N x K is formed.
+What a start costs is bounded by what a few iterations of the fit cost, unless both are small (a million samples x components). Centres
+are looked for in all samples if there are 50,000 at most (32 for each component, if that is more), else in that many, or, by k-means||,
+in a few passes over a file; and Lloyd's algorithm goes over no more samples in all than there are, or twice over those. Nearest centres
+come from the kernels of the mixture: components so narrow that each sample belongs to one of them alone. Nothing of size N x K is formed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from vae_fast.models._mixture_data import Rows, block_rows
 
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
 _AT_ONCE = 2**22  # elements of a block of distances or responsibilities: never N x K
-_GREEDY = 2**23  # samples x centres up to which k-means++ draws one centre after the other
+_GREEDY = 2**20  # samples x centres up to which k-means++ draws one centre after the other, and k-means goes on until it has converged
+_WEIGHED = (8192, 16)  # samples, and at least so many for each candidate, that candidates are weighed by
 _ROUNDS = 5  # of k-means||; Bahmani et al. 2012, section 5.3: "as few as five"
 _LLOYD = 300  # iterations of k-means at most
 
@@ -249,10 +250,11 @@ def _reduced(candidates: Tensor, sample: Tensor, samples: int, k: int, generator
     if len(candidates) < k:
         more = sample[torch.randperm(len(sample), generator=generator)[: k - len(candidates)].to(sample.device)]
         return torch.cat([candidates, more])
+    part = sample[:: max(1, len(sample) // max(_WEIGHED[0], _WEIGHED[1] * len(candidates)))]
     at_most = block_rows(len(candidates), sample.shape[1])
     narrow = _narrow(candidates, unit_of(sample), "spherical")
-    counts = _em.expectation(lambda: sample.split(at_most or len(sample)), narrow, "spherical").counts
-    return plus_plus(candidates, k, generator, 1.0 + counts * (samples / len(sample)))
+    counts = _em.expectation(lambda: part.split(at_most or len(part)), narrow, "spherical").counts
+    return plus_plus(candidates, k, generator, 1.0 + counts * (samples / len(part)))
 
 
 def nearest(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
