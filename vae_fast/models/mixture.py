@@ -63,8 +63,8 @@ class MixtureOfGaussians(Criteria):
         n_init: number of starts; the best fit is kept.
         init_params: ``"kmeans"``, ``"k-means++"`` or ``"random_from_data"`` find centres, every sample is assigned to the nearest one and
             an M-step follows; ``"random"`` draws responsibilities. Centres are looked for in 50,000 samples (32 for each component, if
-            that is more) where there are more; ``"k-means++"`` then reads all of an array or a file, by k-means||. A start costs less than
-            five iterations of EM.
+            that is more) where there are more; ``"k-means++"`` then reads all of an array or a file, by k-means||. Where samples are
+            many, a start costs as much as a few iterations.
         weights_init, means_init, precisions_init: an explicit start, all or part of it: ``(K,)``, ``(K, D)`` and, by ``covariance_type``,
             ``(K, D, D)``, ``(D, D)``, ``(K, D)`` or ``(K,)``. Given means are the centres that the rest is derived from.
         random_state: None (torch's generator), an int, a ``torch.Generator`` or a NumPy generator.
