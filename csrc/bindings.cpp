@@ -82,6 +82,11 @@ TORCH_LIBRARY(vae_fast, m) {
   m.def(
       "mixture_statistics(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, Tensor? responsibilities, Tensor? sample_weight, str "
       "covariance, str precision='float32') -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("mixture_factorized(Tensor x, Tensor weight_logits, Tensor means, Tensor scale, str covariance) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "mixture_factorized_backward(Tensor? grad_joint, Tensor? grad_factorized, Tensor x, Tensor weight_logits, Tensor means, Tensor "
+      "scale, "
+      "Tensor normaliser, str covariance, bool[] mask) -> Tensor[]");
   m.def("mdn(Tensor y, Tensor weight_logits, Tensor means, Tensor log_scale, float floor) -> Tensor");
   m.def(
       "mdn_backward(Tensor grad, Tensor y, Tensor weight_logits, Tensor means, Tensor log_scale, Tensor log_prob, float floor, bool[] "
@@ -120,6 +125,8 @@ void register_kernels(torch::Library& m) {
   m.impl("mixture_responsibilities", &ops::mixture_responsibilities_kernel);
   m.impl("mixture_responsibilities_backward", &ops::mixture_responsibilities_backward_kernel);
   m.impl("mixture_statistics", &ops::mixture_statistics_kernel);
+  m.impl("mixture_factorized", &ops::mixture_factorized_kernel);
+  m.impl("mixture_factorized_backward", &ops::mixture_factorized_backward_kernel);
   m.impl("mdn", &ops::mdn_kernel);
   m.impl("mdn_backward", &ops::mdn_backward_kernel);
   m.impl("group", &ops::group_kernel);
@@ -149,6 +156,7 @@ TORCH_LIBRARY_IMPL(vae_fast, Autograd, m) {
   m.impl("logsumexp", &ops::logsumexp_autograd);
   m.impl("mixture", &ops::mixture_autograd);
   m.impl("mixture_responsibilities", &ops::mixture_responsibilities_autograd);
+  m.impl("mixture_factorized", &ops::mixture_factorized_autograd);
   m.impl("mdn", &ops::mdn_autograd);
   m.impl("group", &ops::group_autograd);
   m.impl("softmax", &ops::softmax_autograd);
@@ -177,6 +185,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("mixture", &ops::mixture, release);
   m.def("mixture_responsibilities", &ops::mixture_responsibilities, release);
   m.def("mixture_statistics", &ops::mixture_statistics, release);
+  m.def("mixture_factorized", &ops::mixture_factorized, release);
   m.def("mdn", &ops::mdn, release);
   m.def("group", &ops::group, release);
   m.def("softmax", &ops::softmax, release);

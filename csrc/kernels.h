@@ -113,6 +113,13 @@ struct MixtureArgs {
   const void* x_scale = nullptr;       // (dims,), compute type, powers of two: what x is multiplied by when read and grad_x when written
   // (dims,), near most rows; diagonal floats only: lets CUDA multiply the quadratic out about it, on tensor cores. Null: it does not.
   const float* centre = nullptr;
+  // What follows is for the CPU alone. (rows, components), dense, compute type: log weights of each row, added to its l_k. Null: none.
+  const void* row_weights = nullptr;
+  // (components, dims), compute type, diagonal only: log w_k - log sigma_kd relative to `dim_baseline`'s share of the dimension, for
+  //   sum_d log p(x_d) = dim_baseline + sum_d log sum_k e^{l_kd},    l_kd = dim_constant_kd + row weight_k - u_d^2 / 2.
+  // Null: it is not wanted.
+  const void* dim_constant = nullptr;
+  const double* dim_baseline = nullptr;  // ()
 };
 
 /// Any output may be null. shift, which is max_k l_k to rounding, and total = sum_k e^{l_k - shift} are what the backward pass needs of a
@@ -123,6 +130,8 @@ struct MixtureForwardArgs {
   void* shift = nullptr;             // (rows,)
   void* total = nullptr;             // (rows,)
   void* responsibilities = nullptr;  // (rows, components): e^{l_k - shift} / total, 0 where no component explains the row
+  void* factorized = nullptr;        // (rows,): sum_d log p(x_d); with it dim_normaliser
+  void* dim_normaliser = nullptr;    // (2, dims, rows): shift and total of every dimension
 };
 
 /// With weights q_nk = grad_n e^{l_nk - shift_n} / total_n, or those given:
@@ -130,7 +139,8 @@ struct MixtureForwardArgs {
 ///   first_k  = sum_n q_nk u_nk              second_k = sum_n q_nk u_nk^2           (diagonal)
 ///   first_k  = sum_n q_nk t_nk              second_k = sum_n q_nk t_nk t_nk^T      (full: its upper triangle; one for all if tied)
 /// The sums over rows are in a fixed order. In units of the standard deviation, the diagonal ones neither over- nor
-/// underflow where a variance would.
+/// underflow where a variance would. With dim_normaliser q_nk becomes q_nkd = q_nk + factorized_grad_n e^{l_nkd - shift_nd} / total_nd, of
+/// which counts_k has the sum over dimensions (q_nk counted once) and second_kd is sum_n q_nkd (u^2 - 1).
 struct MixtureBackwardArgs {
   MixtureArgs mixture;
   const void* weights = nullptr;  // (rows, components), dense, compute type; null: from the four below
@@ -142,6 +152,10 @@ struct MixtureBackwardArgs {
   double* first = nullptr;   // (components, dims)
   double* second = nullptr;  // (components, dims), or (components or 1, dims, dims); null: not wanted
   void* scratch = nullptr;   // CUDA only: mixture_scratch_bytes
+  // CPU only
+  const void* dim_normaliser = nullptr;
+  RowGrad factorized_grad;
+  double* row_counts = nullptr;  // (rows, components), dense: what counts_k sums over rows; null: not wanted
 };
 
 /// A mixture whose parameters come with each row (a mixture density network's): log sum_k w_k N(y; mean_k, diag sigma_k^2) with

@@ -82,7 +82,10 @@ def _logsumexp(a: dict[str, Any]) -> list[_Arg]:
 
 
 def _mixture(a: dict[str, Any]) -> list[_Arg]:
-    return [_Arg(a["x"], _lead(a["x"], 1)), *(_Arg(a[name], _whole(a[name])) for name in ("weight_logits", "means", "scale"))]
+    return [
+        *(_Arg(a[name], _lead(a[name], 1)) for name in ("x", "weight_logits")),
+        *(_Arg(a[name], _whole(a[name])) for name in ("means", "scale")),
+    ]
 
 
 def _mdn(a: dict[str, Any]) -> list[_Arg]:
@@ -131,6 +134,7 @@ _OPS: dict[str, _Op] = {
     **_op("mixture", _mixture, "batch", "normaliser"),
     **_op("mixture_responsibilities", _mixture, "responsibilities"),
     "mixture_statistics": (_mixture, ("statistics log_prob", "total", "total", "total")),
+    **_op("mixture_factorized", _mixture, "batch", "batch", "normaliser"),
     **_op("mdn", _mdn, "batch"),
     **_op("group", _group, "batch"),
     **_op("softmax", _softmax, "batch"),
@@ -138,6 +142,7 @@ _OPS: dict[str, _Op] = {
 
 #: The kinds of all other tensor arguments, which follow; by name, with one exception (see local_arguments).
 _FOLLOWING = {"grad": "batch", "out": "batch", "log_prob": "batch", "sample_weight": "batch", "grad_kl": "batch"}
+_FOLLOWING |= {"grad_joint": "batch", "grad_factorized": "batch"}
 _FOLLOWING |= {"grad_z": "sample", "noise": "sample", "normaliser": "normaliser", "responsibilities": "responsibilities"}
 _FOLLOWING |= {"rng_state": "total", "param_at": "total", "floor_at": "total", "beta_at": "total"}
 
@@ -205,7 +210,8 @@ class _Call:
             event_dim = _sample_event_dim(self.args)
             return (*(None,) * len(samples), *range(event_dim - len(shape), 0), *(None,) * event_dim), samples + shape
         if kind == "normaliser":
-            return (None, ROWS), (2, math.prod(sizes))
+            each = 2 + 2 * self.args["means"].shape[1] if self.name.startswith("mixture_factorized") else 2
+            return (None, ROWS), (each, math.prod(sizes))
         if kind == "responsibilities":
             return (*self.batch, None), (*sizes, self.args["means"].shape[0])
         if kind == "total":

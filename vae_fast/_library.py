@@ -149,6 +149,17 @@ def _mixture_fake(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor
     return log_prob, x.new_empty((2, log_prob.numel()), dtype=dtype)
 
 
+def _mixture_factorized_fake(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    joint, normaliser = _mixture_fake(x, weight_logits, means, scale)
+    return joint, torch.empty_like(joint), normaliser.new_empty((2 + 2 * means.shape[1], normaliser.shape[1]))
+
+
+def _mixture_factorized_backward_fake(
+    grad_joint: OptTensor, grad_factorized: OptTensor, x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, *rest: Any
+) -> list[Tensor]:
+    return _gradients_of_four(x, x, weight_logits, means, scale, *rest)
+
+
 def _gradients_of_four(grad: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, *rest: Any) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in _marked([a, b, c, d], rest[-1])]
 
@@ -296,6 +307,12 @@ def _mixture_formula(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Ten
     return (reference.mixture_log_prob(x, weight_logits, means, scale, rest[0]),), [x, weight_logits, means, scale]
 
 
+def _mixture_factorized_formula(
+    x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, saved: Tensor, covariance: str
+) -> tuple[Any, Any]:
+    return reference.mixture_factorized(x, weight_logits, means, scale, covariance), [x, weight_logits, means, scale]
+
+
 def _mixture_responsibilities_formula(
     x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, saved: Tensor, covariance: str, precision: str
 ) -> tuple[Any, Any]:
@@ -341,6 +358,8 @@ def _register() -> None:
         "mixture_responsibilities": _mixture_responsibilities_fake,
         "mixture_responsibilities_backward": _gradients_of_four,
         "mixture_statistics": _mixture_statistics_fake,
+        "mixture_factorized": _mixture_factorized_fake,
+        "mixture_factorized_backward": _mixture_factorized_backward_fake,
         "mdn": _mdn_fake,
         "mdn_backward": _gradients_of_four,
         "group": _group_fake,
@@ -356,6 +375,7 @@ def _register() -> None:
     _differentiate_backward("logsumexp_backward", _logsumexp_formula, 1)
     _differentiate_backward("mixture_backward", _mixture_formula, 1)
     _differentiate_backward("mixture_responsibilities_backward", _mixture_responsibilities_formula, 1)
+    _differentiate_backward("mixture_factorized_backward", _mixture_factorized_formula, 2)
     _differentiate_backward("mdn_backward", _mdn_formula, 1)
     _differentiate_backward("group_backward", _group_formula, 1)
     _differentiate_backward("softmax_backward", _softmax_formula, 1)

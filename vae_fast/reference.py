@@ -226,6 +226,19 @@ def mixture_log_prob(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Ten
     return logsumexp(mixture_log_joint(x, weight_logits, means, scale, covariance_type), -1, None)
 
 
+def mixture_factorized(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str) -> tuple[Tensor, Tensor]:
+    """:func:`mixture_log_prob`, and ``sum_d log sum_k w_k N(x_d; mu_kd, sigma_kd^2)``, of diagonal and spherical covariances."""
+    if covariance_type not in ("diag", "spherical"):
+        raise ValueError(f"covariance_type={covariance_type!r}: expected 'diag' or 'spherical'")
+    x, weight_logits, means, scale = compute_all([x, weight_logits, means, scale])
+    log_s = scale if covariance_type == "diag" else scale.unsqueeze(-1).expand_as(means)
+    log_w = weight_logits.log_softmax(-1)
+    u = _standardise(_difference(x.unsqueeze(-2), means), log_s)
+    joint = log_w - log_s.sum(-1) - 0.5 * LOG_2PI * means.shape[-1] - 0.5 * (u * u).sum(-1)
+    each = log_w.unsqueeze(-1) - log_s - 0.5 * LOG_2PI - 0.5 * u * u
+    return logsumexp(joint, -1, None), logsumexp(each, -2, None).sum(-1)
+
+
 def mixture_responsibilities(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str) -> Tensor:
     """``p(k | x)``, ``(..., K)``; 0 where ``log p(x)`` is -inf."""
     joint = mixture_log_joint(x, weight_logits, means, scale, covariance_type)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "mixture_diagonal.h"
+#include "mixture_factorized.h"
 #include "mixture_full.h"
 
 namespace vae_fast {
@@ -10,6 +11,14 @@ namespace VF_ISA {
 template <typename T>
 void energies(const MixtureChunk<T>& c, int64_t k0, int n) {
   c.a.full ? full_energies(c, k0, n) : diagonal_energies(c, k0, n);
+  if (c.a.row_weights == nullptr) return;
+  load_row_weights(c, k0, n);
+  for (int k = 0; k < n; ++k) {
+    T* e = c.energies(k);
+    const T* w = c.row_weights(k);
+    VF_SIMD
+    for (int i = 0; i < c.padded_rows; ++i) e[i] += w[i];
+  }
 }
 
 /// f(k0, n) over sweeps of as many components as fit.
@@ -110,12 +119,15 @@ void mixture_rows(const MixtureForwardArgs& f, const MixturePlan& plan, const Mi
       c.s.top[i] = -math::infinity<T>();
       c.s.total[i] = 0.0;
     }
+    if (f.factorized != nullptr) start_dims(c);
     int sweeps = 0;
     for_each_sweep(f.mixture, plan, [&](int64_t k, int n) {
       energies(c, k, n);
       merge(c, k, n);
+      if (f.factorized != nullptr) merge_dims(c, k, n);
       ++sweeps;
     });
+    if (f.factorized != nullptr) store_dims(c, f);
     T* log_prob = static_cast<T*>(f.log_prob);
     T* shift = static_cast<T*>(f.shift);
     T* total = static_cast<T*>(f.total);
@@ -161,15 +173,16 @@ void store_gradient(const MixtureChunk<T>& c, const Stream& to) {
     const Vec<T> by = c.x_scale == nullptr ? every(T(-1)) : -load_vec(c.x_scale + d);
     for (int r = 0; r < c.rows; r += width) {
       Vec<T> v[width];
-      for (int i = 0; i < width; ++i) v[i] = load_vec(c.a.full ? c.s.grad_t + c.panel(d + i) + r : c.s.grad + c.panel(d) + (r + i) * width);
-      if (c.a.full) transpose<T>(v);
+      for (int i = 0; i < width; ++i)
+        v[i] = load_vec(c.by_columns() ? c.s.grad_t + c.panel(d + i) + r : c.s.grad + c.panel(d) + (r + i) * width);
+      if (c.by_columns()) transpose<T>(v);
       for (int i = 0; i < width && r + i < c.rows; ++i) store_vec(dense + (r + i) * dims + d, v[i] * by);
     }
   }
   for (; d < dims; ++d) {
     const T by = c.x_scale == nullptr ? T(-1) : -c.x_scale[d];
-    const T* from = c.a.full ? c.s.grad_t + c.panel(d) : c.s.grad + c.panel(d / width * width) + d % width;
-    const int step = c.a.full ? 1 : width;
+    const T* from = c.by_columns() ? c.s.grad_t + c.panel(d) : c.s.grad + c.panel(d / width * width) + d % width;
+    const int step = c.by_columns() ? 1 : width;
     for (int i = 0; i < c.rows; ++i) dense[i * dims + d] = from[i * step] * by;
   }
   if (place == nullptr) store(dense, to, rect, dims);
@@ -181,11 +194,12 @@ void mixture_backward_rows(const MixtureBackwardArgs& b, const MixturePlan& plan
   MixtureChunk<T> c(b.mixture, plan, parameters, scratch);
   const bool gradient = b.grad_x.data != nullptr;
   const T* per_row = static_cast<const T*>(b.grad.data);
+  const bool joint = b.dim_normaliser == nullptr || per_row != nullptr || b.grad.constant != 0.0;
   for (int64_t r = r0; r < r1; r += plan.rows) {
     c.load_rows(r, static_cast<int>(r1 - r < plan.rows ? r1 - r : plan.rows), true);
-    if (gradient) {
-      T* grad = c.a.full ? c.s.grad_t : c.s.grad;
-      const int64_t n = static_cast<int64_t>(plan.rows) * (c.a.full ? c.dims() : plan.padded_dims);
+    if (gradient || b.dim_normaliser != nullptr) {  // factorized_sums adds to it in any case
+      T* grad = c.by_columns() ? c.s.grad_t : c.s.grad;
+      const int64_t n = static_cast<int64_t>(plan.rows) * (c.by_columns() ? c.dims() : plan.padded_dims);
       for (int64_t i = 0; i < n; ++i) grad[i] = T(0);
     }
     if (b.weights == nullptr) {
@@ -197,15 +211,23 @@ void mixture_backward_rows(const MixtureBackwardArgs& b, const MixturePlan& plan
       }
       for (int i = c.rows; i < c.padded_rows; ++i) set_share(c, i, T(0), -math::infinity<T>(), T(1));
     }
+    if (b.dim_normaliser != nullptr) load_dims(c, b);
     for_each_sweep(b.mixture, plan, [&](int64_t k, int n) {
       if (b.weights != nullptr) {
         load_weights(c, static_cast<const T*>(b.weights), k, n);
+      } else if (!joint) {
+        no_energies(c, k, n);
       } else {
         energies(c, k, n);
         weigh(c, k, n);
       }
+      if (b.dim_normaliser != nullptr) return factorized_sums(c, b, k, n, sums);
       if (sums.counts != nullptr) {
         for (int j = 0; j < n; ++j) sums.counts[k + j] += sum(c.energies(j), c.rows);
+      }
+      if (b.row_counts != nullptr) {
+        store_row_counts(c, c.s.energies, k, n, b.row_counts);
+        if (sums.counts == nullptr && !gradient) return;
       }
       c.a.full ? full_sums(c, k, n, sums, gradient) : diagonal_sums(c, k, n, sums, gradient);
     });

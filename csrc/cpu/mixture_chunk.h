@@ -32,7 +32,11 @@ template <typename T>
 struct MixtureScratch {
   T *rows, *transposed, *energies, *top, *coefficient, *grad;
   double* total;                                         // of a row, in double: components may be thousands
-  T *difference, *weighted, *difference_t, *y, *grad_t;  // full covariances
+  T *difference, *weighted, *difference_t, *y, *grad_t;  // full covariances; grad_t also where rows stay in the lanes
+  T* row_weights;                                        // of the sweep's components
+  double* row_counts;                                    // of them too: sums over dimensions, from which the weights' share is taken
+  T *dim_top, *dim_coefficient;                          // column by column, as `transposed`
+  double* dim_total;
   int64_t count = 0;
 
   MixtureScratch(const MixtureArgs& a, const MixturePlan& p, T* base) {
@@ -42,18 +46,25 @@ struct MixtureScratch {
       return field;
     };
     const int64_t r = p.rows, panels = r * p.padded_dims, column_major = r * a.dims, full = a.full ? 1 : 0;
+    const int64_t by_dim = a.dim_constant != nullptr ? 1 : 0, by_row = a.row_weights != nullptr ? 1 : 0;
+    const int64_t wide = static_cast<int64_t>(sizeof(double) / sizeof(T)), sweep = r * round_up(p.components, kComponentBlock);
     rows = take(panels);
     transposed = take(column_major);
-    energies = take(r * round_up(p.components, kComponentBlock));
+    energies = take(sweep);
     top = take(r);
-    total = reinterpret_cast<double*>(take(r * static_cast<int64_t>(sizeof(double) / sizeof(T))));
+    total = reinterpret_cast<double*>(take(r * wide));
     coefficient = take(r);
     grad = take(panels);
     difference = take(full * panels);
     weighted = take(full * panels);
     difference_t = take(full * column_major);
     y = take(full * column_major);
-    grad_t = take(full * column_major);
+    grad_t = take((full + by_dim) * column_major);
+    row_weights = take(by_row * sweep);
+    row_counts = reinterpret_cast<double*>(take(by_row * by_dim * sweep * wide));
+    dim_top = take(by_dim * column_major);
+    dim_coefficient = take(by_dim * column_major);
+    dim_total = reinterpret_cast<double*>(take(by_dim * column_major * wide));
   }
 };
 
@@ -106,8 +117,12 @@ struct MixtureChunk {
 
   T low(int64_t k) const { return constant_low == nullptr ? T(0) : constant_low[k]; }
   int dims() const { return static_cast<int>(a.dims); }
+  /// Whether the gradient of x is summed column by column, in grad_t, and not in panels.
+  bool by_columns() const { return a.full || a.dim_constant != nullptr; }
   /// Of the k-th component of the sweep, one value per row.
   T* energies(int k) const { return s.energies + static_cast<int64_t>(k) * p.rows; }
+  T* row_weights(int k) const { return s.row_weights + static_cast<int64_t>(k) * p.rows; }
+  double* row_counts(int k) const { return s.row_counts + static_cast<int64_t>(k) * p.rows; }
   /// Where the panel of dimensions [d, d + kWidth) begins; its rows are kWidth apart.
   int64_t panel(int d) const { return static_cast<int64_t>(d) * p.rows; }
 

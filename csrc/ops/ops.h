@@ -118,7 +118,8 @@ Tensor logsumexp(const Tensor& a, const OptionalTensor& weights, int64_t dim);
 
 // Mixtures of Gaussians. The second result, (2, rows), holds what the backward pass needs of each row: the largest term and their sum.
 //   x (*batch, D), weight_logits (K,), means (K, D); scale: diag (K, D), spherical (K,), tied (D, D), full (K, D, D); log p(x) (*batch);
-//   responsibilities (*batch, K); sums of the statistics: (K,), (K, D) and as scale
+//   responsibilities (*batch, K); sums of the statistics: (K,), (K, D) and as scale. On the CPU weight_logits may be (*batch, K), but for
+//   the statistics
 std::tuple<Tensor, Tensor> mixture_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
                                           string_view covariance, string_view precision);
 Tensors mixture_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
@@ -145,6 +146,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics(const Tensor& x, c
                                                               const Tensor& scale, const OptionalTensor& responsibilities,
                                                               const OptionalTensor& sample_weight, const std::string& covariance,
                                                               const std::string& precision);
+
+// log p(x) and sum_d log p(x_d), each (*batch), of diag and spherical covariances; on the CPU. The third result, (2 + 2 D, rows), is what
+// the backward pass needs of each row and of each of its dimensions.
+std::tuple<Tensor, Tensor, Tensor> mixture_factorized_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means,
+                                                             const Tensor& scale, string_view covariance);
+Tensors mixture_factorized_backward_kernel(const OptionalTensor& grad_joint, const OptionalTensor& grad_factorized, const Tensor& x,
+                                           const Tensor& weight_logits, const Tensor& means, const Tensor& scale, const Tensor& normaliser,
+                                           string_view covariance, const Mask& mask);
+std::tuple<Tensor, Tensor, Tensor> mixture_factorized_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means,
+                                                               const Tensor& scale, string_view covariance);
+std::tuple<Tensor, Tensor, Tensor> mixture_factorized(const Tensor& x, const Tensor& weight_logits, const Tensor& means,
+                                                      const Tensor& scale, const std::string& covariance);
 
 /// The sum or mean of all values, in an order that does not depend on the number of threads; eager only.
 Tensor reduce(const Tensor& t, bool mean);

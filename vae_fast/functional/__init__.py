@@ -1,6 +1,7 @@
 """The public functions; each is documented with its formula, shapes, units and reduction."""
 
 from vae_fast.functional._values import checks
+from vae_fast.functional.aggregate import TotalCorrelation, aggregate_log_prob, total_correlation
 from vae_fast.functional.bernoulli import bernoulli_log_prob
 from vae_fast.functional.categorical import categorical_log_prob, multinomial_log_prob
 from vae_fast.functional.continuous_bernoulli import continuous_bernoulli_log_prob
@@ -19,12 +20,16 @@ from vae_fast.functional.linear import linear_bernoulli_log_prob, linear_multino
 from vae_fast.functional.log_normal import log_normal_log_prob
 from vae_fast.functional.logsumexp import iwae_bound, logsumexp
 from vae_fast.functional.mdn import mdn_log_prob
-from vae_fast.functional.mixture import MixtureStatistics, mixture_log_prob, mixture_responsibilities, mixture_statistics
+from vae_fast.functional.mixture import MixtureLogProbs, MixtureStatistics, mixture_log_prob, mixture_responsibilities, mixture_statistics
+from vae_fast.functional.mmd import mmd
 from vae_fast.functional.reparameterize import reparameterize, reparameterize_with_kl
 from vae_fast.functional.student_t import student_t_log_prob
 
 __all__ = [
+    "MixtureLogProbs",
     "MixtureStatistics",
+    "TotalCorrelation",
+    "aggregate_log_prob",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "checks",
@@ -46,6 +51,7 @@ __all__ = [
     "mixture_log_prob",
     "mixture_responsibilities",
     "mixture_statistics",
+    "mmd",
     "multinomial_log_prob",
     "negative_binomial_log_prob",
     "negative_binomial_mixture_log_prob",
@@ -53,5 +59,6 @@ __all__ = [
     "reparameterize",
     "reparameterize_with_kl",
     "student_t_log_prob",
+    "total_correlation",
     "zero_inflated_negative_binomial_log_prob",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import kernels, overridable
+from vae_fast.functional._row_chunks import by_rows
 
 #: Whether ``scale`` holds precision Cholesky factors, and not log standard deviations.
 _FACTORS = {"diag": False, "spherical": False, "tied": True, "full": True}
@@ -25,6 +26,13 @@ class MixtureStatistics(NamedTuple):
     counts: Tensor
     first: Tensor
     second: Tensor
+
+
+class MixtureLogProbs(NamedTuple):
+    """``log p(x)`` and ``sum_d log p(x_d)``; see :func:`mixture_log_prob`."""
+
+    joint: Tensor
+    factorized: Tensor
 
 
 def has_factors(covariance_type: str) -> bool:
@@ -48,8 +56,6 @@ def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, c
     k, d = means.shape
     if k < 1 or d < 1:
         raise ValueError(f"means has shape {tuple(means.shape)}: expected (K, D) with K and D of at least 1")
-    if weight_logits.shape != (k,):
-        raise ValueError(f"weight_logits has shape {tuple(weight_logits.shape)}: expected {(k,)}, one per row of means")
     wanted = {"diag": (k, d), "spherical": (k,), "tied": (d, d), "full": (k, d, d)}[covariance_type]
     if scale.shape != wanted:
         form = "precision Cholesky factors" if factors else "log standard deviations"
@@ -58,8 +64,73 @@ def _arguments(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, c
         raise ValueError(f"x has shape {tuple(x.shape)}: expected (..., {d}), the last dimension of means")
 
 
+def _shared_weights(weight_logits: Tensor, means: Tensor) -> None:
+    if weight_logits.shape != means.shape[:1]:
+        raise ValueError(f"weight_logits has shape {tuple(weight_logits.shape)}: expected {(means.shape[0],)}, one per row of means")
+
+
+def _weights(x: Tensor, weight_logits: Tensor, means: Tensor) -> Tensor:
+    """The weights as the ops take them: ``(K,)``, or ``(*batch, K)`` in full."""
+    k, batch = means.shape[0], x.shape[:-1]
+    if weight_logits.ndim <= 1:
+        _shared_weights(weight_logits, means)
+        return weight_logits
+    lead = weight_logits.shape[:-1]
+    fits = len(lead) <= len(batch) and all(a in (1, b) for a, b in zip(reversed(lead), reversed(batch), strict=False))
+    if weight_logits.shape[-1] != k or not fits:
+        raise ValueError(
+            f"weight_logits has shape {tuple(weight_logits.shape)}: expected {(k,)}, one per row of means, or what broadcasts to "
+            f"{(*batch, k)}, one more for each x"
+        )
+    if all(size == 1 for size in lead):
+        return weight_logits.reshape(k)
+    return weight_logits.expand(*batch, k)
+
+
 def _check_values(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor) -> None:
     values.require(*values.finite(x=x, means=means, scale=scale), ("weight_logits", weight_logits, "log weight"))
+
+
+def _terms(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str, both: bool) -> tuple[Tensor, ...]:
+    """``log p(x)`` and, of ``both``, ``sum_d log p(x_d)``, on plain torch in blocks of rows."""
+    batch, (k, d) = x.shape[:-1], means.shape
+    rows = [x.reshape(-1, d)] + ([weight_logits.reshape(-1, k)] if weight_logits.ndim > 1 else [])
+    shared = [means, scale] if weight_logits.ndim > 1 else [weight_logits, means, scale]
+
+    def one(x: Tensor, w: Tensor, means: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        if both:
+            return reference.mixture_factorized(x, w, means, scale, covariance_type)
+        return (reference.mixture_log_prob(x, w, means, scale, covariance_type),)
+
+    return tuple(t.reshape(batch) for t in by_rows(one, k * d, rows, shared))
+
+
+@overload
+def mixture_log_prob(
+    x: Tensor,
+    weight_logits: Tensor,
+    means: Tensor,
+    scale: Tensor,
+    *,
+    covariance_type: str = "diag",
+    factorized: bool = False,
+    precision: str = "float32",
+    check_data: bool = False,
+) -> Tensor: ...
+
+
+@overload
+def mixture_log_prob(
+    x: Tensor,
+    weight_logits: Tensor,
+    means: Tensor,
+    scale: Tensor,
+    *,
+    covariance_type: str = "diag",
+    factorized: Literal["both"],
+    precision: str = "float32",
+    check_data: bool = False,
+) -> MixtureLogProbs: ...
 
 
 @overridable
@@ -70,9 +141,10 @@ def mixture_log_prob(
     scale: Tensor,
     *,
     covariance_type: str = "diag",
+    factorized: bool | str = False,
     precision: str = "float32",
     check_data: bool = False,
-) -> Tensor:
+) -> Tensor | MixtureLogProbs:
     r"""Log-density of a mixture of Gaussians, in nats.
 
     .. math:: \log p(x) = \log \sum_k w_k N(x; \mu_k, \Sigma_k), \qquad w = \mathrm{softmax}(\text{weight logits})
@@ -81,6 +153,17 @@ def mixture_log_prob(
     backward pass: memory is O(N + K D^2), never N x K. With upstream gradient g: ``dlogit_k = sum g (q_k - w_k)``,
     ``dmu_k = sum g q_k P_k P_k^T (x - mu_k)``, ``dx = -sum_k g q_k P_k P_k^T (x - mu_k)`` and, for the diagonal, ``dlog sigma_k = sum g q_k
     (((x - mu_k) / sigma_k)^2 - 1)``. Sums over samples are in an order that no number of threads changes.
+
+    With ``factorized`` every dimension is a mixture by itself, under the same weights, and the densities are multiplied:
+
+    .. math:: \log \prod_d p(x_d) = \sum_d \log \sum_k w_k N(x_d; \mu_{kd}, \sigma_{kd}^2)
+
+    which is the prior of RecVAE and of SysVI, and the product of marginals in a total correlation (:func:`total_correlation`). ``"both"``
+    gives the two densities from one pass, forward and backward, in memory O(N D + K D).
+
+    Weights may differ from sample to sample over components that all share (MRVI and CytoVI in scvi-tools): ``(..., K)`` logits.
+    Both have kernels on the CPU; on CUDA they run in plain torch, in blocks of rows that are computed again in the backward pass, so that
+    memory stays bounded there too.
 
     The quadratic is centred: ``((x - mu) / sigma)^2``, never ``x^2 - 2 x mu + mu^2``, which loses 5e-2 nats at D = 16 with a common offset
     of 100 in float32.
@@ -111,20 +194,22 @@ def mixture_log_prob(
 
     Args:
         x: any floating dtype, any shape ``(..., D)``.
-        weight_logits: ``(K,)``; the weights are their softmax. ``-inf`` is a weight of zero.
+        weight_logits: ``(K,)``; the weights are their softmax over K. ``-inf`` is a weight of zero. Or ``(..., K)``, which broadcasts
+            against the leading dimensions of ``x``: weights of each sample.
         means: ``(K, D)``.
         scale: by ``covariance_type``: ``"diag"``: log standard deviations ``(K, D)``; ``"spherical"``: log standard deviations ``(K,)``;
             ``"full"`` and ``"tied"``: Cholesky factors of the precisions, ``(K, D, D)`` and ``(D, D)``: upper triangular ``P`` with
             ``Sigma^-1 = P P^T``, which is scikit-learn's ``precisions_cholesky_``. What lies below the diagonal is not read and gets a
             gradient of zero.
         covariance_type: ``"diag"``, ``"spherical"``, ``"tied"`` or ``"full"``.
+        factorized: False: ``log p(x)``; True: ``sum_d log p(x_d)``, for ``"diag"`` and ``"spherical"``; ``"both"``: the two.
         precision: ``"float32"`` (float64 arguments are then computed in float64), or ``"tf32x3"``, see above: for ``"diag"`` and
             ``"spherical"`` and arguments of at most float32.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
 
     Returns:
         float32 (float64 if any argument is), shape ``(...)``; ``-inf`` only where the density is out of range. Differentiable in ``x`` and
-        all parameters.
+        all parameters. ``factorized="both"``: ``MixtureLogProbs(joint, factorized)``, each ``(...)``.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what was expected.
@@ -134,13 +219,29 @@ def mixture_log_prob(
         >>> x, means = torch.zeros(3, 2), torch.tensor([[0.0, 0.0], [5.0, 5.0]])
         >>> vae_fast.mixture_log_prob(x, torch.zeros(2), means, torch.zeros(2, 2))
         tensor([-2.5310, -2.5310, -2.5310])
+        >>> vae_fast.mixture_log_prob(x, torch.zeros(2), means, torch.zeros(2, 2), factorized=True)
+        tensor([-3.2242, -3.2242, -3.2242])
     """
     _arguments(x, weight_logits, means, scale, covariance_type, precision)
+    if not isinstance(factorized, str):
+        check.flag("factorized", factorized)
+    else:
+        check.one_of("factorized", factorized, ("both",))
+    if factorized and has_factors(covariance_type):
+        raise ValueError(f"covariance_type={covariance_type!r}: expected 'diag' or 'spherical' with factorized={factorized!r}")
+    weight_logits = _weights(x, weight_logits, means)
     if values.wanted(check_data):
         _check_values(x, weight_logits, means, scale)
     k = kernels()
-    if k is None:
+    by_row = weight_logits.ndim > 1
+    if k is None and not (by_row or factorized):
         return reference.mixture_log_prob(x, weight_logits, means, scale, covariance_type)
+    if k is None or (x.is_cuda and (by_row or factorized)):  # CUDA's kernels have neither
+        found = _terms(x, weight_logits, means, scale, covariance_type, bool(factorized))
+        return found[0] if not factorized else MixtureLogProbs(*found) if factorized == "both" else found[1]
+    if factorized:
+        joint, product, _ = k.mixture_factorized(x, weight_logits, means, scale, covariance_type)
+        return MixtureLogProbs(joint, product) if factorized == "both" else product
     out: Tensor = k.mixture(x, weight_logits, means, scale, covariance_type, precision)[0]
     return out
 
@@ -175,6 +276,7 @@ def mixture_responsibilities(
         tensor([[0.5000, 0.5000]])
     """
     _arguments(x, weight_logits, means, scale, covariance_type, precision)
+    _shared_weights(weight_logits, means)
     if values.wanted(check_data):
         _check_values(x, weight_logits, means, scale)
     k = kernels()
@@ -228,6 +330,7 @@ def mixture_statistics(
         (3.0, 3.0, 11.0)
     """
     _arguments(x, weight_logits, means, scale, covariance_type, precision)
+    _shared_weights(weight_logits, means)
     batch, components = x.shape[:-1], means.shape[0]
     if responsibilities is not None:
         check.tensor("responsibilities", responsibilities)

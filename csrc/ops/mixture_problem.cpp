@@ -1,0 +1,188 @@
+// What is done to a mixture's parameters before and after the kernels, on tensors of K or K x D (x D) elements and in double.
+#include "mixture_problem.h"
+
+namespace vae_fast {
+namespace ops {
+namespace {
+
+Covariance covariance_of(string_view name) {
+  if (name == "diag") return Covariance::kDiag;
+  if (name == "spherical") return Covariance::kSpherical;
+  if (name == "tied") return Covariance::kTied;
+  TORCH_CHECK_VALUE(name == "full", "covariance='", name, "': expected one of diag, spherical, tied, full");
+  return Covariance::kFull;
+}
+
+bool products_wanted(string_view precision) {
+  TORCH_CHECK_VALUE(precision == "float32" || precision == "tf32x3", "precision='", precision, "': expected one of float32, tf32x3");
+  return precision == "tf32x3";
+}
+
+}  // namespace
+
+MixtureProblem::MixtureProblem(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale, string_view name,
+                               string_view precision, bool factorized)
+    : is_double(any_double({x, weight_logits, means, scale})), covariance(covariance_of(name)), layout(x.sizes(), 1, x, true) {
+  TORCH_CHECK_TYPE(x.is_floating_point(), "x: expected a floating dtype, got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.dim() >= 1 && means.dim() == 2 && means.size(0) > 0 && means.size(1) > 0 && x.size(-1) == means.size(1),
+                    "x of shape ", x.sizes(), ", means of shape ", means.sizes(), ": expected (..., D) and (K, D)");
+  const int64_t k = means.size(0), d = means.size(1);
+  const at::DimVector wanted = covariance == Covariance::kDiag        ? at::DimVector{k, d}
+                               : covariance == Covariance::kSpherical ? at::DimVector{k}
+                               : covariance == Covariance::kTied      ? at::DimVector{d, d}
+                                                                      : at::DimVector{k, d, d};
+  TORCH_CHECK_VALUE(scale.sizes() == at::IntArrayRef(wanted), "scale of shape ", scale.sizes(), ": expected ", at::IntArrayRef(wanted));
+  const bool by_row = weight_logits.dim() > 1;
+  at::DimVector of_rows(layout.batch());
+  of_rows.push_back(k);
+  TORCH_CHECK_VALUE(weight_logits.sizes() == (by_row ? at::IntArrayRef(of_rows) : at::IntArrayRef(k)), "weight_logits of shape ",
+                    weight_logits.sizes(), ": expected [", k, "] or ", at::IntArrayRef(of_rows));
+  TORCH_CHECK_VALUE(x.is_cpu() || !(by_row || factorized), "x on ", x.device(),
+                    ": expected the CPU for weights of each row and densities of each dimension");
+  for (const Tensor* t : {&weight_logits, &means, &scale}) {
+    TORCH_CHECK_VALUE(t->device() == x.device(), "tensors on ", t->device(), " and ", x.device(), ": expected one device");
+  }
+  const auto type = compute_type(is_double);
+  args.rows = layout.rows;
+  args.components = k;
+  args.dims = d;
+  args.is_double = is_double;
+  args.x = stream_of(x, layout, is_double, keep);
+  if (by_row) {
+    row_log_weights = at::log_softmax(weight_logits.to(type), -1).reshape({layout.rows, k}).contiguous();
+    args.row_weights = hold(row_log_weights);
+    log_weights = at::zeros({k}, means.options().dtype(at::kDouble));
+  } else {
+    log_weights = at::log_softmax(weight_logits.to(at::kDouble), 0);
+  }
+  Tensor log_det;
+  args.full = covariance == Covariance::kTied || covariance == Covariance::kFull;
+  if (args.full) {
+    const bool tied = covariance == Covariance::kTied;
+    factor = scale.to(at::kDouble).triu().reshape({tied ? 1 : k, d, d});
+    const Tensor diagonal = factor.diagonal(0, 1, 2).abs();
+    log_det = diagonal.log().sum(1);
+    // Features are measured in powers of two near their least conditional standard deviation: second moments of anything else may be out
+    // of range where the density is not. Exact, but for what is out of range itself.
+    const double most = is_double ? 500.0 : 120.0;
+    unit = at::exp2(at::nan_to_num(diagonal.amax(0).log2_(), 0.0, 0.0, 0.0).round_().clamp_(-most, most));
+    factor = factor / unit.view({d, 1});
+    args.x_scale = hold(unit.to(type));
+    args.scale = hold(factor.to(type).contiguous());
+    args.factor_stride = tied ? 0 : d * d;
+  } else {
+    const Tensor log_std = scale.to(at::kDouble).reshape({k, -1}).expand({k, d});
+    log_det = -log_std.sum(1);
+    // The largest finite number is as good as anything beyond: a difference of zero times it is zero. So is the least one above zero (no
+    // normal one: the largest difference times that is not small) as anything below: sums in units of it can be divided by it, which is
+    // why all read it as it was rounded.
+    const Tensor scales = (is_double ? (-log_std).clamp_(-744.4, 709.78) : (-log_std).clamp_(-103.27, 88.72)).exp_().to(type);
+    args.scale = hold(scales.contiguous());
+    inverse = scales.to(at::kDouble);
+  }
+  const bool products = products_wanted(precision);
+  TORCH_CHECK_VALUE(!products || !(args.full || is_double), "precision='", precision, "' with covariance='", name, "' and ", type,
+                    ": expected covariance diag or spherical and float32 or narrower");
+  // Rows are near the mixture's mean, or so one hopes; what a component of weight zero is near does not matter.
+  if (products && !by_row)
+    args.centre = static_cast<const float*>(hold(at::matmul(log_weights.exp(), means.to(at::kDouble)).to(at::kFloat)));
+  const Tensor scaled = unit.defined() ? means.to(at::kDouble) * unit : means;
+  args.means = hold(scaled.to(type).contiguous());
+  const Tensor constant = log_weights + log_det;
+  // Bounded, or beside a component of no width (log std -1e30) nothing would be left of the others' constants.
+  const Tensor top = at::nan_to_num(constant.amax(0), 0.0, 0.0, 0.0).clamp_(-1e8, 1e8);
+  const double largest = is_double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  const Tensor relative = (constant - top).clamp_max_(largest), high = relative.to(type);
+  args.constant = hold(high);
+  args.constant_low = hold(at::nan_to_num(relative - high, 0.0, 0.0, 0.0).to(type));
+  // sum_d (u^2 - 1) / 2 where the density has u^2 / 2, and its (2 pi)^(-D/2)
+  args.baseline = static_cast<const double*>(hold(top - 0.5 * static_cast<double>(d) * (1.0 + 1.8378770664093454836)));
+  if (!factorized) return;
+  TORCH_CHECK_VALUE(!args.full, "covariance='", name, "' and factorized: expected diag or spherical");
+  const Tensor dim_constant = log_weights.unsqueeze(1) - scale.to(at::kDouble).reshape({k, -1}).expand({k, d});
+  const Tensor dim_top = at::nan_to_num(dim_constant.amax(0), 0.0, 0.0, 0.0).clamp_(-1e8, 1e8);
+  args.dim_constant = hold((dim_constant - dim_top).clamp_max_(largest).to(type).contiguous());
+  args.dim_baseline = static_cast<const double*>(hold(dim_top.sum() - 0.5 * static_cast<double>(d) * 1.8378770664093454836));
+}
+
+/// Runs the backward kernel for what is wanted: the gradient of x, the sums, the second moments.
+RowSums run_mixture_backward(MixtureProblem& p, const Tensor& x, MixtureBackwardArgs& b, Tensor* grad_x, bool sums, bool second) {
+  RowSums s;
+  if (grad_x != nullptr) {
+    p.need_transposed();
+    *grad_x = gradient_buffer(x, p.layout, p.is_double);
+    b.grad_x = dense_stream(*grad_x, p.layout.columns);
+  }
+  b.mixture = p.args;
+  if (sums) {
+    const auto options = x.options().dtype(at::kDouble);
+    const int64_t k = p.args.components, d = p.args.dims;
+    s.counts = at::empty({k}, options);
+    s.first = at::empty({k, d}, options);
+    b.counts = s.counts.data_ptr<double>();
+    b.first = s.first.data_ptr<double>();
+    if (second) {
+      s.second = p.args.full ? at::zeros({p.factor.size(0), d, d}, options) : at::empty({k, d}, options);
+      b.second = s.second.data_ptr<double>();
+    }
+  }
+  Tensor scratch;
+#if defined(VF_WITH_CUDA)
+  if (x.is_cuda()) {
+    scratch = at::empty({cuda::mixture_scratch_bytes(b)}, x.options().dtype(at::kByte));
+    b.scratch = scratch.data_ptr();
+  }
+#endif
+  VF_LAUNCH(x, mixture_backward, b);
+  if (second && p.args.full) s.second = s.second.triu() + s.second.triu(1).transpose(1, 2);
+  return s;
+}
+
+/// The gradients that `mask` marks (x, weight_logits, means, scale), for weights that `b` describes.
+Tensors mixture_gradients(MixtureProblem& p, MixtureBackwardArgs& b, const Tensor& x, const Tensor& weight_logits, const Tensor& means,
+                          const Tensor& scale, const Mask& mask) {
+  Tensor grad_x, row_counts;
+  const bool by_row = p.row_log_weights.defined(), sums = (mask[1] && !by_row) || mask[2] || mask[3];
+  if (mask[1] && by_row) {
+    row_counts = at::empty({p.args.rows, p.args.components}, x.options().dtype(at::kDouble));
+    b.row_counts = row_counts.data_ptr<double>();
+  }
+  const RowSums s = run_mixture_backward(p, x, b, mask[0] ? &grad_x : nullptr, sums, mask[3]);
+  Tensors grads;
+  if (mask[0]) grads.push_back(to_input(grad_x, x));
+  if (mask[1]) {  // given weights sum to zero over the components of a row: they come from a softmax already
+    Tensor g = p.row_log_weights.defined() ? row_counts : s.counts;
+    if (b.weights == nullptr) {
+      const Tensor& log_weights = p.row_log_weights.defined() ? p.row_log_weights : p.log_weights;
+      g = g - log_weights.exp() * g.sum(-1, true);
+    }
+    grads.push_back(g.reshape(weight_logits.sizes()).to(weight_logits.scalar_type()));
+  }
+  if (mask[2]) {
+    Tensor g;
+    if (p.args.full) {  // sum q P P^T t, P (K or 1, D, D)
+      g = at::matmul(at::matmul(s.first.unsqueeze(1), p.factor), p.factor.transpose(1, 2)).squeeze(1) * p.unit;
+    } else {
+      g = s.first * p.inverse;
+    }
+    grads.push_back(g.to(means.scalar_type()));
+  }
+  if (mask[3]) {
+    Tensor g;
+    if (p.args.full) {  // d/dP (log|P| - |t P|^2 / 2) = diag(1 / P_ii) - t^T t P, on and above the diagonal
+      const Tensor counts = (p.covariance == Covariance::kTied ? s.counts.sum().view({1}) : s.counts).unsqueeze(1);
+      const Tensor diagonal = p.factor.diagonal(0, 1, 2);
+      g = at::matmul(s.second, p.factor).neg_().triu_();
+      g.diagonal(0, 1, 2).add_(at::where(counts == 0, counts, counts / diagonal));
+      g.div_(p.unit.view({-1, 1}));
+    } else {
+      g = p.args.dim_constant != nullptr ? s.second : s.second - s.counts.unsqueeze(1);
+      if (p.covariance == Covariance::kSpherical) g = g.sum(1);
+    }
+    grads.push_back(g.reshape(scale.sizes()).to(scale.scalar_type()));
+  }
+  return grads;
+}
+
+}  // namespace ops
+}  // namespace vae_fast
