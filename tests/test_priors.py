@@ -201,7 +201,9 @@ def test_a_prior_excludes_the_gaussian_ones_options(other):
 def test_bad_priors():
     with pytest.raises(TypeError, match=r"prior=Linear: expected a torch.nn.Module with log_prob\(z\) and sample\(n\)"):
         VAE(nn.Identity(), nn.Identity(), prior=nn.Linear(2, 2))
-    with pytest.raises(TypeError, match="prior=Normal"):
+    with pytest.raises(TypeError, match=r"prior=type: expected a torch.nn.Module"):
+        VAE(nn.Identity(), nn.Identity(), prior=Normal)
+    with pytest.raises(ValueError, match=r"event_shape \(\): expected \(\) and \(L,\)"):
         VAE(nn.Identity(), nn.Identity(), prior=Normal(0.0, 1.0))
     model, x, _ = small(mixture_prior(dim=4))
     with pytest.raises(ValueError, match=r"x has shape \(5, 3\): expected \(..., 4\)"):

@@ -1,6 +1,7 @@
 """Modules built from :mod:`vae_fast.functional`."""
 
 from vae_fast.errors import ConvergenceWarning, DeadComponentWarning, NotFittedError, SingularCovarianceError
+from vae_fast.models._distribution_prior import DistributionPrior
 from vae_fast.models._mixture_distribution import MixtureDistribution
 from vae_fast.models.bayesian import BayesianMixtureOfGaussians
 from vae_fast.models.mdn import MDNOutput, MixtureDensityNetwork
@@ -15,6 +16,7 @@ __all__ = [
     "BayesianMixtureOfGaussians",
     "ConvergenceWarning",
     "DeadComponentWarning",
+    "DistributionPrior",
     "Losses",
     "MDNOutput",
     "MixtureDensityNetwork",

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_fast.functional import _arguments as check
 from vae_fast.likelihoods import Likelihood
+from vae_fast.models._distribution_prior import DistributionPrior
 
 
-def check_prior(prior: object) -> None:
-    """A prior of the caller's own has log_prob and sample."""
+def check_prior(prior: object) -> nn.Module:
+    """A prior of the caller's own has log_prob and sample; an object of torch.distributions becomes a module that has."""
+    if isinstance(prior, Distribution):
+        return DistributionPrior(prior)
     if not (isinstance(prior, nn.Module) and callable(getattr(prior, "log_prob", None)) and callable(getattr(prior, "sample", None))):
         raise TypeError(f"prior={type(prior).__name__}: expected a torch.nn.Module with log_prob(z) and sample(n)")
+    return prior
 
 
 def check_scale(scale: Tensor, entry: Likelihood | None, event_dim: int) -> None:

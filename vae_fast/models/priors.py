@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import mixture_log_prob
 from vae_fast.models._mixture_distribution import MixtureDistribution
 from vae_fast.models._posterior import posterior_of
 
@@ -20,6 +21,9 @@ class VampPrior(nn.Module):
     where q is the encoder's posterior and the K pseudo-inputs ``u_k`` are learned with the rest. Its density is one call of
     :func:`vae_fast.mixture_log_prob` with K diagonal Gaussians; the encoder runs once on the pseudo-inputs for each call.
 
+    The same prior in other packages: ``VAMP`` in pythae, ``VampPrior`` in SysVI (scvi-tools; per dimension, with learned weights). RecVAE's
+    composite prior is a factorized mixture, too: :func:`vae_fast.mixture_log_prob` with ``factorized=True`` and three components.
+
     Give the encoder of the VAE itself: its weights are then trained through the prior too.
 
     Args:
@@ -28,6 +32,8 @@ class VampPrior(nn.Module):
         input_shape: of one input: a size or a shape.
         bounds: pseudo-inputs are kept between these two numbers (grey values: 0 and 1); None for data without bounds.
         pseudo_inputs: where they start, ``(K, *input_shape)``: data, say. None draws them uniformly between the bounds, or from N(0, 1).
+        factorized: True: every latent dimension is a mixture by itself, ``p(z) = prod_d 1/K sum_k q(z_d | u_k)``, as in SysVI (scvi-tools),
+            and so is what is drawn.
         latent_ndim: number of latent dimensions, as the ``latent_dim`` of the VAE has; they are flattened.
         generator: CPU generator for the draw; None is torch's default.
 
@@ -55,6 +61,7 @@ class VampPrior(nn.Module):
         *,
         bounds: tuple[float, float] | None = (0.0, 1.0),
         pseudo_inputs: Tensor | None = None,
+        factorized: bool = False,
         latent_ndim: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -63,6 +70,7 @@ class VampPrior(nn.Module):
         check.module("encoder", encoder)
         check.positive_int("n_pseudo", n_pseudo)
         check.positive_int("latent_ndim", latent_ndim)
+        check.flag("factorized", factorized)
         shape = (n_pseudo, *check.sizes("input_shape", input_shape))
         if bounds is not None:
             if not isinstance(bounds, tuple | list) or len(bounds) != 2:
@@ -79,7 +87,7 @@ class VampPrior(nn.Module):
             check.tensor("pseudo_inputs", pseudo_inputs)
             if pseudo_inputs.shape != shape:
                 raise ValueError(f"pseudo_inputs has shape {tuple(pseudo_inputs.shape)}: expected {shape}")
-        self.encoder, self.bounds, self.latent_ndim = encoder, bounds, latent_ndim
+        self.encoder, self.bounds, self.factorized, self.latent_ndim = encoder, bounds, factorized, latent_ndim
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
         self.register_buffer("weight_logits", torch.zeros(n_pseudo), persistent=False)
 
@@ -91,6 +99,8 @@ class VampPrior(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``log p(z)`` in nats, ``(..., L)`` to ``(...)``."""
+        if self.factorized:
+            return mixture_log_prob(z, *self.distribution().parameters, factorized=True)
         return self.distribution().log_prob(z)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -108,8 +118,15 @@ class VampPrior(nn.Module):
         """
         check.positive_int("n", n)
         with torch.no_grad():
-            return self.distribution().sample((n,), generator=generator)
+            mixture = self.distribution()
+            if not self.factorized:
+                return mixture.sample((n,), generator=generator)
+            _, means, log_std = mixture.parameters
+            pick = torch.randint(len(means), (n, means.shape[1]), device=means.device, generator=generator)
+            noise = torch.randn(pick.shape, dtype=means.dtype, device=means.device, generator=generator)
+            return means.gather(0, pick) + log_std.exp().gather(0, pick) * noise
 
     def extra_repr(self) -> str:
         """The settings that the printed encoder does not show."""
-        return f"n_pseudo={len(self.pseudo_inputs)}, input_shape={tuple(self.pseudo_inputs.shape[1:])}, bounds={self.bounds}"
+        factorized = ", factorized=True" if self.factorized else ""
+        return f"n_pseudo={len(self.pseudo_inputs)}, input_shape={tuple(self.pseudo_inputs.shape[1:])}, bounds={self.bounds}{factorized}"

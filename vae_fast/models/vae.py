@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
@@ -71,7 +72,8 @@ class VAE(nn.Module):
         prior_logvar: log-variance of the prior; None is 0.
         prior: any other prior, instead: a module with ``log_prob(z)``, ``(..., L)`` to ``(...)``, and ``sample(n)``, ``(n, L)`` (or a tuple
             that begins with it): a :class:`vae_fast.models.MixtureOfGaussians` with ``n_features=L``, a
-            :class:`vae_fast.models.VampPrior`, ... A latent with several dimensions is flattened for it. It is trained with the model.
+            :class:`vae_fast.models.VampPrior`, a flow, ... An object of ``torch.distributions`` over ``(L,)`` becomes a
+            :class:`vae_fast.models.DistributionPrior`. A latent with several dimensions is flattened for it. It is trained with the model.
         free_bits: least value of each KL element in the loss, in nats; a number or a tensor, as ``beta``.
         event_dim: number of trailing dimensions of one ``x``: 1 for vectors, 3 for images ``(C, H, W)``.
 
@@ -122,7 +124,7 @@ class VAE(nn.Module):
         beta: float | Tensor = 1.0,
         prior_mu: Number | None = None,
         prior_logvar: Number | None = None,
-        prior: nn.Module | None = None,
+        prior: nn.Module | Distribution | None = None,
         free_bits: float | Tensor | None = None,
         event_dim: int = 1,
     ) -> None:
@@ -139,7 +141,7 @@ class VAE(nn.Module):
             for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar), ("free_bits", free_bits)):
                 if value is not None:
                     raise ValueError(f"prior and {name} were both given: expected one of them, {name} belongs to a Gaussian prior")
-            check_prior(prior)
+            prior = check_prior(prior)
         self.latent_shape = None if latent_dim is None else check.sizes("latent_dim", latent_dim)
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.likelihood, self.clip, self.eps = likelihood, clip, eps
