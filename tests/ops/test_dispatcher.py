@@ -88,6 +88,7 @@ def mixture_calls(dtype, device):
         saved = ops.mixture(*full, "full")[1]
         posterior = ops.mixture_responsibilities(*tied, "tied")
         log_prob = ops.mdn(*mdn, NO_FLOOR)
+        by_dim = ops.mixture_factorized(*diag, "diag")[2]
     return {
         "mixture": (ops.mixture, (*diag, "diag")),
         "mixture.full": (ops.mixture, (*full, "full")),
@@ -99,6 +100,8 @@ def mixture_calls(dtype, device):
         ),
         "mixture_statistics": (ops.mixture_statistics, (*full, None, rows, "full")),
         "mixture_statistics.given": (ops.mixture_statistics, (*tied, q, None, "tied")),
+        "mixture_factorized": (ops.mixture_factorized, (*spherical, "spherical")),
+        "mixture_factorized_backward": (ops.mixture_factorized_backward, (rows, rows, *diag, by_dim, "diag", [True, True, False, True])),
         "mdn": (ops.mdn, (*mdn, NO_FLOOR)),
         "mdn.shared": (ops.mdn, (*shared, -0.5)),
         "mdn_backward": (ops.mdn_backward, (rows, *mdn, log_prob, NO_FLOOR, [True, False, True, True])),
