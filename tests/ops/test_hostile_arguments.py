@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Independent, Normal
 
 import vae_fast
 from vae_fast import models, training
@@ -84,15 +85,17 @@ ALL = {
     "generator": ODD | {"int": 3, "NumPy generator": np.random.default_rng(0)},
     "flag": ODD | NUMBERS | {"None": None, "0": 0, "1": 1},
 }
+ALL["scales"] = {k: v for k, v in ODD.items() if k != "list"} | NUMBERS | {"empty": [], "of zero": [1.0, 0.0], "of text": ["1"]}
 ALL["tensor or real"] = {k: v for k, v in ALL["tensor"].items() if k != "float"} | NUMBERS
 NONE = {"None": None}
 COUNTED = {f"{name}_log_prob" for name in ("poisson", "negative_binomial", "zero_inflated_negative_binomial", "negative_binomial_mixture")}
 NAMES = ("space", "clip", "likelihood", "reduction", "covariance_type", "precision", "layout", "convention")
-INTS = ("event_dim", "latent_dim", "sample_dim", "num_samples", "dim", "bits")
-REALS = ("eps", "beta", "free_bits", "min_scale")
-FLAGS = ("check_data", "donate_recon", "return_parts", "coefficient")
+NAMES += ("kernel", "estimator", "formula")
+INTS = ("event_dim", "latent_dim", "sample_dim", "num_samples", "dim", "bits", "dataset_size")
+REALS = ("eps", "beta", "free_bits", "min_scale", "bandwidth")
+FLAGS = ("check_data", "donate_recon", "return_parts", "coefficient", "factorized")
 OPTIONAL = {"clip", "free_bits", "num_samples", "generator", "noise", "bias", "prior_mu", "prior_logvar", "weights"}
-OPTIONAL |= {"responsibilities", "sample_weight"}
+OPTIONAL |= {"responsibilities", "sample_weight", "scales"}
 
 A, D, N = f(3, 4), f(3, 2), torch.ones(3, 4)
 SAMPLE = {"mu": A, "logvar": A}
@@ -100,6 +103,7 @@ LATENT = {"mu": D, "logvar": D}
 MIXTURE = {"x": f(5, 2), "weight_logits": f(3), "means": f(3, 2), "scale": f(3, 2)}
 PRIOR = {"prior_mu": A, "prior_logvar": A}
 GOOD = {
+    "aggregate_log_prob": {"z": D, **LATENT},
     "bernoulli_log_prob": {"x": A, "logits": A},
     "continuous_bernoulli_log_prob": {"x": A, "logits": A},
     "categorical_log_prob": {"x": f(3, 4).long(), "logits": f(3, 4, 5)},
@@ -123,10 +127,12 @@ GOOD = {
     "logsumexp": {"a": A},
     "mdn_log_prob": {"y": f(5, 2), "weight_logits": f(5, 3), "means": f(5, 3, 2), "log_scale": f(5, 3, 2)},
     "mixture_log_prob": MIXTURE,
+    "mmd": {"z": D, "prior": D},
     "mixture_responsibilities": MIXTURE,
     "mixture_statistics": MIXTURE,
     "reparameterize": SAMPLE,
     "reparameterize_with_kl": SAMPLE,
+    "total_correlation": {"z": D, **LATENT, "dataset_size": 100},
     "student_t_log_prob": {"x": A, "df": A.abs() + 1, "loc": A, "log_scale": A},
 }
 
@@ -145,6 +151,7 @@ def kind_of(function, name):
         "real": REALS,
         "flag": FLAGS,
         "generator": ("generator",),
+        "scales": ("scales",),
     }
     return next((kind for kind, names in groups.items() if name in names), "tensor")
 
@@ -296,7 +303,7 @@ CONSTRUCTORS = {
         {"encoder": nn.Linear(4, 4), "n_pseudo": 3, "input_shape": 4},
         {"encoder": MODULE, "n_pseudo": SIZE | NONE, "input_shape": SHAPE | NONE, "latent_ndim": SIZE | NONE, "generator": GENERATOR}
         | {"bounds": {k: v for k, v in ODD.items() if k != "function"} | {"int": 3, "falling": (1.0, 0.0), "infinite": (0.0, float("inf"))}}
-        | {"pseudo_inputs": TENSOR_OR_NONE},
+        | {"pseudo_inputs": TENSOR_OR_NONE, "factorized": FLAG},
     ),
     models.MixtureDensityNetwork: (
         {"trunk": nn.Identity(), "hidden_dim": 3, "n_components": 2},
@@ -316,8 +323,28 @@ CONSTRUCTORS = {
         | {"random_state": ODD | {"float": 1.0, "True": True, "2**64": 2**64}, "warm_start": FLAG, "verbose": ODD | NUMBERS | NONE}
         | {"verbose_interval": SIZE | NONE, "lr": ALL["real"], "batch_size": SIZE, "reseed_dead": FLAG, "n_features": SIZE}
         | {"dtype": ALL["name"] | {"int64": torch.int64}, "device": ODD | NUMBERS, "n_iter_no_change": SIZE | NONE}
-        | {"learning_decay": ALL["real"] | NONE, "learning_offset": ALL["real"] | NONE},
+        | {"learning_decay": ALL["real"] | NONE, "learning_offset": ALL["real"] | NONE, "distributed": ALL["name"] | NONE},
     ),
+    models.BayesianMixtureOfGaussians: (
+        {},
+        {"n_components": SIZE | NONE, "covariance_type": ALL["name"] | NONE, "tol": ALL["real"] | NONE, "reg_covar": ALL["real"] | NONE}
+        | {"max_iter": ALL["int"] | NONE, "n_init": SIZE | NONE, "init_params": ALL["name"] | NONE, "warm_start": FLAG}
+        | {"weight_concentration_prior_type": ALL["name"] | NONE, "weight_concentration_prior": ALL["real"]}
+        | {"mean_precision_prior": ALL["real"], "degrees_of_freedom_prior": ALL["real"], "verbose": ODD | NUMBERS | NONE}
+        | {"random_state": ODD | {"float": 1.0, "True": True, "2**64": 2**64}, "verbose_interval": SIZE | NONE, "batch_size": SIZE}
+        | {"dtype": ALL["name"] | {"int64": torch.int64}, "device": ODD | NUMBERS, "distributed": ALL["name"] | NONE},
+    ),
+    models.DistributionPrior: (
+        {"distribution": Independent(Normal(f(2), torch.ones(2)), 1)},
+        {"distribution": ODD | NUMBERS | NONE | {"of a batch": Normal(f(2), torch.ones(2)), "of a number": Normal(0.0, 1.0)}},
+    ),
+}
+
+
+#: What is looked at beside the samples, by a fit.
+FITTED = {
+    models.MixtureOfGaussians: {"weights_init", "means_init", "precisions_init"},
+    models.BayesianMixtureOfGaussians: {"means_init", "mean_prior", "covariance_prior"},
 }
 
 
@@ -325,8 +352,7 @@ def test_every_model_is_here():
     found = {getattr(models, n) for n in models.__all__ if not issubclass(getattr(models, n), Exception | tuple)}
     assert found == set(CONSTRUCTORS)
     for model, (_, hostile) in CONSTRUCTORS.items():
-        fitted = {"weights_init", "means_init", "precisions_init"} if model is models.MixtureOfGaussians else set()  # by a fit
-        assert set(hostile) | fitted == set(inspect.signature(model).parameters), model
+        assert set(hostile) | FITTED.get(model, set()) == set(inspect.signature(model).parameters), model
 
 
 @pytest.mark.parametrize(("model", "name"), [(m, n) for m, (_, hostile) in CONSTRUCTORS.items() for n in hostile], ids=str)
@@ -337,9 +363,9 @@ def test_models_refuse(model, name):
             assert_refused_in_one_line(name, lambda v=value: model(**good | {name: v}))
 
 
-@pytest.mark.parametrize("name", ["weights_init", "means_init", "precisions_init"])
-def test_a_fit_refuses_an_explicit_start(name):
+@pytest.mark.parametrize(("model", "name"), [(m, n) for m, names in FITTED.items() for n in sorted(names)], ids=str)
+def test_a_fit_refuses_an_explicit_start(model, name):
     for label, value in (ODD | BOOLS | {"float": 0.5, "nan": [float("nan")]}).items():
         with subtest(label):
-            mixture = models.MixtureOfGaussians(2, **{name: value})
+            mixture = model(2, **{name: value})
             assert_refused_in_one_line(name, lambda m=mixture: m.fit(np.random.default_rng(0).normal(size=(20, 3))))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from vae_fast._world import World
 from vae_fast.errors import FileError
 from vae_fast.files import atomic_write
 from vae_fast.models._em import Parameters, Run
+from vae_fast.models._mixture_start import numbers
 
 FORMAT = "vae_fast.mixture_fit"
 VERSION = 1
@@ -126,8 +126,7 @@ def settings_of(params: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str,
         elif isinstance(value, torch.dtype):
             config[name] = str(value)
         elif name.endswith("_init"):
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-            config[name] = hashlib.sha256(np.ascontiguousarray(array, dtype=np.float64).tobytes()).hexdigest()
+            config[name] = hashlib.sha256(numbers(name, value).double().cpu().contiguous().numpy().tobytes()).hexdigest()
     return config | dict(more)
 
 

@@ -92,17 +92,21 @@ def first_sums(
     return Parameters(centres.new_zeros(n_components), centres, spread), sums
 
 
+def numbers(name: str, value: Any) -> Tensor:
+    """What was given for a start, as a tensor."""
+    if isinstance(value, Tensor):
+        return check.tensor(name, value).detach()
+    try:
+        return torch.as_tensor(np.array(value, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={check.shown(value)}: expected an array or a tensor of numbers") from None
+
+
 def given(name: str, value: Any, shape: tuple[int, ...], rows: Rows, dtype: torch.dtype | None = None) -> Tensor | None:
     """An explicit start as a tensor like the samples, or of another dtype."""
     if value is None:
         return None
-    if isinstance(value, Tensor):
-        t = check.tensor(name, value).detach().to(device=rows.device, dtype=dtype or rows.dtype)
-    else:
-        try:
-            t = torch.as_tensor(np.array(value, dtype=np.float64)).to(device=rows.device, dtype=dtype or rows.dtype)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name}={check.shown(value)}: expected an array or a tensor of numbers") from None
+    t = numbers(name, value).to(device=rows.device, dtype=dtype or rows.dtype)
     if t.shape != shape:
         raise ValueError(f"{name} has shape {tuple(t.shape)}: expected {shape}")
     if not bool(t.isfinite().all()):
