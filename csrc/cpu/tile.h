@@ -221,6 +221,20 @@ inline double sum_in_lanes(const T* v, int n) {
     return static_cast<double>(_mm512_reduce_add_ps(_mm512_add_ps(lanes, _mm512_maskz_loadu_ps(rest, v + i))));
   }
 #endif
+  if constexpr (sizeof(T) == 8) {  // written out: one running sum of a thousand equal numbers would round each the same way
+    constexpr int lanes = 16;
+    T s[lanes] = {};
+    int i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      VF_SIMD
+      for (int k = 0; k < lanes; ++k) s[k] += v[i + k];
+    }
+    for (int k = 0; i < n; ++i, ++k) s[k] += v[i];
+    for (int half = lanes / 2; half > 0; half /= 2) {
+      for (int k = 0; k < half; ++k) s[k] += s[k + half];
+    }
+    return s[0];
+  }
   if (n >= 64) {
     T s = T(0);
 #pragma omp simd reduction(+ : s)
