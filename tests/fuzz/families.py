@@ -146,19 +146,32 @@ def _eps(rng: Random, space: str, clip: str | None) -> float:
     return rng.choice((1e-3, 1e-9, 1e-9, *((1e-30,) if space == "logits" or clip == "add" else ())))
 
 
+class _LogAdded(torch.autograd.Function):
+    """log(sigmoid(a) + eps) with the slope p q / (p + eps), also where q or eps are below the rounding of 1; differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(a)
+        ctx.eps = eps
+        return torch.where(a > 0, torch.log1p(eps - (-a).sigmoid()), (a.sigmoid() + eps).log())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (a,) = ctx.saved_tensors
+        return grad * a.sigmoid() * (-a).sigmoid() / (a.sigmoid() + ctx.eps), None
+
+
 def logits_log_prob(x: Tensor, a: Tensor, clip: str | None, eps: float, event_dim: int) -> Tensor:
-    """The plain formula; in float64 with two derivatives that it does not give, each as a line through the value with the slope."""
+    """The plain formula; in float64 with derivatives that it does not give."""
     if a.dtype != torch.float64 or clip not in ("bce", "add"):
         return oracle.bernoulli_logits(x, a, clip, eps, event_dim)
+    if clip == "add":
+        return oracle.total(x * _LogAdded.apply(a, eps) + (1 - x) * _LogAdded.apply(-a, eps), event_dim)
+    # documented: (x - p) / max(p (1 - p), 1e-12) in p, although the value is floored; a line through the value with that slope
     fixed, at = x.detach(), a.detach()
     p, q = at.sigmoid(), (-at).sigmoid()
-    if clip == "bce":  # documented: (x - p) / max(p (1 - p), 1e-12) in p, although the value is floored
-        slope = torch.where(at < 0, fixed - p, q - (1 - fixed)) * (p * q / (p * q).clamp(min=1e-12))
-        log_p, log_q = F.logsigmoid(at).clamp(min=-100.0), F.logsigmoid(-at).clamp(min=-100.0)
-    else:  # log(p + eps), whose slope is p q / (p + eps), also where q or eps are below the rounding of 1
-        slope = p * q * (fixed / (p + eps) - (1 - fixed) / (q + eps))
-        log_p = torch.where(at > 0, torch.log1p(eps - q), (p + eps).log())
-        log_q = torch.where(at < 0, torch.log1p(eps - p), (q + eps).log())
+    slope = torch.where(at < 0, fixed - p, q - (1 - fixed)) * (p * q / (p * q).clamp(min=1e-12))
+    log_p, log_q = F.logsigmoid(at).clamp(min=-100.0), F.logsigmoid(-at).clamp(min=-100.0)
     return oracle.total(x * log_p + (1 - x) * log_q + slope * (a - at), event_dim)
 
 
