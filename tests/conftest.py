@@ -8,6 +8,7 @@ import interpreters
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: spinning ones starve a machine that runs other things
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # so do those of numpy and SciPy
 
 # Bits are compared between processes here, which may measure differently; the tests of the choice set it themselves.
 os.environ.setdefault("VAE_FAST_PRODUCTS", "onednn")
