@@ -165,6 +165,8 @@ def total_correlation(
         >>> loss = -vae_fast.bernoulli_log_prob(x, logits).mean() + mi + 6.0 * tc + kl
         >>> loss.shape
         torch.Size([])
+
+        A model's loss holds it by ``VAE(..., regularizer=)``, see :class:`vae_fast.models.VAE`.
     """
     _posteriors(z, mu, logvar)
     if z.shape != mu.shape:

@@ -77,6 +77,8 @@ def mmd(
         >>> loss = loss + 10.0 * vae_fast.mmd(z, torch.randn_like(z))
         >>> loss.shape
         torch.Size([])
+
+        The same of a model: ``VAE(..., beta=0.5, regularizer=lambda z, mu, logvar: 10.0 * vae_fast.mmd(z, torch.randn_like(z)))``.
     """
     for name, t in {"z": z, "prior": prior}.items():
         check.tensor(name, t)

@@ -11,14 +11,15 @@ from torch.distributions import Distribution
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._dispatch import reduce
-from vae_fast.functional._numbers import Number, number, setting
+from vae_fast.functional._numbers import Number, setting
 from vae_fast.functional._own_likelihood import LogProb, parameters_of
 from vae_fast.functional.elbo import log_likelihood
 from vae_fast.likelihoods import Likelihood
 from vae_fast.models._evidence import log_evidence
+from vae_fast.models._objective import Regularizer, check_regularizer, loss_and_kl, loss_of
 from vae_fast.models._posterior import posterior_of
-from vae_fast.models._vae_arguments import broadcasts_to, check_prior, check_scale
+from vae_fast.models._vae_arguments import check_scale
+from vae_fast.models._vae_prior import check_prior, gaussian_parameter, log_prior, sample_prior
 
 Recon = Tensor | tuple[Tensor, ...]
 
@@ -75,6 +76,9 @@ class VAE(nn.Module):
             :class:`vae_fast.models.VampPrior`, a flow, ... An object of ``torch.distributions`` over ``(L,)`` becomes a
             :class:`vae_fast.models.DistributionPrior`. A latent with several dimensions is flattened for it. It is trained with the model.
         free_bits: least value of each KL element in the loss, in nats; a number or a tensor, as ``beta``.
+        regularizer: what else the loss holds, in nats: any ``f(z, mu, logvar)`` of three ``(batch, L)`` (a latent with several dimensions
+            is flattened for it) that gives one number for the batch, ``()``, or one for each sample, ``(batch,)``; the parameters of a
+            module are trained. See :func:`vae_fast.total_correlation` (beta-TC-VAE) and :func:`vae_fast.mmd` (InfoVAE).
         event_dim: number of trailing dimensions of one ``x``: 1 for vectors, 3 for images ``(C, H, W)``.
 
     With ``prior`` there is no closed form of the KL divergence: its place is taken by ``log q(z|x) - log p(z)`` at the z that is decoded,
@@ -104,6 +108,13 @@ class VAE(nn.Module):
         >>> vae.loss(torch.rand(4, 3, 8, 8)).backward()
         >>> scale.grad.shape, vae.sample(2, mean=False).shape
         (torch.Size([3, 1, 1]), torch.Size([2, 3, 8, 8]))
+
+        A beta-TC-VAE with beta 6, the five total correlations that its KL divergence does not hold:
+
+        >>> import vae_fast
+        >>> tc = lambda z, mu, logvar: 5.0 * vae_fast.total_correlation(z, mu, logvar, dataset_size=60_000).total_correlation
+        >>> vae = VAE(nn.Linear(784, 2 * 10), nn.Linear(10, 784), latent_dim=10, regularizer=tc)
+        >>> vae.loss(torch.rand(8, 784)).backward()
     """
 
     scale: Tensor | None
@@ -126,6 +137,7 @@ class VAE(nn.Module):
         prior_logvar: Number | None = None,
         prior: nn.Module | Distribution | None = None,
         free_bits: float | Tensor | None = None,
+        regularizer: Regularizer | None = None,
         event_dim: int = 1,
     ) -> None:
         """See the class."""
@@ -142,26 +154,17 @@ class VAE(nn.Module):
                 if value is not None:
                     raise ValueError(f"prior and {name} were both given: expected one of them, {name} belongs to a Gaussian prior")
             prior = check_prior(prior)
+        if regularizer is not None:
+            check_regularizer(regularizer)
         self.latent_shape = None if latent_dim is None else check.sizes("latent_dim", latent_dim)
-        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+        self.encoder, self.decoder, self.prior, self.regularizer = encoder, decoder, prior, regularizer
         self.likelihood, self.clip, self.eps = likelihood, clip, eps
         self.beta, self.free_bits, self.event_dim = beta, free_bits, event_dim
-        self._set_prior("prior_mu", prior_mu)
-        self._set_prior("prior_logvar", prior_logvar)
+        for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
+            self._set(name, gaussian_parameter(name, value, self.latent_shape, self._anchor()))
         if scale is not None:
             check_scale(scale, None if callable(likelihood) else self._entry(), event_dim)
         self._set("scale", scale)
-
-    def _set_prior(self, name: str, value: Number | None) -> None:
-        if value is not None and not isinstance(value, Tensor):
-            like = self._anchor()
-            value = torch.as_tensor(number(name, value, like), dtype=like.dtype, device=like.device)
-        if value is not None:
-            check.tensor(name, value)
-            shape = self.latent_shape
-            if shape is not None and not broadcasts_to(value.shape, shape):
-                raise ValueError(f"{name} has shape {tuple(value.shape)}: expected one that broadcasts to latent_dim={shape}")
-        self._set(name, value)
 
     def _set(self, name: str, value: Tensor | None) -> None:
         if isinstance(value, nn.Parameter):
@@ -301,7 +304,7 @@ class VAE(nn.Module):
             >>> MLPVAE(latent_dim=2).loss(torch.rand(5, 784), reduction="none").shape
             torch.Size([5])
         """
-        return self._elbo_loss(x, self(x, noise, generator), reduction)
+        return loss_of(self, x, self(x, noise, generator), reduction)
 
     def losses(
         self,
@@ -314,7 +317,8 @@ class VAE(nn.Module):
         """:meth:`loss` and, for the log, the KL divergence of the same pass; arguments as in :meth:`loss`.
 
         The KL is without beta and free bits and carries no gradient; with ``prior`` it is the one draw that the loss
-        holds. The network and the likelihood run once. The reconstruction term is ``loss - beta * kl`` (without free bits).
+        holds. The network and the likelihood run once. The reconstruction term is ``loss - beta * kl`` (without free bits and
+        regularizer).
 
         Example:
             >>> import torch
@@ -327,18 +331,7 @@ class VAE(nn.Module):
 
     def losses_of(self, x: Tensor, output: VAEOutput, *, reduction: str = "mean") -> Losses:
         """:meth:`losses` from what :meth:`forward` gave for ``x``."""
-        if self.prior is not None:
-            kl = self._log_ratio(output)
-            return Losses(self._loss_with(kl, x, output, reduction), reduce(kl.detach(), reduction))
-        if self.free_bits is None:
-            loss, _, kl = F.elbo_loss(
-                x, self._with_scale(output.recon), output.mu, output.logvar, **self._head(), reduction=reduction, return_parts=True
-            )
-            return Losses(loss, kl)
-        mu, logvar = output.mu.detach(), output.logvar.detach()
-        prior_mu, prior_logvar = (None if p is None else p.detach() for p in (self.prior_mu, self.prior_logvar))
-        kl = F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, event_dim=self.latent_ndim, reduction=reduction)
-        return Losses(self._elbo_loss(x, output, reduction), kl)
+        return Losses(*loss_and_kl(self, x, output, reduction))
 
     def log_prior(self, z: Tensor) -> Tensor:
         """``log p(z)`` in nats, summed over the latent dimensions: ``(..., *latent)`` to ``(...)``.
@@ -349,40 +342,7 @@ class VAE(nn.Module):
             >>> MLPVAE(latent_dim=2).log_prior(torch.zeros(3, 2))
             tensor([-1.8379, -1.8379, -1.8379])
         """
-        if self.prior is not None:
-            log_p: Tensor = self.prior.log_prob(z if self.latent_ndim == 1 else z.flatten(-self.latent_ndim))
-            return log_p
-        zero = z.new_zeros(z.shape[z.ndim - self.latent_ndim :])
-        prior_mu = zero if self.prior_mu is None else self.prior_mu.expand(zero.shape)
-        return F.gaussian_log_prob(z, prior_mu, self.prior_logvar, event_dim=self.latent_ndim)
-
-    def _log_ratio(self, output: VAEOutput) -> Tensor:
-        """``log q(z|x) - log p(z)`` for each sample: one draw of the KL divergence."""
-        return F.gaussian_log_prob(output.z, output.mu, output.logvar, event_dim=self.latent_ndim) - self.log_prior(output.z)
-
-    def _loss_with(self, kl: Tensor, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
-        check.one_of("reduction", reduction, check.REDUCTIONS)
-        return reduce(self.beta * kl - self.log_likelihood(x, output.recon), reduction)
-
-    def _elbo_loss(self, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
-        if self.prior is not None:
-            return self._loss_with(self._log_ratio(output), x, output, reduction)
-        loss: Tensor = F.elbo_loss(x, self._with_scale(output.recon), output.mu, output.logvar, **self._head(), reduction=reduction)
-        return loss
-
-    def _head(self) -> dict[str, Any]:
-        """The options of :func:`vae_fast.elbo_loss` that are this model's."""
-        return {
-            "likelihood": self.likelihood,
-            "beta": self.beta,
-            "clip": self.clip,
-            "eps": self.eps,
-            "prior_mu": self.prior_mu,
-            "prior_logvar": self.prior_logvar,
-            "free_bits": self.free_bits,
-            "event_dim": self.event_dim,
-            "latent_dim": self.latent_ndim,
-        }
+        return log_prior(self, z)
 
     def log_likelihood(self, x: Tensor, recon: Recon) -> Tensor:
         """``log p(x|z)`` in nats for the decoder's output; batch dimensions of ``x`` and ``recon`` broadcast."""
@@ -443,17 +403,8 @@ class VAE(nn.Module):
         check.flag("mean", mean)
         if self.latent_shape is None:
             raise ValueError("latent_dim is not known: build the model with VAE(..., latent_dim=L) to sample from it")
-        like = self._anchor()
-        check.generator(generator, like.device, "the model")
-        if self.prior is not None:
-            drawn = self.prior.sample(n) if generator is None else self.prior.sample(n, generator=generator)
-            z = torch.as_tensor(drawn[0] if isinstance(drawn, tuple) else drawn, dtype=like.dtype, device=like.device)
-            recon = self.decode(z.reshape(n, *self.latent_shape))
-            return self.mean_of(recon) if mean else self.draw_of(recon, generator=generator)
-        zero = torch.zeros((n, *self.latent_shape), dtype=like.dtype, device=like.device)
-        mu = zero if self.prior_mu is None else self.prior_mu.expand_as(zero)
-        logvar = zero if self.prior_logvar is None else self.prior_logvar.expand_as(zero)
-        recon = self.decode(F.reparameterize(mu, logvar, generator=generator))
+        check.generator(generator, self._anchor().device, "the model")
+        recon = self.decode(sample_prior(self, self._anchor(), (n, *self.latent_shape), generator))
         return self.mean_of(recon) if mean else self.draw_of(recon, generator=generator)
 
     @torch.no_grad()
@@ -471,4 +422,6 @@ class VAE(nn.Module):
     def extra_repr(self) -> str:
         """The settings that the printed submodules do not show."""
         shown = {"likelihood": self.likelihood, "clip": self.clip, "beta": self.beta, "event_dim": self.event_dim}
+        if self.regularizer is not None and not isinstance(self.regularizer, nn.Module):
+            shown["regularizer"] = getattr(self.regularizer, "__name__", type(self.regularizer).__name__)
         return ", ".join(f"{k}={v!r}" for k, v in shown.items())
