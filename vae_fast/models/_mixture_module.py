@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vae_fast import functional as F
+from vae_fast._optional import optional_import
 from vae_fast._world import World
 from vae_fast.functional import _arguments as check
 from vae_fast.functional.mixture import has_factors
@@ -24,7 +25,14 @@ from vae_fast.models._mixture_data import Rows, block_rows
 from vae_fast.models._mixture_distribution import MixtureDistribution
 
 Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
 _NAMES = ("weight_logits", "means", "scale")
+
+
+def _largest(q: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The columns of the ``top`` largest of each row, ascending, and what stands there."""
+    columns = q.topk(top, 1, sorted=False)[1].sort(1)[0]
+    return columns, q.gather(1, columns)
 
 
 class MixtureModule(Estimator):
@@ -104,7 +112,7 @@ class MixtureModule(Estimator):
     # --- using it -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _map(self, X: Any, f: Callable[[Tensor, Parameters], Tensor], world: World | None = None) -> tuple[Rows, Iterator[Tensor]]:
+    def _map(self, X: Any, f: Callable[[Tensor, Parameters], Result], world: World | None = None) -> tuple[Rows, Iterator[Result]]:
         now = Parameters(*(t.detach() for t in self._scored()))
         k, d = now.means.shape
         rows = Rows(X, batch_size=self.batch_size, device=now.means.device, n_features=d, world=world)
@@ -123,10 +131,43 @@ class MixtureModule(Estimator):
         rows, blocks = self._map(X, self._log_prob_of)
         return rows.back(list(blocks))
 
-    def predict_proba(self, X: Any) -> Any:
-        """The responsibilities ``p(k | x)``, ``(N, K)``."""
-        rows, blocks = self._map(X, self._responsibilities)
-        return rows.back(list(blocks))
+    def predict_proba(self, X: Any, *, top: int | None = None) -> Any:
+        """The responsibilities ``p(k | x)``, ``(N, K)``.
+
+        With ``top`` the largest ``top`` of each row, as they are: they are not made to sum to one, so that what a row's sum lacks of one
+        is what the components left out would have. The result is sparse (CSR, columns ascending) and takes O(N top) memory: a
+        ``scipy.sparse.csr_array`` for arrays, a tensor of layout ``torch.sparse_csr`` for tensors.
+
+        Args:
+            X: samples, ``(N, D)``.
+            top: how many of each row, at most K; None is all of them, dense.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what was expected.
+            MissingExtraError: without SciPy, for arrays with ``top``.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MixtureOfGaussians
+            >>> mixture = MixtureOfGaussians(100, covariance_type="diag", n_features=2)
+            >>> q = mixture.predict_proba(torch.zeros(5, 2), top=3)
+            >>> q.shape, q.values().shape
+            (torch.Size([5, 100]), torch.Size([15]))
+        """
+        if top is None:
+            rows, blocks = self._map(X, self._responsibilities)
+            return rows.back(list(blocks))
+        check.positive_int("top", top)
+        if top > self.n_components:
+            raise ValueError(f"top={top}: expected at most the number of components, {self.n_components}")
+        rows, pairs = self._map(X, lambda x, now: _largest(self._responsibilities(x, now), top))
+        columns, values = (rows.back(list(part)) for part in zip(*pairs, strict=True))
+        shape = (len(values), self.n_components)
+        if rows.is_numpy:
+            sparse = optional_import("scipy.sparse", "scipy", "predict_proba(top=) of an array")
+            return sparse.csr_array((values.ravel(), columns.ravel(), top * np.arange(len(values) + 1)), shape=shape)
+        starts = top * torch.arange(len(values) + 1, device=values.device)
+        return torch.sparse_csr_tensor(starts, columns.flatten(), values.flatten(), shape, check_invariants=False)
 
     def predict(self, X: Any) -> Any:
         """The most probable component of each sample, int64 ``(N,)``."""
