@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -95,17 +95,23 @@ def _log_total(first: float, second: float, others: float, count: int) -> float:
 def _weighed(z: Tensor, mu: Tensor, log_std: Tensor, columns: tuple[float, float, float], power: int) -> tuple[Tensor, Tensor]:
     """``log sum_j W_j^power q(z|x_j)`` and ``sum_d log sum_j W_j q(z_d|x_j)``; ``columns``: log weights of j = 0, 1 and others."""
     count, dims = mu.shape
-    log_w = torch.full((count,), columns[2], dtype=compute_dtype([z, mu, log_std]), device=z.device)
+    like: dict[str, Any] = {"dtype": compute_dtype([z, mu, log_std]), "device": z.device}
+    log_w = torch.full((count,), columns[2], **like)
     log_w[0], log_w[1] = columns[0], columns[1]
-    total = _log_total(*columns, count - 2)
+    total, top = _log_total(*columns, count - 2), max(columns)
     if power == 1:
         joint, product = mixture_log_prob(z, log_w, mu, log_std, factorized="both")
-    else:
-        joint = mixture_log_prob(z, power * log_w, mu, log_std)
-        product = mixture_log_prob(z, log_w, mu, log_std, factorized=True)
-    first, second, others = (power * c for c in columns)
-    scaled = _log_total(first, second, others, count - 2)
-    return joint + scaled, product + dims * total
+        return joint + total, product + dims * total
+    # The rest of the power is the density of one more dimension, in which all z are 0: exp(-u^2 / 2) = (W / max W)^(power - 1).
+    low = [(power - 1) * (top - c) if c > -math.inf else 0.0 for c in columns]
+    u = torch.full((count, 1), math.sqrt(2.0 * low[2]), **like)
+    u[0], u[1] = math.sqrt(2.0 * low[0]), math.sqrt(2.0 * low[1])
+    z, mu, log_std = torch.cat([z, torch.zeros_like(z[:, :1])], 1), torch.cat([mu, u], 1), torch.cat([log_std, torch.zeros_like(u)], 1)
+    joint, product = mixture_log_prob(z, log_w, mu, log_std, factorized="both")
+    constant = 0.5 * math.log(2.0 * math.pi)
+    first, second, others = (c - less for c, less in zip(columns, low, strict=True))
+    marginal = _log_total(first, second, others, count - 2) - constant  # of the dimension that was added
+    return joint + (total + constant + (power - 1) * top), product + ((dims + 1) * total - marginal)
 
 
 @overridable
