@@ -162,8 +162,7 @@ def mixture_log_prob(
     gives the two densities from one pass, forward and backward, in memory O(N D + K D).
 
     Weights may differ from sample to sample over components that all share (MRVI and CytoVI in scvi-tools): ``(..., K)`` logits.
-    Both have kernels on the CPU; on CUDA they run in plain torch, in blocks of rows that are computed again in the backward pass, so that
-    memory stays bounded there too.
+    Both have kernels on the CPU; on CUDA they run in plain torch, in blocks of rows that are computed again in the backward pass.
 
     The quadratic is centred: ``((x - mu) / sigma)^2``, never ``x^2 - 2 x mu + mu^2``, which loses 5e-2 nats at D = 16 with a common offset
     of 100 in float32.
