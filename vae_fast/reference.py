@@ -322,8 +322,7 @@ def softmax(x: Tensor, logits: Tensor, row_begin: Tensor | None, column: Tensor 
     Of the indices x, of the counts x, or of the counts of a CSR matrix that are not zero.
     """
     dtype = compute_dtype([logits, x] if x.is_floating_point() else [logits])
-    wide_logits = logits.double()
-    shares = wide_logits - logsumexp(wide_logits, dim, None).unsqueeze(dim)
+    shares = logits.double().log_softmax(dim)  # of logits less the largest, beside which log sum e^l may be nothing
     if row_begin is not None and column is not None:
         rows = torch.arange(len(logits), device=x.device).repeat_interleave(row_begin.diff(), output_size=x.numel())
         counted = x.double() * shares[rows, column.long()]

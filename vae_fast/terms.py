@@ -54,8 +54,11 @@ def compute_all(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def softplus(t: Tensor) -> Tensor:
-    """``log(1 + e^t)`` for every t (``F.softplus`` turns linear at 20, an error of 2e-9)."""
-    return torch.logaddexp(t, torch.zeros_like(t))
+    """``log(1 + e^t)`` for every t (by itself ``F.softplus`` turns linear at 20, an error of 2e-9).
+
+    Not ``torch.logaddexp``, whose second derivative is NaN from t = -746 down, where e^t is 0.
+    """
+    return torch.nn.functional.softplus(t, threshold=40.0)
 
 
 # --- scale forms -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce
 from vae_fast.functional.gaussian import gaussian_log_prob
 from vae_fast.functional.mixture import MixtureLogProbs, mixture_log_prob
-from vae_fast.terms import compute_dtype
+from vae_fast.terms import compute_all, compute_dtype
 
 ESTIMATORS = ("mws", "mss")
 FORMULAS = ("beta-tcvae", "disentangling-vae")
@@ -82,8 +82,10 @@ def aggregate_log_prob(
     _posteriors(z, mu, logvar)
     if values.wanted(check_data):
         values.require(*values.finite(z=z, mu=mu, logvar=logvar))
-    equal = torch.zeros(len(mu), dtype=compute_dtype([z, mu, logvar]), device=z.device)
-    return mixture_log_prob(z, equal, mu, 0.5 * logvar, factorized=factorized)  # type: ignore[arg-type]
+    dtype = compute_dtype([z, mu, logvar])
+    equal = torch.zeros(len(mu), dtype=dtype, device=z.device)
+    # not half of a half: the gradient of the log standard deviation is twice that of logvar, and out of range sooner
+    return mixture_log_prob(z, equal, mu, 0.5 * logvar.to(dtype), factorized=factorized)  # type: ignore[arg-type]
 
 
 def _log_total(first: float, second: float, others: float, count: int) -> float:
@@ -188,6 +190,7 @@ def total_correlation(
         raise ValueError(f"dataset_size={dataset_size}: expected at least {batch - 1}, the rows of mu less one, with estimator='mss'")
     if values.wanted(check_data):
         values.require(*values.finite(z=z, mu=mu, logvar=logvar))
+    z, mu, logvar = compute_all([z, mu, logvar])  # their gradients are sums of several, rounded once
     log_std = 0.5 * logvar
     if estimator == "mws":
         joint, product = aggregate_log_prob(z, mu, logvar, factorized="both")

@@ -9,6 +9,7 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import cpu_kernels, overridable
+from vae_fast.terms import compute_dtype
 
 INDICES = frozenset({torch.uint8, torch.int16, torch.int32, torch.int64})
 COUNTS = check.FLOATS | INDICES | {torch.int8, torch.bool}
@@ -128,6 +129,8 @@ def multinomial_log_prob(x: Tensor, logits: Tensor, *, coefficient: bool = False
     if values.wanted(check_data):
         values.require(("x", counts, "nonnegative"), ("logits", logits, "log weight"))
     counts = counts if counts.is_floating_point() else counts.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    if coefficient and counts.requires_grad:
+        counts = counts.to(compute_dtype([counts, logits]))  # its gradient is a sum of two, rounded once
     k = cpu_kernels(logits)
     out: Tensor = (reference if k is None else k).softmax(counts, logits, row_begin, column, -1, 1)
     if not coefficient:

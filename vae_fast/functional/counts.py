@@ -10,7 +10,7 @@ from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
 from vae_fast.functional.logsumexp import logsumexp
-from vae_fast.terms import SPACES
+from vae_fast.terms import SPACES, compute_dtype
 
 
 def _log_prob(family: str, variant: str, x: Tensor, params: list[float], event_dim: int, check_data: bool, **parameters: Tensor) -> Tensor:
@@ -199,8 +199,14 @@ def negative_binomial_mixture_log_prob(
         values.require(*values.term(name, [x, mu_1, theta_1], ("x", "mu_1", "theta_1")))
         values.require(*values.term(name, [x, mu_2, second], ("x", "mu_2", "theta_2" if theta_2 is not None else "theta_1")))
         values.require(*values.finite(pi_logits=pi_logits))
+    # both in the precision of the result, which any of them may ask for
+    dtype = compute_dtype([mu_1, mu_2, theta_1, second, pi_logits, *([x] if x.is_floating_point() else [])])
+    if dtype == torch.float64:
+        mu_1, mu_2 = mu_1.double(), mu_2.double()
+    if theta_2 is None:
+        theta_1 = second = theta_1.to(dtype)  # its gradient is a sum of two, rounded once
     first, other = row_sum(name, [x, mu_1, theta_1], [*params], 0), row_sum(name, [x, mu_2, second], [*params], 0)
-    logits = pi_logits.to(first.dtype) if pi_logits.dtype != first.dtype else pi_logits
+    logits = pi_logits.to(dtype)
     # not torch.logaddexp: its gradient where neither component can have given the count is NaN
     mixed = logsumexp(torch.stack(torch.broadcast_tensors(first + logsigmoid(logits), other + logsigmoid(-logits))), dim=0)
     return mixed.flatten(-event_dim).sum(-1) if event_dim else mixed

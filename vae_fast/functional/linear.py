@@ -11,6 +11,7 @@ from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import cpu_kernels, kernels, overridable
 from vae_fast.functional.categorical import as_counts, log_coefficient
 from vae_fast.likelihoods import term_params
+from vae_fast.terms import compute_dtype
 
 
 @overridable
@@ -131,6 +132,8 @@ def linear_multinomial_log_prob(
         values.require(("x", counts, "nonnegative"), *values.finite(h=h, weight=weight, bias=bias))
     if row_begin is None and not x.is_floating_point():
         x = x.to(torch.float32 if h.dtype != torch.float64 else torch.float64)
+    if coefficient and counts.requires_grad:
+        counts = x = x.to(compute_dtype([x, h]))  # its gradient is a sum of two, rounded once
     out = _in_chunks(x, h, weight, bias, "multinomial", [], reduction)
     if not coefficient:
         return out

@@ -1,0 +1,81 @@
+"""Faults that random calls found, each as the case it was."""
+
+import math
+
+import pytest
+import torch
+from test_aggregate import formula, posteriors
+
+import vae_fast
+
+
+@pytest.mark.parametrize("size", [-800.0, 800.0, -1e4, 30.0, 0.0])
+def test_second_derivatives_of_far_logits(size, device, backend):
+    logits = torch.full((1, 3), size, dtype=torch.float64, device=device, requires_grad=True)
+    x = torch.full((1, 3), 0.25, dtype=torch.float64, device=device)
+    [first] = torch.autograd.grad(vae_fast.bernoulli_log_prob(x, logits).sum(), logits, create_graph=True)
+    [second] = torch.autograd.grad(first.sum(), logits)
+    p = 1 / (1 + math.exp(min(-size, 700.0)))
+    torch.testing.assert_close(second, torch.full_like(second, -p * (1 - p)), rtol=1e-12, atol=1e-15)
+
+
+def test_second_derivatives_of_levels_far_from_a_narrow_bin(device, backend):
+    loc = torch.tensor([-0.9, 0.9, 0.3], dtype=torch.float64, device=device, requires_grad=True)
+    x = torch.tensor([1.0, 0.0, 0.65], dtype=torch.float64, device=device)
+    value = vae_fast.discretized_logistic_log_prob(x, loc, torch.full_like(loc, -7.0), event_dim=0)
+    [first] = torch.autograd.grad(value.sum(), loc, create_graph=True)
+    [second] = torch.autograd.grad(first.sum(), loc)
+    assert second.isfinite().all()
+    assert second[:2].abs().max() < 1e-12  # linear there
+
+
+def test_mixed_precision_of_a_mixture_of_counts_is_the_widest(device, backend):
+    x = torch.tensor([[3, 0, 40]], device=device)
+    narrow = [torch.tensor([[v, 2 * v, 5.0]], device=device) for v in (1.7, 0.3, 2.9, 11.0)]
+    logits = torch.tensor([[0.3, -1.0, 2.0]], device=device)
+    want = vae_fast.negative_binomial_mixture_log_prob(x, *(t.double() for t in narrow), logits.double())
+    for at in range(5):
+        given = [*narrow, logits]
+        given[at] = given[at].double()
+        torch.testing.assert_close(vae_fast.negative_binomial_mixture_log_prob(x, *given), want, rtol=1e-13, atol=0.0)
+
+
+def test_mixed_precision_of_total_correlation_is_the_widest(device, backend):
+    z, mu, logvar = (t.float() for t in posteriors(9, 3, device=device))
+    want = formula(z.double(), mu.double(), logvar.double(), 100, "mws", "beta-tcvae")
+    for given in ((z.double(), mu, logvar), (z, mu.double(), logvar), (z, mu, logvar.double())):
+        found = torch.stack(vae_fast.total_correlation(*given, 100, reduction="none"))
+        torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-11)
+
+
+def test_half_gradients_of_total_correlation_are_rounded_once(device, backend):
+    """They are sums of four, of which two may be out of a half's range and cancel."""
+    halves = [t.half().requires_grad_() for t in posteriors(64, 3, device=device)]
+    wide = [t.detach().double().requires_grad_() for t in halves]
+    factor = 2.0**15
+    for tensors in (halves, wide):
+        (factor * sum(t.sum() for t in vae_fast.total_correlation(*tensors, 100, reduction="none"))).backward()
+    for t, w in zip(halves, wide, strict=True):
+        inside = w.grad.abs() < 65000
+        assert inside.any()
+        torch.testing.assert_close(t.grad[inside].double(), w.grad[inside], rtol=1.1e-3, atol=1e-3 * w.grad.abs().max().item())
+
+
+def test_half_gradients_of_the_aggregate_posterior_reach_as_far_as_halves(device, backend):
+    """The gradient of the log standard deviation is twice that of the log variance."""
+    z, mu, logvar = (t.half() for t in posteriors(8, 2, device=device))
+    logvar.requires_grad_()
+    found = vae_fast.aggregate_log_prob(z, mu, logvar)
+    [unit] = torch.autograd.grad(found.double().sum(), logvar, retain_graph=True)
+    factor = 5e4 / unit.abs().max().item()
+    [grad] = torch.autograd.grad(found.sum(), logvar, torch.tensor(factor, device=device))
+    torch.testing.assert_close(grad.double(), unit.double() * factor, rtol=2e-3, atol=1.0)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "csr"])
+def test_counts_over_equal_logits_out_of_the_reach_of_a_sum(sparse, device, backend):
+    """Beside 3e38 the logarithm of a sum of five thousand exponentials is nothing; beside their differences it is all."""
+    x = torch.zeros(1, 5000, device=device)
+    x[0, :3] = torch.tensor([2.0, 1.0, 7.0], device=device)
+    found = vae_fast.multinomial_log_prob(x.to_sparse_csr() if sparse else x, torch.full((1, 5000), 3e38, device=device))
+    torch.testing.assert_close(found, torch.tensor([-10 * math.log(5000)], device=device), rtol=1e-6, atol=0.0)
