@@ -18,6 +18,7 @@ _STD = (1e-45, 1e-39, 1e-38, 1e-20, 1e-10, 1e-4, 0.999, 1.0, 1.0001, 1e4, 10001.
 POOLS: dict[str, tuple[float, ...]] = {
     "location": _FAR,
     "bounded": tuple(v for v in _FAR if abs(v) < 1.7e38),  # whose differences are in range
+    "modest": tuple(v for v in _FAR if abs(v) < 1e20),  # which a bin's scale may be divided into
     "logvar": _LOGVAR,
     "lone_logvar": (*_LOGVAR, 400.0, -400.0, 690.0, -690.0),  # without a prior
     "log_std": tuple(0.5 * v for v in _LOGVAR),
@@ -54,7 +55,17 @@ POOLS: dict[str, tuple[float, ...]] = {
     "factor": (1e-30, 1e-15, 1e-3, 1.0, 1e3, 1e15, 1e30),  # multiplies the whole
     "small": (0.0, 1.0, -1.0, 1e-6, 100.0),  # for products of matrices
     "noise": (0.0, -0.0, 1e-30, 5.6, -5.6),
+    "positive": (1e-38, 1e-20, 0.5, 1.0, 1 + 2**-20, 1e4, 1e20, 3e38),
+    "df": (1e-6, 0.5, 1.0, 2.0, 29.0, 31.0, 1e4, 1e8, 1e20),
+    "count": (0.0, 1.0, 2.0, 7.0, 255.0, 1000.0, 65_504.0, 1e6, 2.0**24),
+    "rate": (1e-38, 1e-8, 1e-4, 1.0, 17.0, 1e4, 1e6, 1e8, 1e20),
+    "theta": (1e-6, 1e-4, 0.5, 1.0, 100.0, 1e4, 1e6, 1e8),
+    "log_rate": (0.0, -0.0, 1e-7, -20.0, 20.0, -80.0, 40.0),
+    "params": (0.0, -0.0, 1e-30, -7.0, 7.0, -20.0, 88.0, -1e4, 1e4),
+    "bin_scale": (0.0, -0.0, 1e-7, 10.0, -7.0, -20.0, 40.0, -40.0, 80.0, -80.0),  # whose inverse is a number
+    "log_theta": (0.0, -0.0, 1e-7, -13.0, 7.0, 18.0),
 }
+INTEGERS = ("int8", "int16", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -122,20 +133,26 @@ def values(case: Case, spec: Spec, ordinary: torch.Tensor | None = None) -> torc
     if expanded and t.numel():  # equal along every dimension that is to have stride 0
         for d in expanded_dims(spec, len(shape)):
             t = t.narrow(d, 0, 1).expand_as(t)
-    t = to_dtype(t, spec.dtype)
-    if spec.kind in ("std", "var"):  # positive, in any dtype
+    t = to_dtype(t / 255 if spec.kind in ("count", "index") and spec.dtype == "uint8" else t, spec.dtype)
+    if spec.kind in ("std", "var", "positive", "df", "rate", "theta"):  # positive, in any dtype
         info = torch.finfo(t.dtype)
         t = t.clamp(min=info.smallest_normal * info.eps)
     return t
 
 
 def draw_ordinary(spec: Spec, shape: tuple[int, ...]) -> torch.Tensor:
+    if spec.kind == "count":
+        return torch.poisson(20.0 * torch.rand(shape, dtype=torch.float64)) * (torch.rand(shape) < 0.4)
     names = {
+        "log_theta": "log_rate",
+        "params": "location",
         "lone_logvar": "logvar",
         "exponent": "location",
         "bounded": "location",
+        "modest": "location",
         "ordinary": "location",
         "log_scale": "log_std",
+        "bin_scale": "log_std",
         "small": "location",
         "noise": "location",
     }
@@ -150,6 +167,8 @@ def to_dtype(t: torch.Tensor, name: str) -> torch.Tensor:
     if name == "bool":
         return (t > 0.5).contiguous()
     dtype = getattr(torch, name)
+    if name in INTEGERS:
+        return t.clamp(0, torch.iinfo(dtype).max // 2).round().to(dtype).contiguous()
     largest = torch.finfo(dtype).max
     return t.clamp(-largest, largest).to(dtype).contiguous()
 

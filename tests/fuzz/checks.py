@@ -46,7 +46,7 @@ def _differ(kind: str, first: Any, other: Any, how: str) -> Finding | None:
 
 
 def _threads(case: Case) -> Finding | None:
-    if case.family == "linear":  # documented: the order inside a product is the library's; so each is held to the truth
+    if FAMILIES[case.family].products:  # documented: the order inside a product is the library's; so each is held to the truth
         for n in (1, 3):
             with threads(n):
                 if found := truth(case):
@@ -72,7 +72,7 @@ def _reference(case: Case) -> Finding | None:
 
 
 def _autocast(case: Case) -> Finding | None:
-    if case.family == "linear":  # its product is what autocast is for
+    if FAMILIES[case.family].products:  # its product is what autocast is for
         return None
     leaves = leaves_of(case, numbers_of(case))
     with torch.autocast("cpu", torch.bfloat16):
@@ -93,7 +93,7 @@ def _checkpoint(case: Case) -> Finding | None:
 
 def _trace(case: Case) -> Finding | None:
     """A trace, called with other values, gives their result."""
-    if case.options.get("donate") or case.options.get("noise") == "drawn" or case.family == "mixture":
+    if case.options.get("donate") or case.options.get("noise") == "drawn" or case.family == "mixture" or case.options.get("sparse"):
         return None
     numbers = numbers_of(case)
     names = list(numbers)
@@ -116,6 +116,8 @@ def _trace(case: Case) -> Finding | None:
 def _func(case: Case) -> Finding | None:
     """The vector-Jacobian product of torch.func, which goes through the plain-torch formula."""
     if case.options.get("donate") or case.options.get("noise") == "drawn" or case.options.get("of") == "statistics":
+        return None
+    if case.options.get("sparse"):  # torch.func has no sparse tensors
         return None
     numbers = numbers_of(case)
     leaves = leaves_of(case, numbers)
@@ -205,7 +207,7 @@ def _nan(case: Case) -> Finding | None:
 
 
 def _compile(case: Case) -> Finding | None:
-    if case.options.get("donate") or case.options.get("noise") == "drawn":
+    if case.options.get("donate") or case.options.get("noise") == "drawn" or case.options.get("sparse"):
         return None
     torch.compiler.reset()
     numbers = numbers_of(case)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vae_fast
 
-from . import mixture_families
+from . import aggregate_families, element_families, group_families, mixture_families
 from .case import Case, Spec, broadcast, budget, dress, extents, shape_of
 from .family import COLUMNS, MOST_ROUNDING, Family, Tensors, rounding_of_exponents, start
 
@@ -447,9 +447,23 @@ FAMILIES = {
         Family("bernoulli", _make_bernoulli, _bernoulli_call, _bernoulli_plain, _BERNOULLI),
         Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"scale": None}),
         Family("elbo", _make_elbo, _elbo_call, _elbo_plain, _HEAD | {"beta": 1.0, "free_bits": None, "reduction": "elbo", "donate": False}),
-        Family("iwae", _make_iwae, _iwae_call, _iwae_plain, _HEAD | {"reduction": "none"}, rounding=_iwae_rounding, rows=False),
-        Family("logsumexp", _make_logsumexp, _logsumexp_call, _logsumexp_plain, {"iwae": False, "dim": 0}, rows=False),
-        Family("linear", _make_linear, _linear_call, _linear_plain, _BERNOULLI | {"reduction": "none"}, by_tensor=True, rows=False),
+        Family(
+            "iwae", _make_iwae, _iwae_call, _iwae_plain, _HEAD | {"reduction": "none"}, rounding=_iwae_rounding, weighs=True, rows=False
+        ),
+        Family("logsumexp", _make_logsumexp, _logsumexp_call, _logsumexp_plain, {"iwae": False, "dim": 0}, weighs=True, rows=False),
+        Family(
+            "linear",
+            _make_linear,
+            _linear_call,
+            _linear_plain,
+            _BERNOULLI | {"reduction": "none"},
+            by_tensor=True,
+            products=True,
+            rows=False,
+        ),
         *mixture_families.FAMILIES,
+        *element_families.FAMILIES,
+        *group_families.FAMILIES,
+        *aggregate_families.FAMILIES,
     )
 }

@@ -21,6 +21,7 @@ _PRIOR = {"prior_mu": "torch.zeros(3, 2)", "prior_logvar": "torch.zeros(3, 2)"}
 _X = {"x": "torch.rand(3, 5)"}
 _COUNTS = {"x": "torch.ones(3, 5)"}
 _NB = {"mu": "torch.ones(3, 5)", "theta": "torch.ones(5)"}
+_INDICES = "torch.zeros((3, 5), dtype=torch.int64)"
 _CLIP = {"clip": "'add'", "eps": "1e-3"}
 _LIKELIHOOD = {"likelihood": "'bernoulli'", **_CLIP, **_PRIOR, "scale": "'std'", "event_dim": "1", "latent_dim": "1"}
 _KL = {"scale": "'logvar'", "event_dim": "1", "free_bits": "0.1", "reduction": "'mean'"}
@@ -83,7 +84,41 @@ CALLS = {
         **_CLIP,
         "reduction": "'sum'",
     },
-    "mixture_log_prob": {**_MIXTURE, **_OPTIONS},
+    "categorical_log_prob": {"x": _INDICES, "logits": "torch.zeros(3, 5, 4)", "dim": "-1", "event_dim": "1"},
+    "multinomial_log_prob": {**_COUNTS, "logits": "torch.zeros(3, 5)", "coefficient": "True"},
+    "linear_multinomial_log_prob": {
+        **_COUNTS,
+        "h": "torch.zeros(3, 2)",
+        "weight": "torch.zeros(5, 2)",
+        "bias": "torch.zeros(5)",
+        "coefficient": "True",
+        "reduction": "'sum'",
+    },
+    "discretized_logistic_log_prob": {
+        **_X,
+        "loc": "torch.zeros(3, 5)",
+        "log_scale": "torch.zeros(3, 5)",
+        "bits": "8",
+        "event_dim": "1",
+    },
+    "discretized_logistic_mixture_log_prob": {
+        "x": "torch.rand(3, 2, 2, 3)",
+        "params": "torch.zeros(3, 2, 2, 20)",
+        "bits": "8",
+        "layout": "'nhwc'",
+        "convention": "'vdvae'",
+    },
+    "aggregate_log_prob": {"z": "torch.zeros(3, 2)", **_MU, "factorized": "'both'"},
+    "total_correlation": {
+        "z": "torch.zeros(3, 2)",
+        **_MU,
+        "dataset_size": "100",
+        "estimator": "'mss'",
+        "formula": "'beta-tcvae'",
+        "reduction": "'sum'",
+    },
+    "mmd": {"z": "torch.zeros(3, 2)", "prior": "torch.zeros(4, 2)", "kernel": "'rbf'", "bandwidth": "1.0", "scales": "[1.0, 2.0]"},
+    "mixture_log_prob": {**_MIXTURE, **_OPTIONS, "factorized": "'both'"},
     "mixture_responsibilities": {**_MIXTURE, **_OPTIONS},
     "mixture_statistics": {**_MIXTURE, **_OPTIONS, "responsibilities": "torch.rand(3, 4)", "sample_weight": "torch.ones(3)"},
     "mdn_log_prob": {
@@ -106,6 +141,7 @@ OPTIONAL = {
     "weights",
     "responsibilities",
     "sample_weight",
+    "scales",
 }
 
 # Tensors that are not what they should be; "SHAPE" is the right shape.
@@ -197,6 +233,9 @@ _FINE = {
     "latent_dim": {"0", "numpy.int64(1)"},
     "dim": {"-1", "0", "numpy.int64(1)"},
     "num_samples": {"numpy.int64(1)"},
+    "bits": {"numpy.int64(1)"},
+    "dataset_size": {"numpy.int64(1)", "2**31", "2**32", "2**63", "2**64", "10**400"},
+    "bandwidth": {"1.5", "2**31", "2**32", "numpy.float64(0.5)", "numpy.int64(1)"},
 }
 NUMERIC = set(_FINE)
 LONGEST = 1000  # characters of a message: a number of 400 digits may be in it twice
@@ -219,6 +258,8 @@ def make(rng: Random) -> Hostile:
 
 def _value(rng: Random, function: str, name: str) -> str:
     usual = CALLS[function][name]
+    if usual == _INDICES:
+        return rng.choice(_TENSORS).replace("SHAPE", "(3, 5)")
     if usual.startswith("torch."):
         shape = usual[usual.index("(") + 1 : -1]
         return rng.choice(_TENSORS).replace("SHAPE", f"({shape},)")
@@ -251,7 +292,11 @@ def examine(case: Hostile) -> Finding | None:
                 eval(source(case), scope)
     except Exception as error:
         return _refusal(case, error, where, what)
-    if any(_must_be_refused(name, value) for name, value in case.replaced if not (name == "eps" and ("clip", "None") in case.replaced)):
+    if any(
+        _must_be_refused(case.function, name, value)
+        for name, value in case.replaced
+        if not (name == "eps" and ("clip", "None") in case.replaced)
+    ):
         return Finding("accepted", what, f"{where}: {what} is accepted")
     return None
 
@@ -278,11 +323,18 @@ def _names(case: Hostile) -> Iterator[str]:
             yield from (n for n, v in CALLS[case.function].items() if v.startswith("torch."))
 
 
-def _must_be_refused(name: str, value: str) -> bool:
+def _must_be_refused(function: str, name: str, value: str) -> bool:
+    usual = CALLS[function][name]
+    if usual in (_INDICES, _COUNTS["x"]) and name == "x" and ("torch.int64" in value or "torch.int32" in value):
+        return False
     if value == "None":
         return name not in OPTIONAL and name != "logvar"
     if name in NUMERIC:
         return value not in _FINE[name]
+    if name in ("layout", "convention", "kernel", "estimator", "formula"):
+        return True
+    if name in ("coefficient", "factorized"):
+        return value not in ("True", "False")
     if name == "clip" or (name == "scale" and value in _WORDS) or name in ("likelihood", "reduction", "covariance_type", "precision"):
         return value in _WORDS + _NUMBERS + _LARGE
     if value.endswith(".imag"):

@@ -41,7 +41,7 @@ def _mixture_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
     return f"mixture_{case.options['of']}", t | {"covariance_type": case.options["covariance"]}
 
 
-def _log_sum_exp(joint: Tensor) -> Tensor:
+def log_sum_exp(joint: Tensor) -> Tensor:
     """Shifted first: torch.logsumexp's gradient e^(a - L) counts K equal terms K times where log K is lost in the rounding of L."""
     top = joint.detach().amax(-1, keepdim=True).clamp(min=-torch.finfo(joint.dtype).max)
     return (joint - top).logsumexp(-1) + top.squeeze(-1)
@@ -71,7 +71,7 @@ def _mixture_plain(case: Case, t: Tensors) -> Any:
     args, covariance = [t[n] for n in mixtures.ARGUMENTS], case.options["covariance"]
     exact = args[0].dtype == torch.float64 and args[0].numel() > 0
     joint = _mixture_joint(t, covariance) if exact else None
-    log_prob = mixtures.log_prob(*args, covariance) if joint is None else _log_sum_exp(joint)
+    log_prob = mixtures.log_prob(*args, covariance) if joint is None else log_sum_exp(joint)
     if case.options["of"] == "log_prob":
         return log_prob
     q = mixtures.responsibilities(*args, covariance) if joint is None else joint.softmax(-1)
@@ -125,7 +125,7 @@ def _mdn_plain(case: Case, t: Tensors) -> Tensor:
         return mixtures.mdn_log_prob(y, t["weight_logits"], t["means"], t["log_scale"], floor)
     log_scale = t["log_scale"].unsqueeze(-1) if case.options["shared"] else t["log_scale"]
     log_n = _log_normal(y.unsqueeze(-2), t["means"], log_scale.clamp(min=math.log(floor)) if floor else log_scale)
-    return _log_sum_exp(log_n + t["weight_logits"].log_softmax(-1))
+    return log_sum_exp(log_n + t["weight_logits"].log_softmax(-1))
 
 
 def _weight_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
@@ -152,7 +152,19 @@ FAMILIES = (
         _mixture_ordinary,
         terms=_weight_terms,
         by_tensor=True,
+        weighs=True,
+        loses_rows=True,
         rows=False,
     ),
-    Family("mdn", _make_mdn, _mdn_call, _mdn_plain, {"min_scale": 0.0}, terms=_weight_terms, by_tensor=True),
+    Family(
+        "mdn",
+        _make_mdn,
+        _mdn_call,
+        _mdn_plain,
+        {"min_scale": 0.0},
+        terms=_weight_terms,
+        by_tensor=True,
+        weighs=True,
+        loses_rows=True,
+    ),
 )

@@ -105,12 +105,15 @@ def snippet(case: Case) -> str:
     lines.append(f"torch.set_num_threads({case.threads})")
     lines.append(f"out = vae_fast.{name}({', '.join(f'{k}={_value(v, case)}' for k, v in arguments.items())})")
     if any(s.grad for s in case.specs):
-        first = "out[0]" if name == "reparameterize_with_kl" else "out"
+        first = "out[0]" if name in SEVERAL or case.options.get("factorized") == "both" else "out"
         lines.append(f"{first}.backward({_upstream(case, first)})")
     lines.append(
         f"print(out, {', '.join(f'{s.name}.grad' for s in case.specs if s.grad)})" if any(s.grad for s in case.specs) else "print(out)"
     )
     return "\n".join(lines)
+
+
+SEVERAL = ("reparameterize_with_kl", "total_correlation")  # results
 
 
 class _Name:
@@ -119,6 +122,9 @@ class _Name:
 
     def __repr__(self) -> str:
         return self.text
+
+    def to_sparse_csr(self) -> _Name:
+        return _Name(f"{self.text}.to_sparse_csr()")
 
 
 def _value(v: Any, case: Case) -> str:
