@@ -23,7 +23,7 @@ def numbers(value: object, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for i, part in enumerate(value):
             labels = (
-                [str(part[k]) for k in ("name", "dim", "model", "components", "method", "damage", "q") if k in part]
+                [str(part[k]) for k in ("name", "labels", "dim", "model", "components", "method", "damage", "q") if k in part]
                 if isinstance(part, dict)
                 else []
             )

@@ -6,6 +6,7 @@ Writes denoising_plane.png, denoising.png and denoising.json.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+import vae_fast
 from vae_fast import plots
 from vae_fast.data.toys import toy
 
@@ -40,9 +42,16 @@ class Denoiser(Autoencoder):
 
 
 def posterior_mean(noisy: Tensor, clean: Tensor) -> Tensor:
-    """E[x | noisy] when x is one of the clean points, each as probable: what the mean square is least for."""
-    weights = [(-0.5 * torch.cdist(part, clean).square() / SIGMA**2).softmax(1) for part in noisy.split(500)]
-    return torch.cat(weights) @ clean
+    """E[x | noisy] when x is one of the clean points, each as probable: what the mean square is least for.
+
+    The noisy points then have a mixture of Gaussians for a density, and E[x | noisy] = noisy + sigma^2 grad log p(noisy) (Tweedie's
+    formula; Efron 2011, eq. 1.4).
+    """
+    at = noisy.clone().requires_grad_()
+    log_scale = torch.full_like(clean, math.log(SIGMA))
+    log_p = vae_fast.mixture_log_prob(at, torch.zeros(len(clean)), clean, log_scale)
+    (score,) = torch.autograd.grad(log_p.sum(), at)
+    return noisy + SIGMA**2 * score
 
 
 def plane(args: Any) -> dict[str, float]:

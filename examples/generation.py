@@ -106,14 +106,16 @@ def section(r: dict[str, Any]) -> str:
         "distance² to the nearest training digit",
     ]
     i = r["interpolation"]
+    gain = i["confidence_halfway_cnn"] - i["confidence_halfway_pca"]
+    seen = "The classifier sees little of that" if gain < 0.05 else "The classifier sees it"
     return f"""\
 ## Interpolation and generation with an autoencoder: `{r["command"]}`
 
 Straight lines between the codes of two digits of {r["dataset"]} ({r["train_images"]:,} training images, {r["epochs"]} epochs). PCA is
-linear, so halfway between two digits is one laid over the other; the deck's autoencoder goes through digits instead. Halfway between
-{i["pairs"]:,} pairs of different test digits, a classifier of clean digits gives its most probable class {i["confidence_halfway_pca"]:.3f}
-with PCA and {i["confidence_halfway_cnn"]:.3f} with the autoencoder (at the ends {i["confidence_ends_pca"]:.3f} and
-{i["confidence_ends_cnn"]:.3f}).
+linear, so halfway between two digits is one laid over the other; the deck says that the autoencoder goes through digits instead.
+{seen}: halfway between {i["pairs"]:,} pairs of different test digits, the most probable class has probability
+{i["confidence_halfway_pca"]:.3f} with PCA and {i["confidence_halfway_cnn"]:.3f} with the autoencoder (at the ends
+{i["confidence_ends_pca"]:.3f} and {i["confidence_ends_cnn"]:.3f}), by a classifier of clean digits.
 
 ![Lines between pairs of digits](pictures/interpolation.png)
 

@@ -242,7 +242,8 @@ def section(r: dict[str, Any]) -> str:
         f"epoch {int(e):,} is {loss:.2f} (the thesis {faces['source_at'][e]:.2f})" for e, loss in faces["at"].items() if e in SHOWN
     )
     small_at = " and ".join(f"{loss:.2f}" for e, loss in small["at"].items() if e in SHOWN)
-    floors = "; ".join(f"{NAMES[m['dataset']]} {r['floors'][m['name']]:.2f}" for m in (first, held[-1]))
+    all_frames, some_frames = (f"{r['floors'][m['name']]:.2f} (of {m['images']:,})" for m in (faces, held[-1]))
+    floors = f"{NAMES[first['dataset']]} {r['floors'][first['name']]:.2f}; {NAMES[faces['dataset']]} {all_frames} and {some_frames}"
     return f"""\
 ## The thesis: training by latent dimension: `{r["command"]}`
 
