@@ -66,7 +66,7 @@ sanitize:  ## the same under AddressSanitizer and UndefinedBehaviorSanitizer (a 
 	$(call in_parts,$(BUILD)/sanitize/native_tests --rounds 13)
 
 cuda-gate: $(BIN)/.installed  ## compile all CUDA code for sm_80 and sm_90 and refuse register spills (no GPU needed)
-	$(BIN)/python tools/cuda_gate.py -j $(JOBS)
+	$(BIN)/python tools/cuda_gate.py -j $(JOBS) --out $(BUILD)/cuda
 
 gpu-check:  ## on a machine with a GPU and its own torch: build, test, sanitize, measure; writes benchmarks/results/<gpu>/
 	$(PYTHON) tools/gpu_check.py

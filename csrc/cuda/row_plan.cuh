@@ -31,8 +31,8 @@ constexpr int vectors_at_once(int inputs) {
   return sizeof(A) == 2 || inputs > 2 ? 1 : 2;
 }
 
-/// Starts the kernel compiled for A and X; row_terms_*.cu instantiate it.
-template <typename A, typename X>
+/// Starts the kernel compiled for A; row_terms_*.cu instantiate it.
+template <typename A>
 cudaError_t launch_row_terms(const RowTermsArgs& args, const RowPlan<Compute<A>>& plan, unsigned grid, bool grad, cudaStream_t stream);
 
 }  // namespace cuda

@@ -22,44 +22,35 @@ int processors() {
 
 namespace {
 
-/// Whether the first term can go through the kernel of A and X.
-template <typename A, typename X>
+/// Whether the first term can go through the kernel of A.
+template <typename A>
 bool fits_vectors(const TermArgs& term) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(A));
   if (term.columns % kVector != 0 || term.columns / kVector > (1 << 30)) return false;
   const int inputs = AllTerms::inputs(term.term);
   for (int i = 0; i < inputs; ++i) {
-    const bool data = i == 0 && !is_kl(term.term);
-    if (!(data ? vector_access<X, kVector>(term.in[i]) : vector_access<A, kVector>(term.in[i]))) return false;
-    const Stream& grad = term.grad[i];
+    const Stream &in = term.in[i], &grad = term.grad[i];
+    const bool data = i == 0 && !is_kl(term.term), floats = data && vector_access<float, kVector>(in);
+    if (!floats && !(data && vector_access<Byte, kVector>(in)) && !vector_access<A, kVector>(in)) return false;
     if (grad.data == nullptr) continue;
-    if (!(data ? vector_access<X, kVector>(grad) : vector_access<A, kVector>(grad)) || grad.inner_stride == 0) return false;
+    if (!(floats ? vector_access<float, kVector>(grad) : vector_access<A, kVector>(grad)) || grad.inner_stride == 0) return false;
   }
   return true;
 }
 
-/// Calls f(A(), X()) with the types of the kernel that takes the call.
+/// Calls f(A()) with the type of the kernel that takes the call.
 template <typename F>
 auto with_kernel(const RowTermsArgs& args, F&& f) {
+  if (args.is_double) return f(Any<double>());
   const TermArgs& term = args.term[0];
-  const DType model = term.in[1].dtype, data = is_kl(term.term) ? model : term.in[0].dtype;
-#define VF_TRY(A, X) \
-  if (holds<A>(model) && holds<X>(data) && fits_vectors<A, X>(term)) return f(A(), X());
-  if (args.is_double) {
-    VF_TRY(double, double)
-    VF_TRY(double, Byte)
-    return f(Any<double>(), Any<double>());
-  }
-  VF_TRY(float, float)
-  VF_TRY(float, Byte)
-  VF_TRY(BFloat16, BFloat16)
-  VF_TRY(BFloat16, float)
-  VF_TRY(BFloat16, Byte)
-  VF_TRY(Half, Half)
-  VF_TRY(Half, float)
-  VF_TRY(Half, Byte)
+  const DType model = term.in[1].dtype;
+#define VF_TRY(A) \
+  if (holds<A>(model) && fits_vectors<A>(term)) return f(A());
+  VF_TRY(float)
+  VF_TRY(BFloat16)
+  VF_TRY(Half)
 #undef VF_TRY
-  return f(Any<float>(), Any<float>());
+  return f(Any<float>());
 }
 
 template <typename A>
@@ -95,7 +86,7 @@ unsigned grid_of(const RowTermsArgs& args, const Groups& groups) {
 }  // namespace
 
 int64_t row_terms_partials(const RowTermsArgs& args) {
-  return with_kernel(args, [&](auto a, auto) {
+  return with_kernel(args, [&](auto a) {
     const auto plan = plan_of<decltype(a)>(args);
     return static_cast<int64_t>(grid_of(args, plan.groups)) * (plan.parts ? 3 : 1);
   });
@@ -117,13 +108,12 @@ cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream) {
       if (s.dtype == DType::kInt16 || s.dtype == DType::kInt32 || s.dtype == DType::kInt64) return cudaErrorInvalidValue;
     }
   }
-  return with_kernel(args, [&](auto a, auto x) {
+  return with_kernel(args, [&](auto a) {
     using A = decltype(a);
-    using X = decltype(x);
     const RowPlan<Compute<A>> plan = plan_of<A>(args);
     const unsigned grid = grid_of(args, plan.groups);
     if (grid == 0 || (!grad && !plan.sums)) return cudaSuccess;
-    return launch_row_terms<A, X>(args, plan, grid, grad, stream);
+    return launch_row_terms<A>(args, plan, grid, grad, stream);
   });
 }
 

@@ -1,8 +1,10 @@
 // Row sums of terms and their gradients, in one pass over every input. A group of threads takes a row: its likelihood, then its KL.
 //
-// A kernel is compiled for one data type A of the model's tensors and one data type X of the data, and moves the rows of its first term 16
-// bytes at a time; the term is chosen at run time, once a row. Rows that cannot be moved so, or hold other data types, take the kernel of
-// Any, an element at a time, and so does a second term, which is small beside the first (a KL of 20 latents beside 784 pixels).
+// A kernel is compiled for one data type A of the model's tensors and moves the rows of its first term 16 bytes at a time; the term is
+// chosen at run time, once a row, and what the data are (as the model's tensors, floats, bytes) once a vector: a kernel for each would
+// treble the time to compile 54 terms and save two instructions in a hundred. Rows that cannot be moved so, hold other data types or are
+// double take the kernel of Any, an element at a time, and so does a second term, which is small beside the first (a KL of 20 latents
+// beside 784 pixels).
 #pragma once
 
 #include "row_plan.cuh"
@@ -11,14 +13,15 @@ namespace vae_fast {
 namespace cuda {
 
 /// A thread's share of a first term's row: vectors of 16 bytes, one or two at once. Three or four inputs of eight halves would not fit the
-/// registers: their vectors are half as long.
+/// registers, nor four inputs of a long term: their vectors are half as long.
 template <typename A, typename Term>
 struct RowShape {
+  static constexpr bool kLong = kIsLong<Term>;
   static constexpr int kFull = 16 / static_cast<int>(sizeof(A));
-  static constexpr int kVector = sizeof(A) == 2 && Term::kInputs > 2 ? kFull / 2 : kFull;
-  static constexpr int kSteps = sizeof(A) == 2 || Term::kInputs > 2 ? 1 : 2;  // vectors_at_once
-  // Elements worked on at once, so that eight halves do not take the registers of eight floats, nor a prior those of four elements.
-  static constexpr int kMost = Term::kInputs > 3 ? 2 : 4, kPart = kVector < kMost ? kVector : kMost;
+  static constexpr bool kHalved = sizeof(A) == 2 ? Term::kInputs > 2 : Term::kInputs > 3;
+  static constexpr int kVector = kHalved ? kFull / 2 : kFull;
+  static constexpr int kSteps = kLong ? 1 : vectors_at_once<A>(Term::kInputs);
+  static constexpr int kPart = kLong ? kVector : 4;  // elements worked on at once: eight halves do not take the registers of eight floats
 };
 
 /// Where a thread works: its place in the row's group, where the row begins in every stream, and its upstream gradient.
@@ -44,71 +47,103 @@ VF_DEVICE math::TermParams<C> params_of(const TermArgs& term, const TermPlan<C>&
 
 /// Vector `at` of a row, or the one value that is broadcast over it.
 template <typename T, int kVector>
-VF_DEVICE void load_or_splat(const T* row, bool broadcast, int at, Packed<T, kVector>& to) {
+VF_DEVICE void load_or_splat(const char* row, bool broadcast, int at, Packed<T, kVector>& to) {
+  const T* const p = reinterpret_cast<const T*>(row);
   if (broadcast) {
-    splat(row, to);
+    splat(p, to);
   } else {
-    load(row + static_cast<int64_t>(at) * kVector, to);
+    load(p + static_cast<int64_t>(at) * kVector, to);
+  }
+}
+
+/// The vectors at[0], at[1], ... of a row of data that holds T.
+template <typename T, typename C, int kSteps, int kVector>
+VF_DEVICE void load_data_as(const Stream& s, const char* row, const int (&at)[kSteps], C (&v)[kSteps][kVector]) {
+  const ByteScale<C> scale(sizeof(T) == 1 ? s.dtype : DType::kBool);
+  Packed<T, kVector> raw[kSteps];
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) load_or_splat(row, s.inner_stride == 0, at[step], raw[step]);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) v[step][e] = unpack(raw[step], e, scale);
+  }
+}
+
+/// The same of data that may be bytes, floats or A.
+template <typename A, typename C, int kSteps, int kVector>
+VF_DEVICE void load_data(const Stream& s, const char* row, const int (&at)[kSteps], C (&v)[kSteps][kVector]) {
+  if (size_of(s.dtype) == 1) {
+    load_data_as<Byte>(s, row, at, v);
+  } else if (sizeof(A) == 2 && s.dtype == DType::kFloat) {
+    load_data_as<float>(s, row, at, v);
+  } else {
+    load_data_as<A>(s, row, at, v);
+  }
+}
+
+/// Writes elements from `column` on as data of A or floats.
+template <typename A, typename C, int N>
+VF_DEVICE void store_data(const Stream& s, char* row, int64_t column, const C (&v)[N]) {
+  if (sizeof(A) == 2 && s.dtype == DType::kFloat) {
+    store(reinterpret_cast<float*>(row) + column, v);
+  } else {
+    store(reinterpret_cast<A*>(row) + column, v);
   }
 }
 
 /// Sum over this thread's share of a row, and the gradients there, 16 bytes at a time.
-template <typename Term, typename A, typename X, bool kGrad, typename C>
+template <typename Term, typename A, bool kGrad, typename C>
 VF_DEVICE double vector_row(const TermArgs& term, const TermPlan<C>& plan, int full_units, const RowShare<C>& share) {
-  using First = std::conditional_t<AllTerms::kIsKl<Term>, A, X>;  // the data of a likelihood, or the mean of a KL
+  constexpr bool kIsKl = AllTerms::kIsKl<Term>;
   constexpr int kInputs = Term::kInputs, kVector = RowShape<A, Term>::kVector, kSteps = RowShape<A, Term>::kSteps,
                 kPart = RowShape<A, Term>::kPart;
-  const First* const first = reinterpret_cast<const First*>(share.in[0]);
-  const ByteScale<C> scale(sizeof(First) == 1 ? term.in[0].dtype : DType::kBool);
-  const math::TermParams<C> params = AllTerms::kIsKl<Term> ? params_of(term, plan) : plan.params;  // only a KL's may lie there
+  const math::TermParams<C> params = kIsKl ? params_of(term, plan) : plan.params;  // only a KL's may lie there
 
   const int units = full_units * (RowShape<A, Term>::kFull / kVector);
   double sum = 0.0;
   for (int u = share.lane; u < units; u += share.lanes * kSteps) {
-    // All loads first, so that several are in flight at once.
-    Packed<First, kVector> first_raw[kSteps];
+    // All loads first, so that several are in flight at once; those of the data last, whose type is a branch.
     Packed<A, kVector> raw[kInputs][kSteps];
+    int at[kSteps];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const int at =
-          u + s * share.lanes < units ? u + s * share.lanes : units - 1;  // no branch, or the compiler would wait for the first loads here
-      load_or_splat(first, term.in[0].inner_stride == 0, at, first_raw[s]);
+      at[s] = u + s * share.lanes < units ? u + s * share.lanes : units - 1;  // no branch, or the compiler would wait for the loads here
 #pragma unroll
-      for (int i = 1; i < kInputs; ++i) load_or_splat(reinterpret_cast<const A*>(share.in[i]), term.in[i].inner_stride == 0, at, raw[i][s]);
+      for (int i = kIsKl ? 0 : 1; i < kInputs; ++i) load_or_splat(share.in[i], term.in[i].inner_stride == 0, at[s], raw[i][s]);
     }
+    C data[kSteps][kVector];
+    if constexpr (!kIsKl) load_data<A>(term.in[0], share.in[0], at, data);
     C run = C(0);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const int at = u + s * share.lanes;
-      if (s > 0 && at >= units) continue;
-      Packed<First, kVector> first_grad = {};
+      if (s > 0 && u + s * share.lanes >= units) continue;
+      const int64_t column = static_cast<int64_t>(at[s]) * kVector;
       Packed<A, kVector> grad[kInputs] = {};
 #pragma unroll
       for (int part = 0; part < kVector; part += kPart) {
         C v[kInputs][kPart];
 #pragma unroll
         for (int e = 0; e < kPart; ++e) {
-          v[0][e] = unpack(first_raw[s], part + e, scale);
+          if constexpr (!kIsKl) v[0][e] = data[s][part + e];
 #pragma unroll
-          for (int i = 1; i < kInputs; ++i) v[i][e] = unpack<C>(raw[i][s], part + e);
+          for (int i = kIsKl ? 0 : 1; i < kInputs; ++i) v[i][e] = unpack<C>(raw[i][s], part + e);
         }
         run += evaluate<Term, kGrad>(params, share.g, 0, kPart, v);
         if constexpr (kGrad) {
+          if constexpr (!kIsKl) {
+            if (term.grad[0].data != nullptr) store_data<A>(term.grad[0], share.grad[0], column + part, v[0]);
+          }
 #pragma unroll
           for (int e = 0; e < kPart; e += 2) {
-            if constexpr (sizeof(First) > 1) pack(first_grad, part + e, v[0][e], v[0][e + 1]);
 #pragma unroll
-            for (int i = 1; i < kInputs; ++i) pack(grad[i], part + e, v[i][e], v[i][e + 1]);
+            for (int i = kIsKl ? 0 : 1; i < kInputs; ++i) pack(grad[i], part + e, v[i][e], v[i][e + 1]);
           }
         }
       }
       if constexpr (kGrad) {
-        const int64_t column = static_cast<int64_t>(at) * kVector;
-        if constexpr (sizeof(First) > 1) {
-          if (term.grad[0].data != nullptr) store(reinterpret_cast<First*>(share.grad[0]) + column, first_grad);
-        }
 #pragma unroll
-        for (int i = 1; i < kInputs; ++i) {
+        for (int i = kIsKl ? 0 : 1; i < kInputs; ++i) {
           if (term.grad[i].data != nullptr) store(reinterpret_cast<A*>(share.grad[i]) + column, grad[i]);
         }
       }
@@ -135,8 +170,8 @@ VF_DEVICE double scalar_row(const TermArgs& term, const TermPlan<C>& plan, const
       const int64_t stride = term.in[i].inner_stride;
       load_any<kElements>(share.in[i], term.in[i].dtype, c * stride, step * stride, 0, valid, v[i]);
     }
-    sum += static_cast<double>(
-        Terms::call(term.term, [&](auto which) { return evaluate<typename decltype(which)::type, kGrad>(params, share.g, 0, valid, v); }));
+    sum += static_cast<double>(Terms::call(
+        term.term, [&](auto which) { return evaluate<typename decltype(which)::type, kGrad, true>(params, share.g, 0, valid, v); }));
     if constexpr (kGrad) {
 #pragma unroll
       for (int i = 0; i < kMaxTermInputs; ++i) {
@@ -165,16 +200,14 @@ VF_DEVICE RowShare<C> share_of(const TermArgs& term, int inputs, int64_t row, in
 }
 
 /// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
-template <typename A, typename X, bool kGrad>
+template <typename A, bool kGrad>
 constexpr int resident() {
-  constexpr bool is_double = sizeof(Compute<A>) == 8;
-  if (kIsAny<A> && is_double) return 1;
-  if (is_double || (kGrad && (kIsAny<A> || sizeof(A) == 2))) return 2;
-  return kGrad || kIsAny<A> || sizeof(X) > sizeof(A) || sizeof(A) == 4 * sizeof(X) ? 3 : 4;
+  if (sizeof(Compute<A>) == 8) return 1;
+  return kGrad && (kIsAny<A> || sizeof(A) == 2) ? 2 : 3;
 }
 
-template <typename A, typename X, bool kGrad>
-__global__ void __launch_bounds__(kThreads, resident<A, X, kGrad>())
+template <typename A, bool kGrad>
+__global__ void __launch_bounds__(kThreads, resident<A, kGrad>())
     row_terms_kernel(const __grid_constant__ RowTermsArgs args, const __grid_constant__ RowPlan<Compute<A>> plan) {
   using C = Compute<A>;
   if (args.unless_power_of_two != nullptr && math::is_power_of_two(*static_cast<const C*>(args.unless_power_of_two))) return;
@@ -199,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, resident<A, X, kGrad>())
           sum = scalar_row<AllTerms, sizeof(C) == 8 ? 2 : 4, kGrad>(term, plan.term[0], share);
         } else {
           sum = AllTerms::call(term.term, [&](auto which) {
-            return vector_row<typename decltype(which)::type, A, X, kGrad>(term, plan.term[0], plan.units, share);
+            return vector_row<typename decltype(which)::type, A, kGrad>(term, plan.term[0], plan.units, share);
           });
         }
       }
@@ -207,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, resident<A, X, kGrad>())
         const TermArgs& term = args.term[1];
         const int lane = place.lane - plan.first_lane + (place.lane < plan.first_lane ? lanes : 0);
         const RowShare<C> share = share_of<kGrad, C>(term, plan.term[1].inputs, row, lane, lanes);
-        second = scalar_row<KlTerms, sizeof(C) == 8 ? 1 : 2, kGrad>(term, plan.term[1], share);
+        second = scalar_row<KlTerms, 2, kGrad>(term, plan.term[1], share);
       }
     }
     if (!plan.sums) continue;
@@ -242,18 +275,18 @@ __global__ void __launch_bounds__(kThreads, resident<A, X, kGrad>())
   *static_cast<C*>(args.part_loss[1]) = static_cast<C>(args.part_scale * all[2]);
 }
 
-template <typename A, typename X>
+template <typename A>
 cudaError_t launch_row_terms(const RowTermsArgs& args, const RowPlan<Compute<A>>& plan, unsigned grid, bool grad, cudaStream_t stream) {
   if (grad) {
-    VF_START((row_terms_kernel<A, X, true>), grid, kThreads, stream, args, plan);
+    VF_START((row_terms_kernel<A, true>), grid, kThreads, stream, args, plan);
   } else {
-    VF_START((row_terms_kernel<A, X, false>), grid, kThreads, stream, args, plan);
+    VF_START((row_terms_kernel<A, false>), grid, kThreads, stream, args, plan);
   }
   return cudaGetLastError();
 }
 
-#define VF_INSTANTIATE_ROW_TERMS(A, X) \
-  template cudaError_t launch_row_terms<A, X>(const RowTermsArgs&, const RowPlan<Compute<A>>&, unsigned, bool, cudaStream_t);
+#define VF_INSTANTIATE_ROW_TERMS(A) \
+  template cudaError_t launch_row_terms<A>(const RowTermsArgs&, const RowPlan<Compute<A>>&, unsigned, bool, cudaStream_t);
 
 }  // namespace cuda
 }  // namespace vae_fast

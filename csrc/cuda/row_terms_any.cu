@@ -2,6 +2,6 @@
 
 namespace vae_fast {
 namespace cuda {
-VF_INSTANTIATE_ROW_TERMS(Any<float>, Any<float>)
+VF_INSTANTIATE_ROW_TERMS(Any<float>)
 }  // namespace cuda
 }  // namespace vae_fast

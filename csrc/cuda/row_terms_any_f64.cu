@@ -2,6 +2,6 @@
 
 namespace vae_fast {
 namespace cuda {
-VF_INSTANTIATE_ROW_TERMS(Any<double>, Any<double>)
+VF_INSTANTIATE_ROW_TERMS(Any<double>)
 }  // namespace cuda
 }  // namespace vae_fast

@@ -2,8 +2,6 @@
 
 namespace vae_fast {
 namespace cuda {
-VF_INSTANTIATE_ROW_TERMS(Half, Half)
-VF_INSTANTIATE_ROW_TERMS(Half, float)
-VF_INSTANTIATE_ROW_TERMS(Half, Byte)
+VF_INSTANTIATE_ROW_TERMS(Half)
 }  // namespace cuda
 }  // namespace vae_fast

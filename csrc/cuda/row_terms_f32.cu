@@ -2,7 +2,6 @@
 
 namespace vae_fast {
 namespace cuda {
-VF_INSTANTIATE_ROW_TERMS(float, float)
-VF_INSTANTIATE_ROW_TERMS(float, Byte)
+VF_INSTANTIATE_ROW_TERMS(float)
 }  // namespace cuda
 }  // namespace vae_fast

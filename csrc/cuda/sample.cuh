@@ -2,7 +2,7 @@
 // a thread takes four elements that share a Philox block.
 //
 // Kernels are compiled for one data type T of all tensors, whose rows are moved four elements at a time, and for Any, where types and
-// layouts are looked at for every element.
+// layouts are looked at for every element; double takes the latter.
 #pragma once
 
 #include "../math/philox.h"
@@ -84,6 +84,10 @@ VF_DEVICE void split_row(int64_t q, int64_t rows, int64_t& sample, int64_t& row)
   row = q - sample * rows;
 }
 
+/// Whether the elements of a quad take turns at a KL.
+template <typename Term, typename T>
+constexpr bool kRolled = kIsAny<T> || kIsLong<Term>;
+
 /// Blocks that shall fit on a multiprocessor, as many as the registers allow without spilling.
 template <typename T>
 constexpr int kResidentSampling = sizeof(Compute<T>) == 8 ? 1
@@ -143,7 +147,8 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
           load_quad<T>(args.kl.in[3], prior_scale, quad, v[3]);
         }
         sum += static_cast<double>(KlTerms::call(args.kl.term, [&](auto which) {
-          return evaluate<typename decltype(which)::type, false>(plan.params, C(0), quad.from, quad.to, v);
+          return evaluate<typename decltype(which)::type, false, kRolled<typename decltype(which)::type, T>>(plan.params, C(0), quad.from,
+                                                                                                             quad.to, v);
         }));
       }
     }
@@ -221,8 +226,10 @@ __global__ void __launch_bounds__(kThreads, kResidentSampling<T>)
           load_quad<T>(args.kl.in[2], row_start(args.kl.in[2], row), quad, v[2]);
           load_quad<T>(args.kl.in[3], row_start(args.kl.in[3], row), quad, v[3]);
         }
-        KlTerms::call(args.kl.term,
-                      [&](auto which) { return evaluate<typename decltype(which)::type, true>(plan.params, g, quad.from, quad.to, v); });
+        KlTerms::call(args.kl.term, [&](auto which) {
+          return evaluate<typename decltype(which)::type, true, kRolled<typename decltype(which)::type, T>>(plan.params, g, quad.from,
+                                                                                                            quad.to, v);
+        });
 #pragma unroll
         for (int e = 0; e < kQuad; ++e) {
           d_mu[e] += v[0][e];

@@ -53,8 +53,8 @@ struct TermList {
   static constexpr bool taken(int i) { return i < kCount && (!only_kl || kKinds[i < kCount ? i : 0] == TermKind::kKl); }
   static constexpr int first_taken() {
     int i = 0;
-    while (only_kl && kKinds[i] != TermKind::kKl) ++i;
-    return i;
+    while (only_kl && i < kCount && kKinds[i] != TermKind::kKl) ++i;
+    return i < kCount ? i : 0;  // a table without any calls none
   }
   template <int i>
   using Taken = std::bool_constant<taken(i)>;
@@ -97,21 +97,67 @@ using KlTerms = table::Rows::Kls;
 
 inline bool is_kl(int32_t term) { return AllTerms::is_kl(term); }
 
-/// One run of a thread's elements: in[i][e] becomes g df/din_i, and the sum of f over from <= e < to is returned.
-/// A g of 0 makes it 0 even where the derivative is out of range.
-template <typename Term, bool kGrad, typename C, int kRows, int N>
+/// Whether a term takes hundreds of instructions: a kernel then has them once, not once for each element of a vector. Unrolled, these
+/// terms would be seven tenths of the machine code, to save the moves of a loop whose body is twenty times as long.
+template <typename Term>
+constexpr bool kIsLong = false;
+template <math::ScaleForm form>
+constexpr bool kIsLong<math::Kl<form, true>> = true;
+template <math::ScaleForm form>
+constexpr bool kIsLong<math::LogNormal<form>> = true;
+template <math::ScaleForm form>
+constexpr bool kIsLong<math::StudentT<form>> = true;
+template <math::Space space>
+constexpr bool kIsLong<math::Poisson<space>> = true;
+template <math::Space space>
+constexpr bool kIsLong<math::NegativeBinomial<space>> = true;
+template <math::Space space>
+constexpr bool kIsLong<math::ZeroInflatedNegativeBinomial<space>> = true;
+template <>
+inline constexpr bool kIsLong<math::DiscretizedLogisticTerm> = true;
+
+/// One element: the value, and g df/din_i in d. A g of 0 makes it 0 even where the derivative is out of range.
+template <typename Term, bool kGrad, typename C>
+VF_DEVICE C evaluate_one(const math::TermParams<C>& params, C g, const C (&x)[kMaxTermInputs], C (&d)[kMaxTermInputs]) {
+  C value;
+  Term::eval(x, params, value, d);
+  if (kGrad) {
+#pragma unroll
+    for (int i = 0; i < Term::kInputs; ++i) d[i] = math::chain<Term>(g, d[i]);
+  }
+  return value;
+}
+
+/// One run of a thread's elements: in[i][e] becomes g df/din_i, and the sum of f over from <= e < to is returned. kRolled has the term's
+/// code once and hands it one element after the other.
+template <typename Term, bool kGrad, bool kRolled = kIsLong<Term>, typename C, int kRows, int N>
 VF_DEVICE C evaluate(const math::TermParams<C>& params, C g, int from, int to, C (&in)[kRows][N]) {
-  C sum = C(0);
+  C sum = C(0), x[kMaxTermInputs] = {}, d[kMaxTermInputs] = {};
+  if constexpr (kRolled) {
+#pragma unroll 1
+    for (int e = 0; e < N; ++e) {
 #pragma unroll
-  for (int e = 0; e < N; ++e) {
-    C x[kMaxTermInputs] = {}, d[kMaxTermInputs] = {}, value;
+      for (int i = 0; i < Term::kInputs; ++i) x[i] = in[i][0];
+      const C value = evaluate_one<Term, kGrad>(params, g, x, d);
+      sum += e >= from && e < to ? value : C(0);
 #pragma unroll
-    for (int i = 0; i < Term::kInputs; ++i) x[i] = in[i][e];
-    Term::eval(x, params, value, d);
-    sum += e >= from && e < to ? value : C(0);
-    if (kGrad) {
+      for (int i = 0; i < Term::kInputs; ++i) {  // the next element comes first; N times, and all are where they were
 #pragma unroll
-      for (int i = 0; i < Term::kInputs; ++i) in[i][e] = math::chain<Term>(g, d[i]);
+        for (int j = 1; j < N; ++j) in[i][j - 1] = in[i][j];
+        in[i][N - 1] = kGrad ? d[i] : x[i];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+#pragma unroll
+      for (int i = 0; i < Term::kInputs; ++i) x[i] = in[i][e];
+      const C value = evaluate_one<Term, kGrad>(params, g, x, d);
+      sum += e >= from && e < to ? value : C(0);
+      if (kGrad) {
+#pragma unroll
+        for (int i = 0; i < Term::kInputs; ++i) in[i][e] = d[i];
+      }
     }
   }
   return sum;

@@ -20,7 +20,7 @@ constexpr int64_t kChunkBytes[2] = {int64_t{4} << 20, int64_t{32} << 20};
 constexpr int64_t kLeastChunk = 64;
 
 /// The arguments as plain rows: `outer` times `inner` rows of h, and `inner` rows of x, which every repetition shares.
-struct Problem {
+struct LinearProblem {
   Tensor x, h, weight, bias;  // x (inner, columns), undefined if it is CSR; h (outer * inner, features)
   at::DimVector batch;
   int64_t outer = 1, inner = 1, columns, chunk;
@@ -32,8 +32,8 @@ struct Problem {
   std::vector<Tensor> keep;
 
   /// `x_grad`: x gets a gradient, of its own shape: rows that its owner has expanded are not one row then.
-  Problem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name, Numbers given_params,
-          bool x_grad = false)
+  LinearProblem(const Tensor& given_x, const Tensor& given_h, const Tensor& w, const OptionalTensor& b, string_view name,
+                Numbers given_params, bool x_grad = false)
       : weight(w),
         columns(w.size(0)),
         multinomial(name == "multinomial"),
@@ -100,7 +100,8 @@ struct Gradients {
   Tensor x, h, weight, bias;  // of the problem's rows; x, weight and bias in the compute type
   bool of_x = false, of_h = false, of_weight = false, of_bias = false;
 
-  Gradients(const Problem& p, const Mask& mask) : of_x(mask[0]), of_h(mask[1]), of_weight(mask[2]), of_bias(mask.size() > 3 && mask[3]) {
+  Gradients(const LinearProblem& p, const Mask& mask)
+      : of_x(mask[0]), of_h(mask[1]), of_weight(mask[2]), of_bias(mask.size() > 3 && mask[3]) {
     const auto options = p.h.options().dtype(compute_type(p.is_double));
     if (of_x) x = at::zeros(p.x.sizes(), options);
     if (of_h) h = at::empty(p.h.sizes(), p.h.options());
@@ -120,7 +121,7 @@ struct ChunkResults {
   RowGrad upstream;
 };
 
-void bernoulli_chunk(const Problem& p, const Tensor& x, const Tensor& logits, const ChunkResults& results) {
+void bernoulli_chunk(const LinearProblem& p, const Tensor& x, const Tensor& logits, const ChunkResults& results) {
   const Layout layout(logits.sizes(), 1, logits, false);
   const Tensor inputs[2] = {x, logits};
   Term term = prepare_term(inputs, p.term, layout, p.is_double, p.params);
@@ -135,7 +136,7 @@ void bernoulli_chunk(const Problem& p, const Tensor& x, const Tensor& logits, co
   launch_row_terms(logits, args);
 }
 
-void multinomial_chunk(const Problem& p, int64_t x_begin, const Tensor& x, const Tensor& logits, const ChunkResults& results) {
+void multinomial_chunk(const LinearProblem& p, int64_t x_begin, const Tensor& x, const Tensor& logits, const ChunkResults& results) {
   SoftmaxArgs args = p.counts;
   std::vector<Tensor> keep;
   if (x.defined()) {
@@ -156,7 +157,8 @@ void multinomial_chunk(const Problem& p, int64_t x_begin, const Tensor& x, const
 }
 
 /// Rows [begin, begin + n) of h beside rows [x_begin, x_begin + n) of x: their values, if wanted, and their share of the gradients.
-void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, const RowGrad& upstream, Tensor& value, Gradients& grads) {
+void run_chunk(const LinearProblem& p, int64_t x_begin, int64_t begin, int64_t n, const RowGrad& upstream, Tensor& value,
+               Gradients& grads) {
   const Tensor h = p.h.narrow(0, begin, n);
   Tensor x = p.x.defined() ? p.x.narrow(0, x_begin, n) : Tensor();
   if (x.defined() && (p.multinomial ? x.scalar_type() != compute_type(p.is_double) : x.scalar_type() == at::kDouble && !p.is_double)) {
@@ -188,7 +190,7 @@ void run_chunk(const Problem& p, int64_t x_begin, int64_t begin, int64_t n, cons
   if (grads.of_bias) grads.bias.add_(ordered_sum_to(logits.to(grads.bias.scalar_type()), grads.bias.sizes()));
 }
 
-void run(const Problem& p, const RowGrad& upstream, Tensor value, Gradients& grads) {
+void run(const LinearProblem& p, const RowGrad& upstream, Tensor value, Gradients& grads) {
   for (int64_t o = 0; o < p.outer; ++o) {
     for (int64_t begin = 0; begin < p.inner; begin += p.chunk) {
       run_chunk(p, begin, o * p.inner + begin, std::min(p.chunk, p.inner - begin), upstream, value, grads);
@@ -197,7 +199,7 @@ void run(const Problem& p, const RowGrad& upstream, Tensor value, Gradients& gra
 }
 
 /// In the shapes and dtypes of the arguments, those that the mask marks.
-Tensors finished(const Problem& p, Gradients grads, const Tensor& x, const Tensor& h, const OptionalTensor& bias) {
+Tensors finished(const LinearProblem& p, Gradients grads, const Tensor& x, const Tensor& h, const OptionalTensor& bias) {
   Tensors some;
   if (grads.of_x) {
     at::DimVector shape(p.batch);
@@ -217,7 +219,7 @@ Tensors finished(const Problem& p, Gradients grads, const Tensor& x, const Tenso
   return some;
 }
 
-Tensor empty_values(const Problem& p) { return at::empty({p.rows()}, p.h.options().dtype(compute_type(p.is_double))); }
+Tensor empty_values(const LinearProblem& p) { return at::empty({p.rows()}, p.h.options().dtype(compute_type(p.is_double))); }
 
 struct LinearLikelihoodState {
   std::string term;
@@ -283,7 +285,7 @@ Tensors inputs_of(const Tensor& x, const Tensor& h, const Tensor& weight, const 
 
 Tensor linear_likelihood_kernel(const Tensor& x, const Tensor& h, const Tensor& weight, const OptionalTensor& bias, string_view term,
                                 Numbers params) {
-  const Problem p(x, h, weight, bias, term, params);
+  const LinearProblem p(x, h, weight, bias, term, params);
   Tensor value = empty_values(p);
   Gradients none;
   run(p, RowGrad(), value, none);
@@ -292,7 +294,7 @@ Tensor linear_likelihood_kernel(const Tensor& x, const Tensor& h, const Tensor& 
 
 Tensors linear_likelihood_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& h, const Tensor& weight,
                                           const OptionalTensor& bias, string_view term, Numbers params, const Mask& mask) {
-  const Problem p(x, h, weight, bias, term, params, mask[0]);
+  const LinearProblem p(x, h, weight, bias, term, params, mask[0]);
   Gradients grads(p, mask);
   std::vector<Tensor> keep;
   run(p, row_grad(grad, p.batch, p.is_double, keep), Tensor(), grads);
@@ -302,7 +304,7 @@ Tensors linear_likelihood_backward_kernel(const Tensor& grad, const Tensor& x, c
 std::tuple<Tensor, Tensors> linear_likelihood_sum_with_grad_kernel(const Tensor& x, const Tensor& h, const Tensor& weight,
                                                                    const OptionalTensor& bias, string_view term, Numbers params, bool mean,
                                                                    const Mask& mask) {
-  const Problem p(x, h, weight, bias, term, params, mask[0]);
+  const LinearProblem p(x, h, weight, bias, term, params, mask[0]);
   const double scale = mean ? 1.0 / static_cast<double>(p.rows()) : 1.0;
   Tensor value = empty_values(p);
   Gradients grads(p, mask);

@@ -10,13 +10,13 @@ namespace ops {
 namespace {
 
 /// `a` as a dense (outer, k, inner) array, weights as strides over it.
-struct Problem {
+struct LogSumExpProblem {
   Tensor a, w;
   at::DimVector shape;
   int64_t dim;
   LogSumExpArgs args;
 
-  Problem(const Tensor& input, const OptionalTensor& weights, int64_t given_dim) {
+  LogSumExpProblem(const Tensor& input, const OptionalTensor& weights, int64_t given_dim) {
     shape = weights ? common_shape({input, *weights}) : common_shape({input});
     dim = at::maybe_wrap_dim(given_dim, static_cast<int64_t>(shape.size()));
     args.is_double = input.scalar_type() == at::kDouble || (weights && weights->scalar_type() == at::kDouble);
@@ -77,7 +77,7 @@ Tensors inputs_of(const Tensor& a, const OptionalTensor& weights) { return weigh
 }  // namespace
 
 Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t dim) {
-  Problem p(a, weights, dim);
+  LogSumExpProblem p(a, weights, dim);
   Tensor out = at::empty(p.out_shape(), a.options().dtype(compute_type(p.args.is_double)));
   p.args.out = out.data_ptr();
   VF_LAUNCH(a, logsumexp, p.args);
@@ -86,7 +86,7 @@ Tensor logsumexp_kernel(const Tensor& a, const OptionalTensor& weights, int64_t 
 
 Tensors logsumexp_backward_kernel(const Tensor& grad, const Tensor& a, const OptionalTensor& weights, const Tensor& out, int64_t dim,
                                   const Mask& mask) {
-  Problem p(a, weights, dim);
+  LogSumExpProblem p(a, weights, dim);
   const auto type = compute_type(p.args.is_double);
   const Tensor dense_out = out.to(type).contiguous(), g = grad.to(type).expand(out.sizes()).contiguous();
   LogSumExpBackwardArgs b;

@@ -11,14 +11,14 @@ namespace ops {
 namespace {
 
 /// Inputs in the order of the op: targets, weight logits, means, log scales.
-struct Problem {
+struct MdnProblem {
   bool is_double, shared_scale;
   at::DimVector batch;
   Layout layouts[4];
   std::vector<Tensor> keep;
   MdnArgs args;
 
-  explicit Problem(const Tensor (&t)[4], double floor)
+  explicit MdnProblem(const Tensor (&t)[4], double floor)
       : is_double(any_double({t[0], t[1], t[2], t[3]})),
         shared_scale(t[3].dim() < t[2].dim()),
         batch(batch_shape(t, shared_scale)),
@@ -73,7 +73,7 @@ struct MdnOp {
 
 Tensor mdn_kernel(const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale, double floor) {
   const Tensor inputs[4] = {y, weight_logits, means, log_scale};
-  Problem p(inputs, floor);
+  MdnProblem p(inputs, floor);
   Tensor out = at::empty(p.batch, y.options().dtype(compute_type(p.is_double)));
   p.args.log_prob = out.data_ptr();
   VF_LAUNCH(y, mdn, p.args);
@@ -83,7 +83,7 @@ Tensor mdn_kernel(const Tensor& y, const Tensor& weight_logits, const Tensor& me
 Tensors mdn_backward_kernel(const Tensor& grad, const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale,
                             const Tensor& log_prob, double floor, const Mask& mask) {
   const Tensor inputs[4] = {y, weight_logits, means, log_scale};
-  Problem p(inputs, floor);
+  MdnProblem p(inputs, floor);
   const Tensor value = log_prob.to(compute_type(p.is_double)).contiguous();
   p.args.log_prob = value.data_ptr();
   MdnBackwardArgs b;

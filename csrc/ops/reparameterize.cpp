@@ -13,12 +13,12 @@ namespace ops {
 namespace {
 
 /// The sample's own inputs, mean and scale, decide its shape; a prior only broadcasts to it.
-struct Problem {
+struct SampleProblem {
   at::DimVector shape;  // of one sample
   bool is_double;
   Layout layout;
 
-  Problem(TensorList inputs, int64_t event_dim)
+  SampleProblem(TensorList inputs, int64_t event_dim)
       : shape(common_shape(inputs.slice(0, 2))), is_double(any_double(inputs)), layout(shape, event_dim, inputs[0], true) {
     const auto full = common_shape(inputs);
     TORCH_CHECK_VALUE(full == shape, "prior broadcasts to ", at::IntArrayRef(full), ", mu and scale to ", at::IntArrayRef(shape),
@@ -36,7 +36,7 @@ struct Problem {
 int64_t no_kl_event_dim(TensorList inputs) { return std::max(inputs[0].dim(), inputs[1].dim()) > 0 ? 1 : 0; }
 
 /// A stream over a tensor of sample_shape, as (samples * rows) x columns.
-Stream sample_stream(const Tensor& t, const Problem& p, at::IntArrayRef sample_shape, int64_t event_dim, std::vector<Tensor>& keep) {
+Stream sample_stream(const Tensor& t, const SampleProblem& p, at::IntArrayRef sample_shape, int64_t event_dim, std::vector<Tensor>& keep) {
   TORCH_CHECK_VALUE(t.sizes() == sample_shape, "noise or gradient has shape ", t.sizes(), ": expected ", sample_shape);
   return stream_of(t, Layout(sample_shape, event_dim, t, true), p.is_double, keep);
 }
@@ -73,7 +73,7 @@ bool keeps_noise(TensorList inputs, int64_t count) {
 /// is small, as it is, else in `rng_out`.
 std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, const PhiloxSeed& seed, Tensor* rng_out, Tensor* drawn,
                                string_view scale_or_kl, bool with_kl, int64_t num_samples, double floor, int64_t event_dim) {
-  const Problem p(inputs, event_dim);
+  const SampleProblem p(inputs, event_dim);
   const auto sample_shape = p.sample_shape(num_samples);
   const auto dtype = at::promote_types(inputs[0].scalar_type(), inputs[1].scalar_type());
   std::vector<Tensor> keep;
@@ -197,7 +197,7 @@ std::tuple<Tensor, Tensor> reparameterize_with_kl_kernel(TensorList inputs, cons
 Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const OptionalTensor& grad_kl, TensorList inputs,
                                        const OptionalTensor& noise, const OptionalTensor& rng_state, string_view term, int64_t num_samples,
                                        double floor, int64_t event_dim, const Mask& mask) {
-  const Problem p(inputs, event_dim);
+  const SampleProblem p(inputs, event_dim);
   const auto sample_shape = p.sample_shape(num_samples);
   Term prepared;
   std::vector<Tensor>& keep = prepared.keep;

@@ -1,7 +1,0 @@
-#include "sample.cuh"
-
-namespace vae_fast {
-namespace cuda {
-VF_INSTANTIATE_SAMPLE(double)
-}  // namespace cuda
-}  // namespace vae_fast
