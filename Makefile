@@ -17,7 +17,7 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate gpu-check bench bench-results lint format clean
+.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check bench bench-results lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ sanitize:  ## the same under AddressSanitizer and UndefinedBehaviorSanitizer (a 
 
 cuda-gate: $(BIN)/.installed  ## compile all CUDA code for sm_80 and sm_90 and refuse register spills (no GPU needed)
 	$(BIN)/python tools/cuda_gate.py -j $(JOBS) --out $(BUILD)/cuda
+
+cuda-static: $(BIN)/.installed  ## predict from the sm_90 machine code what the hot kernels reach; fails where one got 3% heavier (benchmarks/static/sm_90.json)
+	$(BIN)/python tools/cuda_static.py -j $(JOBS) --out $(BUILD)/cuda
 
 gpu-check:  ## on a machine with a GPU and its own torch: build, test, sanitize, measure; writes benchmarks/results/<gpu>/
 	$(PYTHON) tools/gpu_check.py

@@ -1,0 +1,137 @@
+"""The counter of machine code: on listings written here, and on two small kernels whose counts are known, where nvcc and nvdisasm are."""
+
+import importlib
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """tools/NAME.py, which is no package."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module
+
+
+# A loop over rows (.L_row) around a loop over columns (.L_col), which has a short cut and a store that a predicate may leave out.
+LISTING = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_row:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+        /*0020*/               @P3 BRA `(.L_skip) ;
+        /*0030*/                   MUFU.RCP R9, R9 ;
+.L_skip:
+        /*0040*/                   LDG.E R8, desc[UR4][R6.64] ;
+.L_col:
+        /*0050*/               @P1 LDG.E.128 R12, desc[UR4][R4.64] ;
+        /*0060*/              @!P1 LDG.E R12, desc[UR4][R4.64] ;
+        /*0070*/               @P2 BRA `(.L_slow) ;
+        /*0080*/                   FFMA R12, R12, R13, R14 ;
+        /*0090*/                   BRA `(.L_join) ;
+.L_slow:
+        /*00a0*/                   LDG.E.64 R16, desc[UR4][R4.64] ;
+        /*00b0*/                   MUFU.EX2 R12, R12 ;
+        /*00c0*/                   FMUL R12, R12, R13 ;
+.L_join:
+        /*00d0*/               @P4 STG.E.128 desc[UR4][R4.64], R12 ;
+        /*00e0*/               @P0 BRA `(.L_col) ;
+        /*00f0*/                   STG.E desc[UR4][R6.64], R8 ;
+        /*0100*/               @P5 BRA `(.L_row) ;
+        /*0110*/                   EXIT ;
+"""
+
+
+def test_a_way_round_the_hot_loop_is_chosen_by_its_bytes(tool):
+    sass = tool("sass")
+    blocks = sass.blocks_of(sass.functions(LISTING)["kernel"])
+    loop, way = sass.hot_loop(blocks, 16, 16)  # the wider of the two loads under opposite predicates
+    assert dict(way.counts) == {"fma": 1, "memory": 3, "other": 3} and way.instructions == 7
+    _, slow = sass.hot_loop(blocks, 24, 16)
+    assert dict(slow.counts) == {"fma": 1, "memory": 4, "mufu": 1, "other": 2}
+    assert sass.around(blocks, loop) == 5  # .L_row without the reciprocal, .L_skip, and what follows the loop
+
+
+def test_what_is_not_one_loop_is_refused(tool):
+    sass = tool("sass")
+    blocks = sass.blocks_of(sass.functions(LISTING)["kernel"])
+    with pytest.raises(sass.RefusalError, match=r"0 innermost loops read 32 and write 16 .* \[\(16, 16\), \(24, 16\)\]"):
+        sass.hot_loop(blocks, 32, 16)
+    twice = LISTING.replace("        /*0110*/                   EXIT ;\n", "") + "".join(
+        line.replace(".L_", ".L_2") + "\n" for line in LISTING.splitlines()[3:]
+    )
+    with pytest.raises(sass.RefusalError, match="2 innermost loops read 16"):
+        sass.hot_loop(sass.blocks_of(sass.functions(twice)["kernel"]), 16, 16)
+    with pytest.raises(sass.RefusalError, match="a branch to nowhere known"):
+        sass.blocks_of(sass.functions(LISTING.replace("`(.L_slow)", "`(.L_lost)"))["kernel"])
+
+
+KERNEL = """
+template <int kCount> __device__ __forceinline__ void kernel(const float4* in, float4* out, long count) {
+#pragma unroll 1
+  for (long i = threadIdx.x; i < count; i += blockDim.x) {
+    float4 v = in[i];
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      asm volatile("fma.rn.f32 %0, %0, %1, %2;" : "+f"(v.x) : "f"(v.y), "f"(v.z));
+      asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(v.w));
+    }
+    out[i] = v;
+  }
+}
+extern "C" __global__ void eight(const float4* in, float4* out, long count) { kernel<8>(in, out, count); }
+extern "C" __global__ void twenty(const float4* in, float4* out, long count) { kernel<20>(in, out, count); }
+"""
+
+
+def test_two_kernels_whose_counts_are_known(tool, tmp_path):
+    """So many multiply-adds and exponentials a way round; addresses take up to two instructions of the multiply-add units more."""
+    gate, static, sass = tool("cuda_gate"), tool("cuda_static"), tool("sass")
+    nvcc, disassembler = gate.find_nvcc(), static.nvdisasm()
+    if nvcc is None or disassembler is None:
+        pytest.skip(f"{'nvcc' if nvcc is None else 'nvdisasm'} is not installed")
+    source, cubin = tmp_path / "known.cu", tmp_path / "known.cubin"
+    source.write_text(KERNEL)
+    unit = gate.run(gate.kernel_unit(nvcc, source, "90", cubin))
+    assert not unit.failed, unit.log
+    functions = sass.functions(subprocess.run([disassembler, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout)
+    for name, count in (("eight", 8), ("twenty", 20)):
+        _, way = sass.hot_loop(sass.blocks_of(functions[name]), 16, 16)
+        counts = dict(way.counts)
+        assert counts["memory"] == 2 and counts["mufu"] == count and count <= counts["fma"] <= count + 2
+        assert 2 * count + 2 < way.instructions <= 2 * count + 14
+        assert unit.kernels[name].registers > 0
+
+
+def test_a_heavier_kernel_is_named(tool):
+    static = tool("cuda_static")
+    before = [{"kernel": "a", "instructions_per_element": 50.0}, {"kernel": "gone", "instructions_per_element": 1.0}]
+    assert static.heavier([{"kernel": "a", "instructions_per_element": 51.4}], before[:1]) == []
+    assert static.heavier([{"kernel": "a", "instructions_per_element": 51.6}], before) == [
+        "gone: it is in the committed table alone",
+        "a: 51.6 instructions per element, 50.0 in the committed table",
+    ]
+    assert static.heavier([{"kernel": "new", "instructions_per_element": 1.0}], []) == ["new: it is not in the committed table"]
+
+
+def test_the_committed_table_is_of_the_kernels_that_are_counted(tool):
+    static = tool("cuda_static")
+    rows = json.loads(static.TABLE.read_text())
+    assert [row["kernel"] for row in rows] == [kernel.name for kernel in static.KERNELS]
+    for row, kernel in zip(rows, static.KERNELS, strict=True):
+        in_flight = row["bytes_in_flight"]
+        for gpu, copy in static.COPY.items():
+            predicted = static.share(row["instructions_per_element"], kernel.bytes, in_flight, copy)
+            assert row["predicted_share"][gpu] == pytest.approx(predicted, abs=0.01)
+
+
+def test_a_share_is_what_issue_and_latency_leave(tool):
+    static = tool("cuda_static")
+    assert static.budget(12, static.COPY["H200"]) == pytest.approx(93.4, abs=0.1)
+    assert static.share(40.0, 12, 1 << 20, static.COPY["H200"]) == 1.0
+    assert static.share(149.4, 12, 1 << 20, static.COPY["H200"]) == pytest.approx(0.5, abs=0.01)
+    assert static.share(1.0, 12, 13030, static.COPY["H200"]) == pytest.approx(0.5, abs=0.01)  # 4.3e12 / 132 * 800e-9 bytes would do

@@ -1,0 +1,206 @@
+"""Predict from the machine code how near the hot CUDA kernels come to the speed of memory: instructions issued against the bytes moved.
+
+Every kernel in KERNELS is compiled for sm_90, disassembled, and its hot loop found by its structure: the one innermost loop on a way round
+which a thread reads and writes the bytes that the table says (stores that a predicate may leave out count). A kernel that does not show
+exactly one is refused: nothing is guessed. To the way round that loop comes the shortest way round the loop over rows.
+
+    instructions per element = lanes (passes * loop + around) / columns
+
+is held against the issue slots that memory leaves while it moves the element's bytes, of which EFFICIENCY can be filled; and the bytes that
+resident threads have in flight against those that hide the latency of memory. The smaller share is predicted. It is a prediction: caches,
+clocks, bank conflicts, tails of the grid and the launch are not in it, nor what is not in the loop over rows.
+
+    python tools/cuda_static.py             compare with benchmarks/static/sm_90.json, and fail where a kernel is more than 3% heavier
+    python tools/cuda_static.py --write     write that table
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cuda_gate
+import sass
+
+ROOT = cuda_gate.ROOT
+TABLE = ROOT / "benchmarks" / "static" / "sm_90.json"
+PROBES = ROOT / "benchmarks" / "static" / "kernels"
+SLACK = 1.03
+EFFICIENCY = 0.8  # of the issue slots: what well-fed kernels reach
+LATENCY = 800e-9  # seconds from a load to its data while memory is busy
+THREADS = 256  # of a block, in every kernel
+PROCESSORS, SLOTS, CLOCK = 132, 4, 1.98e9  # multiprocessors, warp instructions a cycle, cycles a second: both H100 SXM and H200
+COPY = {"H100": 3.0e12, "H200": 4.3e12}  # bytes a second, read and written together: nine tenths of the data sheets'
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A hot kernel, where it is, and the shape that it is judged at."""
+
+    name: str
+    source: Path
+    function: str  # part of the mangled name
+    read: int  # bytes of a thread, one way round the loop
+    written: int
+    elements: int  # of a thread, one way round
+    columns: int  # elements of a row
+    lanes: int  # threads of a row
+    bytes: float  # moved per element, once each
+    width: int = 16  # bytes of the loop's widest access
+    target: float = 0.9
+
+
+def row_terms(name: str, file: str, grad: bool, read: int, written: int, elements: int, size: float, lanes: int = 32) -> Kernel:
+    function = f"row_terms_kernelI{'f' if file == 'f32' else 'NS0_8BFloat16E'}Lb{grad:d}E"
+    return Kernel(name, PROBES / f"row_terms_{file}.cu", function, read, written, elements, 784, lanes, size)
+
+
+def logsumexp(name: str, function: str, read: int, written: int, size: float) -> Kernel:
+    return Kernel(name, cuda_gate.CSRC / "cuda" / "logsumexp.cu", function, read, written, 4, 784, 32, size, width=4)
+
+
+KERNELS = [
+    row_terms("bernoulli_logits f32, forward and gradient, D=784", "f32", True, 64, 64, 8, 12),
+    row_terms("bernoulli_logits f32, x uint8, forward and gradient, D=784", "f32", True, 40, 64, 8, 9),
+    row_terms("bernoulli_logits f32, forward, D=784", "f32", False, 64, 0, 8, 8),
+    row_terms("bernoulli_logits bf16, forward and gradient, D=784", "bf16", True, 32, 16, 8, 6),
+    row_terms("bernoulli_logits bf16, x uint8, forward and gradient, D=784", "bf16", True, 24, 16, 8, 5),
+    row_terms("bernoulli_logits bf16, forward, D=784", "bf16", False, 32, 0, 8, 4),
+    logsumexp("logsumexp f32, forward, K=784", "logsumexp_rows_kernelIfE", 16, 0, 4),
+    logsumexp("logsumexp f32, backward, K=784", "logsumexp_rows_backward_kernelIfE", 16, 16, 8),
+]
+
+
+def nvdisasm() -> str | None:
+    """The disassembler: the toolkit's, or the one of the pinned package."""
+    if on_path := shutil.which("nvdisasm"):
+        return on_path
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        for found in sorted(Path(root).glob("*/bin/nvdisasm")):
+            return str(found)
+    return None
+
+
+def newest_source() -> float:
+    return max(p.stat().st_mtime for p in [*cuda_gate.CSRC.rglob("*"), *PROBES.glob("*")] if p.is_file())
+
+
+def compiled(nvcc: str, source: Path, out: Path) -> tuple[str, dict[str, cuda_gate.Usage]]:
+    """The listing of a source's machine code and what its kernels use; what is in `out` is taken if it is newer than every source."""
+    cubin = out / f"{source.stem}{'.probe' if source.parent == PROBES else ''}.sm_90.cubin"
+    report = cubin.with_suffix(".log")
+    if not (cubin.exists() and report.exists() and min(cubin.stat().st_mtime, report.stat().st_mtime) > newest_source()):
+        unit = cuda_gate.run(cuda_gate.kernel_unit(nvcc, source, "90", cubin))
+        if unit.failed:
+            sys.exit(f"cuda_static: {source} does not compile\n{unit.log}")
+    done = subprocess.run([nvdisasm() or "nvdisasm", "-c", str(cubin)], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"cuda_static: nvdisasm failed on {cubin}: {done.stderr.strip()}")
+    return done.stdout, cuda_gate.read_report(report.read_text())
+
+
+def count(kernel: Kernel, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
+    """A row of the table. Refusal where the kernel's code does not show one hot loop."""
+    names = [name for name in sass.functions(listing) if kernel.function in name]
+    if len(names) != 1:
+        raise sass.RefusalError(f"{kernel.name}: {len(names)} functions are called {kernel.function}")
+    blocks = sass.blocks_of(sass.functions(listing)[names[0]])
+    try:
+        loop, way = sass.hot_loop(blocks, kernel.read, kernel.written, kernel.width)
+    except sass.RefusalError as refusal:
+        raise sass.RefusalError(f"{kernel.name}: {refusal}") from None
+    around = sass.around(blocks, loop)
+    passes = math.ceil(kernel.columns / (kernel.lanes * kernel.elements))
+    issued = kernel.lanes * (passes * way.instructions + around) / kernel.columns
+    registers = usages[names[0]].registers
+    blocks_resident = min(2048 // THREADS, 65536 // (-(-registers // 8) * 8 * THREADS))
+    in_flight = blocks_resident * THREADS * kernel.read
+    return {
+        "kernel": kernel.name,
+        "instructions_per_element": round(issued, 1),
+        "of_the_loop": {kind: round(n / kernel.elements, 2) for kind, n in way.counts},
+        "around_the_loop_per_row": around,
+        "bytes_per_element": kernel.bytes,
+        "registers": registers,
+        "resident_blocks": blocks_resident,
+        "bytes_in_flight": in_flight,
+        "predicted_share": {gpu: round(share(issued, kernel.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
+        "target": kernel.target,
+    }
+
+
+def budget(size: float, copy: float) -> float:
+    """Instructions of a thread that can be issued while memory moves `size` bytes."""
+    return PROCESSORS * SLOTS * 32 * CLOCK * size / copy
+
+
+def share(issued: float, size: float, in_flight: int, copy: float) -> float:
+    """Of the bandwidth of a copy, at most 1."""
+    return min(1.0, EFFICIENCY * budget(size, copy) / issued, in_flight / (copy / PROCESSORS * LATENCY))
+
+
+def heavier(table: list[dict[str, object]], before: list[dict[str, object]]) -> list[str]:
+    """What is wrong with the table beside the committed one: kernels that got heavier, that are new, that are gone."""
+    known = {row["kernel"]: row for row in before}
+    wrong = [f"{name}: it is in the committed table alone" for name in known if name not in {row["kernel"] for row in table}]
+    for row in table:
+        old = known.get(row["kernel"])
+        if old is None:
+            wrong.append(f"{row['kernel']}: it is not in the committed table")
+            continue
+        now, then = float(str(row["instructions_per_element"])), float(str(old["instructions_per_element"]))
+        if now > SLACK * then:
+            wrong.append(f"{row['kernel']}: {now} instructions per element, {then} in the committed table")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "cuda", help="where the gate left its machine code, and more goes")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
+    args = parser.parse_args()
+    nvcc = cuda_gate.find_nvcc()
+    if nvcc is None or nvdisasm() is None:
+        print(f"cuda_static: {'nvcc' if nvcc is None else 'nvdisasm'} was not found: nothing is counted", file=sys.stderr)
+        return 1
+    start = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    sources = sorted({kernel.source for kernel in KERNELS})
+    with ThreadPoolExecutor(max(1, args.jobs)) as pool:
+        code = dict(zip(sources, pool.map(lambda source: compiled(nvcc, source, args.out), sources), strict=True))
+    try:
+        table = [count(kernel, *code[kernel.source]) for kernel in KERNELS]
+    except sass.RefusalError as refusal:
+        print(f"cuda_static: {refusal}", file=sys.stderr)
+        return 1
+    width = max(len(kernel.name) for kernel in KERNELS)
+    print(f"{'kernel':{width}}  issued  budget H200  registers  blocks  KiB in flight  share H100  H200  target")
+    for row, kernel in zip(table, KERNELS, strict=True):
+        shares = row["predicted_share"]
+        assert isinstance(shares, dict)
+        cells = f"{row['instructions_per_element']!s:>6}  {budget(kernel.bytes, COPY['H200']):11.0f}  {row['registers']!s:>9}"
+        cells += f"  {row['resident_blocks']!s:>6}  {int(str(row['bytes_in_flight'])) / 1024:13.0f}"
+        print(f"{kernel.name:{width}}  {cells}  {shares['H100']:10.0%}  {shares['H200']:4.0%}  {kernel.target:6.0%}")
+    if args.write:
+        TABLE.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in table) + "\n]\n")
+    wrong = heavier(table, json.loads(TABLE.read_text()) if TABLE.exists() else [])
+    print(f"\ncuda_static: {len(table)} kernels, {len(wrong)} heavier than committed or unknown, {time.monotonic() - start:.0f} s")
+    for line in wrong:
+        print(f"cuda_static: {line} (python tools/cuda_static.py --write, and say in the commit why)", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

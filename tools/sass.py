@@ -1,0 +1,264 @@
+"""Machine code as a graph: nvdisasm's listing of a kernel, its basic blocks, its loops, and what a way through them issues and moves.
+
+What it takes for granted: warps stay converged (the edges of BRA.DIV are left out), a call returns and counts as one instruction, and of
+two accesses under opposite predicates in one block the wider one is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+LABEL = re.compile(r"^(\.L_\w+):")
+FUNCTION = re.compile(r"^\.text\.(\S+):")
+INSTRUCTION = re.compile(
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;?\s*(?:\(\*\"BRANCH_TARGETS (.*?)\"\*\).*)?$"
+)
+CLASSES = {
+    "fma": r"FFMA|FMUL|FADD|HFMA2|HADD2|HMUL2|DFMA|DADD|DMUL|IMAD|HMMA|HGMMA",
+    "mufu": r"MUFU|F2F\.|F2I|I2F|FRND",
+    "memory": r"LD|ST|ATOM|RED|SHFL|UBLKCP|LDGSTS",
+}
+
+
+class RefusalError(Exception):
+    """The code does not show what was asked of it."""
+
+
+@dataclass
+class Instruction:
+    """One line of the listing."""
+
+    predicate: str
+    name: str
+    operands: str
+    targets: list[str]
+
+    @property
+    def kind(self) -> str:
+        return next((kind for kind, names in CLASSES.items() if re.match(names, self.name)), "other")
+
+    def bytes_moved(self) -> int:
+        """Bytes that a thread moves to or from device memory, or 0."""
+        if not re.match(r"(LDG|STG|LDGSTS)\b", self.name):
+            return 0
+        for part, size in ((".128", 16), (".64", 8), (".U8", 1), (".S8", 1), (".U16", 2), (".S16", 2)):
+            if part in self.name:
+                return size
+        return 4
+
+
+@dataclass
+class Block:
+    """Instructions that run one after the other, and the blocks that may follow."""
+
+    code: list[Instruction] = field(default_factory=list)
+    next: list[int] = field(default_factory=list)
+
+    def bytes_moved(self) -> tuple[int, int]:
+        """Bytes read and written by a thread that takes the wider of two accesses under opposite predicates."""
+        moved = [0, 0]
+        accesses = [i for i in self.code if i.bytes_moved() > 0]
+        for one in accesses:
+            opposite = one.predicate.removeprefix("!") if one.predicate.startswith("!") else "!" + one.predicate
+            rivals = [i for i in accesses if one.predicate and i.predicate == opposite and i.name[:3] == one.name[:3]]
+            if not any(i.bytes_moved() > one.bytes_moved() for i in rivals):
+                moved[one.name.startswith("STG")] += one.bytes_moved()
+        return moved[0], moved[1]
+
+
+def functions(listing: str) -> dict[str, list[str]]:
+    """The lines of every function, by its mangled name."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] | None = None
+    for line in listing.splitlines():
+        if name := FUNCTION.match(line):
+            lines = found.setdefault(name[1], [])
+        elif line.startswith("//-----") or re.match(r"\s*\.section", line):
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    return found
+
+
+def blocks_of(lines: list[str]) -> list[Block]:
+    """The basic blocks of a function, the first one its entry."""
+    blocks, labels, ends = [Block()], {}, [False]
+    for line in lines:
+        if label := LABEL.match(line):
+            if blocks[-1].code:
+                blocks.append(Block())
+                ends.append(False)
+            labels[label[1]] = len(blocks) - 1
+        elif match := INSTRUCTION.match(line):
+            _, predicate, name, operands, table = match.groups()
+            targets = table.split(",") if table else re.findall(r"`\((\.L_\w+)\)", operands)
+            one = Instruction(predicate or "", name, operands, [t.strip() for t in targets])
+            blocks[-1].code.append(one)
+            if re.match(r"BRA|BRX|JMP|JMX|EXIT|RET", name):
+                # a uniform predicate may stand before the target: BRA UP0, `(.L_x_1)
+                always = not predicate and not re.match(r"BRA\.DIV|BRA\.CONV", name) and not re.match(r"!?U?P\w+,", operands)
+                ends[-1] = always
+                blocks.append(Block())
+                ends.append(False)
+        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/", line):
+            raise RefusalError(f"no instruction is known as {line.strip()!r}")
+    for at, block in enumerate(blocks):
+        last = block.code[-1] if block.code else None
+        if last is not None and last.name.startswith(("BRA", "BRX", "JMP")) and not last.name.startswith("BRA.DIV"):
+            missing = [t for t in last.targets if t not in labels]
+            if missing or not last.targets:
+                raise RefusalError(f"a branch to nowhere known: {last.name} {last.operands}")
+            block.next += [labels[t] for t in last.targets]
+        if not ends[at] and at + 1 < len(blocks):
+            block.next.append(at + 1)
+    return blocks
+
+
+@dataclass
+class Loop:
+    """A natural loop: its head, the blocks in it, the blocks that jump back."""
+
+    head: int
+    body: set[int]
+    latches: set[int]
+
+
+def loops_of(blocks: list[Block]) -> list[Loop]:
+    """Every loop, those with one head as one."""
+    before: list[set[int]] = [set() for _ in blocks]
+    for at, block in enumerate(blocks):
+        for to in block.next:
+            before[to].add(at)
+    reached, waiting = {0}, [0]
+    while waiting:
+        for to in blocks[waiting.pop()].next:
+            if to not in reached:
+                reached.add(to)
+                waiting.append(to)
+    dominators = {at: {0} if at == 0 else set(reached) for at in reached}
+    changed = True
+    while changed:
+        changed = False
+        for at in sorted(reached - {0}):
+            new = set.intersection(*(dominators[p] for p in before[at] if p in reached)) | {at}
+            if new != dominators[at]:
+                dominators[at], changed = new, True
+    found: dict[int, Loop] = {}
+    for at in sorted(reached):
+        for head in blocks[at].next:
+            if head not in dominators[at]:
+                continue
+            loop = found.setdefault(head, Loop(head, {head}, set()))
+            loop.latches.add(at)
+            stack = [at]
+            while stack:
+                one = stack.pop()
+                if one not in loop.body:
+                    loop.body.add(one)
+                    stack += [p for p in before[one] if p in reached]
+    return list(found.values())
+
+
+def innermost(loops: list[Loop]) -> list[Loop]:
+    return [loop for loop in loops if not any(other.head != loop.head and other.body < loop.body for other in loops)]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What one way round a loop issues, by class, and the bytes that a thread reads and writes on it."""
+
+    counts: tuple[tuple[str, int], ...]
+    read: int
+    written: int
+
+    @property
+    def instructions(self) -> int:
+        return sum(n for _, n in self.counts)
+
+    def then(self, block: Block) -> Way:
+        counts = Counter(dict(self.counts))
+        counts.update(i.kind for i in block.code)
+        read, written = block.bytes_moved()
+        return Way(tuple(sorted(counts.items())), self.read + read, self.written + written)
+
+
+def ways_round(blocks: list[Block], loop: Loop) -> list[Way]:
+    """The ways from an innermost loop's head back to it; of those that move the same bytes the longest alone."""
+    order: list[int] = []
+    seen: set[int] = set()
+
+    def visit(at: int) -> None:
+        seen.add(at)
+        for to in blocks[at].next:
+            if to in loop.body and to != loop.head and to not in seen:
+                visit(to)
+        order.append(at)
+
+    visit(loop.head)
+    ways: dict[int, dict[tuple[int, int], Way]] = {loop.head: {(0, 0): Way((), 0, 0)}}
+    done: dict[tuple[int, int], Way] = {}
+
+    def keep(table: dict[tuple[int, int], Way], way: Way) -> None:
+        key = way.read, way.written
+        if key not in table or table[key].instructions < way.instructions:
+            table[key] = way
+
+    for at in reversed(order):
+        for way in ways.get(at, {}).values():
+            after = way.then(blocks[at])
+            for to in blocks[at].next:
+                if to == loop.head:
+                    keep(done, after)
+                elif to in loop.body:
+                    keep(ways.setdefault(to, {}), after)
+    return list(done.values())
+
+
+def widest(blocks: list[Block], loop: Loop) -> int:
+    """Bytes of the widest access to device memory in a loop."""
+    return max((i.bytes_moved() for at in loop.body for i in blocks[at].code), default=0)
+
+
+def hot_loop(blocks: list[Block], read: int, written: int, width: int = 16) -> tuple[Loop, Way]:
+    """The one innermost loop, of those whose widest access is of `width` bytes, on a way round which a thread reads and writes so many."""
+    found = []
+    loops = [loop for loop in innermost(loops_of(blocks)) if widest(blocks, loop) == width]
+    for loop in loops:
+        found += [(loop, way) for way in ways_round(blocks, loop) if (way.read, way.written) == (read, written)]
+    if len(found) != 1:
+        seen = sorted({(w.read, w.written) for loop in loops for w in ways_round(blocks, loop)})
+        raise RefusalError(f"{len(found)} innermost loops read {read} and write {written} bytes a thread; there are (read, written) {seen}")
+    return found[0]
+
+
+def around(blocks: list[Block], inner: Loop) -> int:
+    """Instructions of the shortest way round the loop that holds `inner`, through it and without it."""
+    outer = [loop for loop in loops_of(blocks) if loop.head != inner.head and inner.body < loop.body]
+    if not outer:
+        return 0
+    row = min(outer, key=lambda loop: len(loop.body))
+    # Dijkstra over (block, whether the inner loop has been passed); the inner loop is one node that costs nothing.
+    best = {(row.head, False): 0}
+    waiting = [(0, row.head, False)]
+    lengths = []
+    while waiting:
+        waiting.sort(reverse=True)
+        cost, at, passed = waiting.pop()
+        if best.get((at, passed), -1) != cost:
+            continue
+        if at == inner.head:
+            exits, cost_after, passed_after = {t for b in inner.body for t in blocks[b].next} - inner.body, cost, True
+        else:
+            exits, cost_after, passed_after = set(blocks[at].next), cost + len(blocks[at].code), passed
+        for to in exits:
+            if to == row.head:
+                if passed_after:
+                    lengths.append(cost_after)
+            elif to in row.body and cost_after < best.get((to, passed_after), 1 << 30):
+                best[(to, passed_after)] = cost_after
+                waiting.append((cost_after, to, passed_after))
+    if not lengths:
+        raise RefusalError("no way round the loop over rows leads through the hot loop")
+    return min(lengths)
