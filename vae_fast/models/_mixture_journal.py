@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,20 @@ from vae_fast._archive import read_archive, write_archive
 from vae_fast._world import World
 from vae_fast.errors import FileError
 from vae_fast.files import atomic_write
-from vae_fast.models._em import Parameters, Run
 from vae_fast.models._mixture_start import numbers
 
 FORMAT = "vae_fast.mixture_fit"
 VERSION = 1
 _KEYS = frozenset(("format", "version", "torch", "config", "seed", "generator", "init", "best", "loop", "history", "data"))
+
+
+class Best(NamedTuple):
+    """The best start so far: where it ended, by name, and what a fit tells of it."""
+
+    tensors: dict[str, Tensor]
+    lower_bounds: list[float]
+    lower_bound: float
+    converged: bool
 
 
 class Journal:
@@ -44,7 +52,7 @@ class Journal:
         """See the class."""
         self.path, self.every, self.config, self.world = path, every, config, world
         self.seed, self.init = 0, 0
-        self.best: Run | None = None
+        self.best: Best | None = None
         self.loop: dict[str, Any] | None = None
         self.generator: Tensor | None = None
         self.digest: list[Any] | None = None
@@ -68,7 +76,7 @@ class Journal:
         self.digest = state["data"]
         best = state["best"]
         if best is not None:
-            self.best = Run(Parameters(**best["parameters"]), best["bounds"], best["bound"], best["converged"])
+            self.best = Best(best["parameters"], best["bounds"], best["bound"], best["converged"])
         self.history = [list(row) for row in state["history"]]
         self._began -= self.history[-1][3] if self.history else 0.0
 
@@ -82,6 +90,13 @@ class Journal:
         if taken and (digest, samples) != tuple(self.digest or ()):
             raise FileError(f"{self.path}: was fitted to other data: expected the same samples")
         self.digest = [digest, samples]
+
+    def ended(self, tensors: Mapping[str, Tensor], bounds: list[float], bound: float, converged: bool, generator: torch.Generator) -> None:
+        """A start is at its end; the best of those there were is kept."""
+        if self.best is None or bound > self.best.lower_bound:
+            self.best = Best(dict(tensors), bounds, bound, converged)
+        self.init += 1
+        self.keep(0, None, generator)
 
     def note(self, iteration: int, bound: float) -> None:
         """An iteration has been made."""
@@ -97,8 +112,8 @@ class Journal:
         assert self.path is not None
         best = None
         if self.best is not None:
-            parameters, bounds, bound, converged = self.best
-            best = {"parameters": parameters._asdict(), "bounds": bounds, "bound": bound, "converged": converged}
+            tensors, bounds, bound, converged = self.best
+            best = {"parameters": tensors, "bounds": bounds, "bound": bound, "converged": converged}
         state = {"format": FORMAT, "version": VERSION, "torch": str(torch.__version__), "config": self.config, "data": self.digest}
         state |= {"seed": self.seed, "generator": generator.get_state(), "history": self.history}
         state |= {"init": self.init, "best": best, "loop": loop}
@@ -125,7 +140,7 @@ def settings_of(params: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str,
             config[name] = value
         elif isinstance(value, torch.dtype):
             config[name] = str(value)
-        elif name.endswith("_init"):
+        elif name.endswith(("_init", "_prior")):
             config[name] = hashlib.sha256(numbers(name, value).double().cpu().contiguous().numpy().tobytes()).hexdigest()
     return config | dict(more)
 
@@ -176,7 +191,12 @@ def _misfit(state: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """What does not fit the mixture, of what its loop is to go on with."""
     k, d = config["n_components"], config["n_features"]
     scale = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[config["covariance_type"]]
-    shapes = {"weight_logits": (k,), "means": (k, d), "scale": scale}
+    shapes: dict[str, tuple[int, ...]] = {"weight_logits": (k,), "means": (k, d), "scale": scale}
+    if config["method"] == "variational":
+        process = config["weight_concentration_prior_type"] == "dirichlet_process"
+        shapes = {"concentration": (2, k) if process else (k,), "mean_precision": (k,), "means": (k, d), "scale": scale}
+        shapes["degrees_of_freedom"] = () if config["covariance_type"] == "tied" else (k,)
+    dtype = str(torch.float64) if config["method"] == "variational" else config["computed_in"]
     loop, best = state["loop"] or {}, state["best"] or {}
     wanted = {"parameters": dict, "bounds": list, "previous": float}
     if config["method"] == "adam":
@@ -196,6 +216,6 @@ def _misfit(state: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
         for tensors in (part[name] for name in ("parameters", "best_parameters") if name in part):
             if {n: tuple(t.shape) if isinstance(t, Tensor) else None for n, t in tensors.items()} != shapes:
                 return "its parameters have other shapes"
-            if any(str(t.dtype) != config["computed_in"] for t in tensors.values()):
+            if any(str(t.dtype) != dtype for t in tensors.values()):
                 return "its parameters have another dtype"
     return None

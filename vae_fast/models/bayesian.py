@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +22,8 @@ from vae_fast.functional.mixture import COVARIANCE_TYPES, has_factors
 from vae_fast.models import _em, _mixture_start, _variational
 from vae_fast.models._em import Parameters, Run
 from vae_fast.models._estimator import RandomState, check_random_state, generator_of
-from vae_fast.models._mixture_data import Rows, block_rows
+from vae_fast.models._mixture_data import Rows, block_rows, digest_of
+from vae_fast.models._mixture_journal import Journal, settings_of
 from vae_fast.models._mixture_module import MixtureModule
 from vae_fast.models._progress import Progress
 from vae_fast.models._variational import Posterior, Prior
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Callback = Callable[["BayesianMixtureOfGaussians", int, float], object]
+
+
+def _on(tensors: dict[str, Tensor], device: torch.device) -> Posterior:
+    return Posterior(**{name: t.to(device) for name, t in tensors.items()})
 
 
 class BayesianMixtureOfGaussians(MixtureModule):
@@ -144,21 +151,36 @@ class BayesianMixtureOfGaussians(MixtureModule):
     # --- fitting ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, X: Any, y: object = None, *, callback: Callback | None = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: object = None,
+        *,
+        callback: Callback | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        save_every: int = 10,
+        resume: bool = False,
+    ) -> Self:
         """Find the posterior.
 
         Args:
             X: samples ``(N, D)``, as for :meth:`MixtureOfGaussians.fit`; in a process group likewise.
             y: ignored.
             callback: ``callback(mixture, iteration, lower_bound)`` after each iteration, with the parameters of that iteration in place.
+            checkpoint, save_every, resume: as for :meth:`MixtureOfGaussians.fit`: what is killed goes on from the file, to the same bits.
 
         Raises:
+            FileError: (a ValueError) if ``checkpoint`` cannot be written, or with ``resume`` not be read, or is of another fit.
             ValueError: for NaN or infinity in X, fewer samples than components or than two, or a shape that does not fit.
             SingularCovarianceError: (a ValueError) naming the components and what to change.
 
         Warns:
             ConvergenceWarning: if ``max_iter`` was reached first.
         """
+        check.positive_int("save_every", save_every)
+        check.flag("resume", resume)
+        if resume and checkpoint is None:
+            raise ValueError("resume=True, checkpoint=None: expected the checkpoint to go on from")
         self._check_settings()
         resumes = bool(self.warm_start) and self._from_data
         world = current() if self.distributed == "auto" else World()
@@ -166,15 +188,24 @@ class BayesianMixtureOfGaussians(MixtureModule):
         rows: Rows = world.together(lambda: Rows(X, n_features=self._now().means.shape[1] if resumes else None, **how))
         world.same({"n_components": self.n_components} | rows.described())
         random = generator_of(self.random_state, torch.device("cpu"))
-        generator = torch.Generator().manual_seed(world.on_main(lambda: int(torch.randint(2**62, (), generator=random))))
+        journal = self._journal(rows, None if checkpoint is None else Path(checkpoint), save_every)
+        journal.seed = world.on_main(lambda: int(torch.randint(2**62, (), generator=random)))
+        if resume:
+            journal.read()
+        generator = torch.Generator().manual_seed(journal.seed)
         samples, sample = rows.survey(self.n_components, generator)
         if samples < 2:
             raise ValueError(f"X has {samples} samples: expected at least 2")
+        journal.check_data(digest_of(sample) if rows.has_places() else None, samples)
+        if journal.generator is not None:
+            generator.set_state(journal.generator)
+        self.fit_history_ = journal.history
         prior = self._prior(rows, sample, samples)
-        inits = range(1 if resumes else self.n_init)
-        runs = [self._run(rows, samples, sample, prior, generator, init, resumes, callback) for init in inits]
-        best, run = max(runs, key=lambda pair: pair[1].lower_bound)
-        self._adopt(best, rows.dtype)
+        for _ in range(journal.init, 1 if resumes else self.n_init):
+            self._run(rows, samples, sample, prior, generator, resumes, callback, journal)
+        run = journal.best
+        assert run is not None
+        self._adopt(_on(run.tensors, rows.device), rows.dtype)
         self.converged_, self.n_iter_ = run.converged, len(run.lower_bounds)
         self.lower_bound_, self.lower_bounds_ = run.lower_bound, run.lower_bounds
         self._from_data, self._gives_numpy = True, rows.is_numpy
@@ -189,6 +220,12 @@ class BayesianMixtureOfGaussians(MixtureModule):
         """:meth:`fit`, then :meth:`predict` for the same samples."""
         return self.fit(X, callback=callback).predict(X)
 
+    def _journal(self, rows: Rows, path: Path | None, save_every: int) -> Journal:
+        config = settings_of(self.get_params(), rows.described() | {"method": "variational"})
+        for name in ("max_iter", "verbose", "verbose_interval", "warm_start", "distributed", "dtype", "device"):
+            config.pop(name, None)
+        return Journal(path, save_every, config, rows.world)
+
     def _run(
         self,
         rows: Rows,
@@ -196,10 +233,11 @@ class BayesianMixtureOfGaussians(MixtureModule):
         sample: Tensor,
         prior: Prior,
         generator: torch.Generator,
-        init: int,
         resumes: bool,
         callback: Callback | None,
-    ) -> tuple[Posterior, Run]:
+        journal: Journal,
+    ) -> None:
+        """One start, from its beginning or from where the journal has it."""
         world, kind, at_most = rows.world, self.covariance_type, block_rows(self.n_components, rows.n_features)
         process = self.weight_concentration_prior_type == "dirichlet_process"
         now: Posterior
@@ -209,19 +247,29 @@ class BayesianMixtureOfGaussians(MixtureModule):
             return Posterior(*world.of_main(found))
 
         def show(_: Parameters, iteration: int, bound: float) -> None:
+            journal.note(iteration, bound)
             if callback is not None:
                 self._adopt(now, rows.dtype)
                 world.on_main(lambda: callback(self, iteration, bound) and None)
 
-        progress = Progress(init, self.verbose if world.main else 0, self.verbose_interval, show)
+        progress = Progress(journal.init, self.verbose if world.main else 0, self.verbose_interval, show)
         bounds, previous, converged = list[float](), -math.inf, False
-        if resumes:
+        loop, journal.loop = journal.loop, None
+        if loop is not None:
+            now, bounds, previous = _on(loop["parameters"], rows.device), list(loop["bounds"]), loop["previous"]
+        elif resumes:
             now, previous = self._posterior, self.lower_bound_
         else:
             means = _mixture_start.given("means_init", self.means_init, (self.n_components, rows.n_features), rows)
             how = (rows, sample, samples, self.n_components, kind, self.init_params, generator, means)
             now = step(*_mixture_start.first_sums(*how), f"start from init_params={self.init_params!r}")
-        for iteration in range(1, self.max_iter + 1):
+
+        def kept() -> dict[str, Any]:
+            return {"parameters": now._asdict(), "bounds": bounds, "previous": previous}
+
+        if loop is None:
+            journal.keep(0, kept, generator)
+        for iteration in range(len(bounds) + 1, self.max_iter + 1):
             old = _variational.expected(now, kind, rows.dtype)
             sums = _em.expectation(lambda: rows.blocks(at_most), old, kind, world=world)
             _em.finite_bound(sums, iteration)
@@ -233,9 +281,9 @@ class BayesianMixtureOfGaussians(MixtureModule):
             if abs(change) < self.tol:
                 converged = True
                 break
-        run = Run(_variational.expected(now, kind, rows.dtype), bounds, previous, converged)
-        progress.end(run)
-        return now, run
+            journal.keep(iteration, kept, generator)
+        progress.end(Run(_variational.expected(now, kind, rows.dtype), bounds, previous, converged))
+        journal.ended(now._asdict(), bounds, previous, converged, generator)
 
     def _prior(self, rows: Rows, sample: Tensor, samples: int) -> Prior:
         """The prior, with the data's own mean and covariance where none are given; these are summed about a sample's mean."""

@@ -306,13 +306,11 @@ class MixtureOfGaussians(Criteria):
             before = self.__dict__.get("lower_bound_", -math.inf) if resumes else -math.inf
             run = self._run(rows, samples, sample, start, before, generator, progress, journal, loop)
             progress.end(run)
-            if journal.best is None or run.lower_bound > journal.best.lower_bound:
-                journal.best = run
-            journal.init = init + 1
-            journal.keep(0, None, generator)
+            journal.ended(run.parameters._asdict(), run.lower_bounds, run.lower_bound, run.converged, generator)
         best = journal.best
         assert best is not None
-        self._set(best.parameters.on(rows.device))
+        parameters = Parameters(**best.tensors)
+        self._set(parameters.on(rows.device))
         self.converged_, self.n_iter_ = best.converged, len(best.lower_bounds)
         self.lower_bound_, self.lower_bounds_ = best.lower_bound, best.lower_bounds
         self._from_data, self._gives_numpy = True, rows.is_numpy
@@ -320,7 +318,7 @@ class MixtureOfGaussians(Criteria):
         if not best.converged and self.max_iter > 0:
             advice = "raise max_iter or tol, or look for degenerate data"
             warnings.warn(f"the fit did not converge in max_iter={self.max_iter} iterations: {advice}", ConvergenceWarning, stacklevel=3)
-        self._warn_of_dead(best.parameters.weight_logits.softmax(0) * samples)
+        self._warn_of_dead(parameters.weight_logits.softmax(0) * samples)
 
     def _began(self, rows: Rows, samples: int, sample: Tensor, generator: torch.Generator, loop: dict[str, Any] | None) -> Parameters:
         """Where a start begins; where one has begun already that does not matter."""
