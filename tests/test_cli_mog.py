@@ -383,3 +383,34 @@ def test_help_says_it_all(capsys):
         assert word in text
     for default in ("full", "em", "100", "0.001", "1e-06", "float32", "10000"):
         assert f"(default: {default})" in text
+
+
+# --- the variational mixture ------------------------------------------------------------------------------------------
+
+
+def test_bayesian(npy, tmp_path, capsys):
+    """It uses two of six components for two clusters."""
+    options = ("--data", npy, "-k", 6, "--bayesian", "--concentration", 1e-3, "--max-iter", 300, "--holdout", 0.1)
+    assert mog(tmp_path / "out", *options) == 0
+    found, rows = results(tmp_path / "out"), metrics(tmp_path / "out")
+    assert found["converged"] and "bic" not in found
+    assert list(rows[0]) == ["start", "iteration", "lower_bound", "seconds"]
+    assert rows[-1]["lower_bound"] == pytest.approx(found["lower_bound"])
+    mixture = np.load(tmp_path / "out" / "mixture.npz")
+    assert (mixture["weights"] > 0.02).sum() == 2
+    assert "lower bound" in capsys.readouterr().out
+    assert (tmp_path / "out" / "log_likelihood.png").exists()
+    assert not (tmp_path / "out" / "fit.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--bayesian", "--method", "adam"), ("--method adam: goes without --bayesian",)),
+        (("--bayesian", "--reseed-dead"), ("--reseed-dead: goes without --bayesian",)),
+        (("--concentration", "0.1"), ("--concentration: goes with --bayesian only",)),
+        (("--bayesian", "--concentration", "0"), ("--concentration", "0")),
+    ],
+)
+def test_what_goes_with_bayesian(options, words, npy, tmp_path, capsys):
+    one_line(capsys, mog(tmp_path / "out", "--data", npy, "-k", 2, *options), *words)

@@ -25,10 +25,12 @@ from vae_fast.models._em import DEAD_COUNT
 from vae_fast.training import distributed
 from vae_fast.training.distributed import World
 
+Mixture = models.MixtureOfGaussians | models.BayesianMixtureOfGaussians
+
 _WRITTEN = FILES["mog"]
 _PICTURES = _WRITTEN[-4:]
 _CHECKPOINT = "fit.pt"
-_COLUMNS = ("start", "iteration", "log_likelihood", "seconds")
+_COLUMNS = ("start", "iteration", "log_likelihood", "seconds")  # of --bayesian: lower_bound
 _MOST_IMAGES = 100
 #: Options that say where and how to run, not what the result is.
 _NOT_SETTINGS = (
@@ -48,7 +50,8 @@ def add_command(commands: Any) -> None:
         "covariance_type; numpy.load reads it), config.json, metrics.csv (one row per iteration), results.json, log_likelihood.png; "
         "density.png for points of one or two dimensions; means.png (the heaviest first) and samples.png for images. Log-likelihoods "
         "are means in nats per point; images are read in [0, 1]. A component is dead when it is responsible for less than a tenth of a "
-        "training point. FILE.npy is mapped, not loaded. Started by torchrun, the processes fit one mixture, each to its part of the rows: "
+        "training point. With --bayesian the iterations' numbers are the lower bound of all points together, and there are no criteria. "
+        "FILE.npy is mapped, not loaded. Started by torchrun, the processes fit one mixture, each to its part of the rows: "
         "torchrun --nproc-per-node 2 -m vae_fast mog --data FILE.npy -k 4096. While a fit is under way, DIR holds fit.pt, from which "
         "--resume goes on. Exit code: 0, 2 for an error (one line on stderr), 130 when interrupted. "
         "Example: vae-fast mog --data galaxy -k 50 --out runs/galaxy",
@@ -86,6 +89,10 @@ def _mixture_options(mog: argparse.ArgumentParser) -> None:
     text = "em: expectation maximisation; adam: gradient steps on the log-likelihood (default: em)"
     add("--method", choices=("em", "adam"), default="em", help=text)
     add("--max-iter", metavar="N", type=positive, default=100, help="iterations at most; of adam: passes over the data (default: 100)")
+    text = "a posterior by variational inference instead, of --method em only: as many of the K are used as the data speak for"
+    add("--bayesian", action="store_true", help=text)
+    text = "prior of each weight, of --bayesian only: the lower, the fewer components are used (default: 1 / K)"
+    add("--concentration", metavar="X", type=number(float, 0.0, open_below=True), help=text)
     text = "stop once an iteration gains less than this many nats per point (default: 0.001)"
     add("--tol", metavar="X", type=share, default=1e-3, help=text)
     add("--reg-covar", metavar="X", type=share, default=1e-6, help="added to the variances (default: 1e-06)")
@@ -112,6 +119,11 @@ def _mog(args: argparse.Namespace) -> int:
             raise RunError(f"--{name.replace('_', '-')}: goes with --method adam only")
     if args.method == "adam" and args.reseed_dead:
         raise RunError("--reseed-dead: goes with --method em only")
+    for name, given in (("--method adam", args.method == "adam"), ("--reseed-dead", args.reseed_dead)):
+        if args.bayesian and given:
+            raise RunError(f"{name}: goes without --bayesian")
+    if args.concentration is not None and not args.bayesian:
+        raise RunError("--concentration: goes with --bayesian only")
     if args.holdout >= 1.0:
         raise RunError(f"--holdout {args.holdout:g}: expected a share below 1")
     if args.resume and args.overwrite:
@@ -166,21 +178,7 @@ def _run(args: argparse.Namespace, world: World, held: contextlib.ExitStack) -> 
         write_json(out / "config.json", _config(args))
 
     world.on_main(open_directory)
-    model = models.MixtureOfGaussians(
-        args.components,
-        covariance_type=args.covariance,
-        tol=args.tol,
-        reg_covar=args.reg_covar,
-        max_iter=args.max_iter,
-        n_init=args.n_init,
-        random_state=args.seed,
-        method=args.method,
-        lr=args.lr,
-        batch_size=args.batch_size,
-        reseed_dead=args.reseed_dead,
-        dtype=dtype,
-        device=device,
-    )
+    model = _model(args, dtype, device)
     watch = _fit(args, model, points.train, out, world)
     results = _results(model, points, watch, world)
 
@@ -196,40 +194,52 @@ def _run(args: argparse.Namespace, world: World, held: contextlib.ExitStack) -> 
     return finish
 
 
-class _Watch:
-    """What is recorded and printed while the model is fitted."""
+def _model(args: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Mixture:
+    names = ("tol", "reg_covar", "max_iter", "n_init")
+    common = {name: getattr(args, name) for name in names} | {"random_state": args.seed, "dtype": dtype, "device": device}
+    k, kind = args.components, args.covariance
+    if args.bayesian:
+        return models.BayesianMixtureOfGaussians(k, covariance_type=kind, weight_concentration_prior=args.concentration, **common)
+    own = {name: getattr(args, name) for name in ("method", "lr", "batch_size", "reseed_dead")}
+    return models.MixtureOfGaussians(k, covariance_type=kind, **own, **common)
 
-    def __init__(self, bar: Any | None, points: int) -> None:
+
+class _Watch:
+    """What is recorded and printed while the model is fitted; ``what`` an iteration gives, in words."""
+
+    def __init__(self, bar: Any | None, points: int, what: str) -> None:
         self.rows: list[dict[str, float]] = []
+        self.what, self.column = what, what.replace(" ", "_").replace("-", "_")
+        self.columns = tuple(self.column if name == "log_likelihood" else name for name in _COLUMNS)
         self._bar, self._points = bar, points
 
-    def __call__(self, model: models.MixtureOfGaussians, iteration: int, log_likelihood: float) -> None:
+    def __call__(self, model: Mixture, iteration: int, value: float) -> None:
         rows = model.fit_history_
-        self.rows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows[len(self.rows) :]]
+        self.rows += [dict(zip(self.columns, row, strict=True)) for row in rows[len(self.rows) :]]
         start = int(self.rows[-1]["start"])
         if self._bar is not None:
             seconds = self.rows[-1]["seconds"] - (self.rows[-2]["seconds"] if len(self.rows) > 1 else 0.0)
-            self._bar.set_description(f"log-likelihood {log_likelihood:.4f}", refresh=False)
+            self._bar.set_description(f"{self.what} {value:.4f}", refresh=False)
             self._bar.set_postfix_str(f"{self._points / max(seconds, 1e-9):,.0f} rows/s", refresh=False)
             self._bar.update(len(self.rows) - self._bar.n)
         # 1 to 10, then every tenth, then every hundredth: the first iterations change most.
         if iteration % 10 ** int(math.log10(max(1, iteration))) == 0:
             begun = f"start {start}  " if start > 1 else ""
-            training.say(f"{begun}iteration {iteration:>4}  log-likelihood {log_likelihood:.4f}")
+            training.say(f"{begun}iteration {iteration:>4}  {self.what} {value:.4f}")
 
     def starts(self) -> list[list[float]]:
-        """The log-likelihoods of each start."""
+        """The values of each start."""
         count = int(self.rows[-1]["start"]) if self.rows else 0
-        return [[row["log_likelihood"] for row in self.rows if row["start"] == i + 1] for i in range(count)]
+        return [[row[self.column] for row in self.rows if row["start"] == i + 1] for i in range(count)]
 
 
-def _fit(args: argparse.Namespace, model: models.MixtureOfGaussians, x: _points.Rows, out: Path, world: World) -> _Watch:
+def _fit(args: argparse.Namespace, model: Mixture, x: _points.Rows, out: Path, world: World) -> _Watch:
     """Fit; whatever happens, the iterations there were are in metrics.csv."""
     with training.progress_bar(None if world.main else False, args.max_iter * args.n_init, 0) as bar:
         if bar is not None:
             bar.unit, bar.unit_scale = " iterations", False
             bar.set_description("looking for a start")
-        watch = _Watch(bar, len(x))
+        watch = _Watch(bar, len(x), "lower bound" if args.bayesian else "log-likelihood")
         try:
             with warnings.catch_warnings():  # the summary says both
                 warnings.simplefilter("ignore", models.ConvergenceWarning)
@@ -241,7 +251,7 @@ def _fit(args: argparse.Namespace, model: models.MixtureOfGaussians, x: _points.
             raise RunError(f"the fit failed: {error}") from error
         finally:
             if world.main:
-                write_csv(out / "metrics.csv", _COLUMNS, watch.rows)
+                write_csv(out / "metrics.csv", watch.columns, watch.rows)
     return watch
 
 
@@ -256,23 +266,23 @@ def _description(args: argparse.Namespace, points: _points.Points, device: torch
     tested = "no test points" if points.test is None else f"{len(points.test):,} test points"
     return (
         f"{points.name}: {n:,} training and {tested} of dimension {d}\n"
-        f"mixture: K = {args.components}, {args.covariance} covariances, by {args.method}; "
+        f"mixture: K = {args.components}, {args.covariance} covariances, by {'variational inference' if args.bayesian else args.method}; "
         f"device {device}, {args.dtype}, backend {build_info()['backend']}" + (f"; {world.size} processes" if world.size > 1 else "")
     )
 
 
 def _title(args: argparse.Namespace, points: _points.Points) -> str:
-    how = "EM" if args.method == "em" else "Adam"
+    how = "variational" if args.bayesian else "EM" if args.method == "em" else "Adam"
     return f"{plots.literal(points.name)}: K = {args.components}, {args.covariance} covariances, {how}"
 
 
-def _save_mixture(path: Path, model: models.MixtureOfGaussians, covariance_type: str) -> None:
+def _save_mixture(path: Path, model: Mixture, covariance_type: str) -> None:
     with atomic_write(path) as file:
         arrays = {name: getattr(model, f"{name}_") for name in ("weights", "means", "covariances")}
         np.savez(file, covariance_type=np.array(covariance_type), **arrays)
 
 
-def _results(model: models.MixtureOfGaussians, points: _points.Points, watch: _Watch, world: World) -> dict[str, Any]:
+def _results(model: Mixture, points: _points.Points, watch: _Watch, world: World) -> dict[str, Any]:
     """Each process goes over its part of the points."""
     test = points.test
     train_total, n = model.total_log_prob(points.train, world)
@@ -282,10 +292,12 @@ def _results(model: models.MixtureOfGaussians, points: _points.Points, watch: _W
         results["test_log_likelihood"] = total / count
         if points.toy in toys.KNOWN:
             results["true_test_log_likelihood"] = toys.toy_log_prob(points.toy, _points.some(test, torch.float64)).mean().item()
-    free = model.free_parameters()
+    if isinstance(model, models.MixtureOfGaussians):
+        free = model.free_parameters()
+        results |= {"bic": -2.0 * train_total + free * math.log(n), "aic": -2.0 * train_total + 2.0 * free}
+    else:
+        results |= {"lower_bound": model.lower_bound_}
     return results | {
-        "bic": -2.0 * train_total + free * math.log(n),
-        "aic": -2.0 * train_total + 2.0 * free,
         "starts": len(watch.starts()),
         "iterations": model.n_iter_,
         "converged": model.converged_,
@@ -302,18 +314,25 @@ def _summary(results: dict[str, Any]) -> str:
     return (
         f"{best}{ended} after {results['iterations']} iterations, {results['seconds']:.1f} s in all\n"
         f"log-likelihood in nats per point: training {results['train_log_likelihood']:.4f}{test}{true}\n"
-        f"BIC {results['bic']:,.1f}  AIC {results['aic']:,.1f}  dead components: {results['dead_components']}"
+        f"{_criteria(results)}  dead components: {results['dead_components']}"
     )
+
+
+def _criteria(results: dict[str, Any]) -> str:
+    if "bic" not in results:
+        return f"lower bound {results['lower_bound']:,.1f}"
+    return f"BIC {results['bic']:,.1f}  AIC {results['aic']:,.1f}"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _draw(out: Path, model: models.MixtureOfGaussians, points: _points.Points, watch: _Watch, title: str) -> None:
+def _draw(out: Path, model: Mixture, points: _points.Points, watch: _Watch, title: str) -> None:
     curve_png, density_png, means_png, samples_png = (out / name for name in _PICTURES)
     starts = sorted(watch.starts(), key=lambda values: values[-1])
     if starts:
-        plots.log_likelihood_curve(curve_png, starts[-1], title, starts[:-1])
+        how = {"label": "lower bound, nats"} if watch.column == "lower_bound" else {}
+        plots.log_likelihood_curve(curve_png, starts[-1], title, starts[:-1], **how)
     weights, means, covariances = (torch.from_numpy(t) for t in (model.weights_, model.means_, model.covariances_))
     d = points.train.shape[1]
     if points.image_shape is not None:

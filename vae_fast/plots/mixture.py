@@ -194,14 +194,21 @@ def _shades() -> Any:
 # --- whole pictures ---------------------------------------------------------------------------------------------------
 
 
-def log_likelihood_curve(path: PathLike, values: Sequence[float], title: str = "", others: Sequence[Sequence[float]] = ()) -> None:
-    """Mean log-likelihood of the training data by iteration, in nats per point.
+def log_likelihood_curve(
+    path: PathLike,
+    values: Sequence[float],
+    title: str = "",
+    others: Sequence[Sequence[float]] = (),
+    label: str = "mean log-likelihood, nats per point",
+) -> None:
+    """Mean log-likelihood of the training data by iteration, in nats per point; or what else ``label`` says.
 
     Args:
         path: the PNG to write, replaced in one step.
         values: one per iteration, from the first.
         title: above the picture.
         others: the same of other starts, drawn thin behind.
+        label: what the values are.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -214,7 +221,7 @@ def log_likelihood_curve(path: PathLike, values: Sequence[float], title: str = "
     axes.plot(range(1, len(values) + 1), values, color=BLUE, marker="o" if len(values) < 15 else None, markersize=4, label="the best start")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("iteration")
-    axes.set_ylabel("mean log-likelihood, nats per point")
+    axes.set_ylabel(label)
     axes.set_title(title, loc="left", color=INK)
     axes.grid(color=GRID, linewidth=0.7)
     bare(axes)
