@@ -60,13 +60,13 @@ class Kernel:
     target: float = 0.9
 
 
-def row_terms(name: str, file: str, grad: bool, read: int, written: int, elements: int, size: float, lanes: int = 32) -> Kernel:
+def row_terms(name: str, file: str, grad: bool, read: int, written: int, elements: int, size: float) -> Kernel:
     function = f"row_terms_kernelI{'f' if file == 'f32' else 'NS0_8BFloat16E'}Lb{grad:d}E"
-    return Kernel(name, PROBES / f"row_terms_{file}.cu", function, read, written, elements, 784, lanes, size)
+    return Kernel(name, PROBES / f"row_terms_{file}.cu", function, read, written, elements, 784, 8, size)
 
 
 def logsumexp(name: str, function: str, read: int, written: int, size: float) -> Kernel:
-    return Kernel(name, cuda_gate.CSRC / "cuda" / "logsumexp.cu", function, read, written, 4, 784, 32, size, width=4)
+    return Kernel(name, cuda_gate.CSRC / "cuda" / "logsumexp.cu", function, read, written, 8, 784, 8, size)
 
 
 KERNELS = [
@@ -76,8 +76,10 @@ KERNELS = [
     row_terms("bernoulli_logits bf16, forward and gradient, D=784", "bf16", True, 32, 16, 8, 6),
     row_terms("bernoulli_logits bf16, x uint8, forward and gradient, D=784", "bf16", True, 24, 16, 8, 5),
     row_terms("bernoulli_logits bf16, forward, D=784", "bf16", False, 32, 0, 8, 4),
-    logsumexp("logsumexp f32, forward, K=784", "logsumexp_rows_kernelIfE", 16, 0, 4),
-    logsumexp("logsumexp f32, backward, K=784", "logsumexp_rows_backward_kernelIfE", 16, 16, 8),
+    logsumexp("logsumexp f32, forward, K=784", "logsumexp_vectors_kernelIfE", 32, 0, 4),
+    logsumexp("logsumexp f32, backward, K=784", "logsumexp_vectors_backward_kernelIfE", 32, 32, 8),
+    logsumexp("logsumexp bf16, forward, K=784", "logsumexp_vectors_kernelINS0_8BFloat16E", 16, 0, 2),
+    logsumexp("logsumexp bf16, backward, K=784", "logsumexp_vectors_backward_kernelINS0_8BFloat16E", 16, 16, 4),
 ]
 
 

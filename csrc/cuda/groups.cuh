@@ -37,10 +37,18 @@ struct Groups {
       }
       return of_lanes(best);
     }
-    // A warp per row, or more where rows are long or too few to fill the device.
-    int lanes = kWarp;
+    // Where rows are enough to fill the device a quarter or half of a warp may waste less: the last of its passes is nearly full, and what
+    // is to be done once a row (a third of a pass) is done for several at once. Eight lanes still read whole lines of memory.
     const int64_t enough = static_cast<int64_t>(processors()) * 32 * kWarp;
-    while (lanes < kThreads && lanes < units && (rows * lanes < enough || units >= 4 * static_cast<int64_t>(kThreads))) lanes *= 2;
+    int lanes = kWarp;
+    double least = 1e30;
+    for (int narrow = kWarp / 4; narrow <= kWarp && units < 4 * static_cast<int64_t>(kThreads); narrow *= 2) {
+      const double cost = narrow * (static_cast<double>(ceil_div(units, static_cast<int64_t>(narrow) * per_lane)) + 1.0 / 3);
+      if ((narrow == kWarp || rows * narrow >= 2 * enough) && cost < least) lanes = narrow, least = cost;
+    }
+    // More than a warp where rows are long or too few.
+    while (lanes >= kWarp && lanes < kThreads && lanes < units && (rows * lanes < enough || units >= 4 * static_cast<int64_t>(kThreads)))
+      lanes *= 2;
     return of_lanes(lanes);
   }
 };

@@ -1,4 +1,4 @@
-#include "logsumexp.cuh"
+#include "logsumexp_vectors.cuh"
 
 namespace vae_fast {
 namespace cuda {
@@ -41,19 +41,48 @@ cudaError_t backward(const LogSumExpBackwardArgs& args, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
+/// Groups for rows of vectors of A.
+template <typename A>
+Groups groups_of(const LogSumExpArgs& args) {
+  return Groups::choose(args.outer, args.k / (16 / static_cast<int>(sizeof(A))), kVectorsOfRow<A>);
+}
+
+template <typename A>
+bool forward_by_vectors(const LogSumExpArgs& args, cudaStream_t stream) {
+  if (!fits_row_vectors<A>(args)) return false;
+  const Groups groups = groups_of<A>(args);
+  VF_START(logsumexp_vectors_kernel<A>, capped_grid(ceil_div(args.outer, groups.rows_per_block)), kThreads, stream, args, groups);
+  return true;
+}
+
+template <typename A>
+bool backward_by_vectors(const LogSumExpBackwardArgs& args, cudaStream_t stream) {
+  const LogSumExpArgs& f = args.forward;
+  if (!fits_row_vectors<A>(f) || args.grad_w != nullptr || reinterpret_cast<uintptr_t>(args.grad_a) % 16 != 0) return false;
+  const Groups groups = groups_of<A>(f);
+  VF_START(logsumexp_vectors_backward_kernel<A>, capped_grid(ceil_div(f.outer, groups.rows_per_block)), kThreads, stream, args, groups);
+  return true;
+}
+
 }  // namespace
 
 cudaError_t logsumexp(const LogSumExpArgs& args, cudaStream_t stream) {
   if (args.outer < 0 || args.k < 0 || args.inner < 0) return cudaErrorInvalidValue;
   if (args.outer == 0 || args.inner == 0) return cudaSuccess;
-  return args.is_double ? forward<double>(args, stream) : forward<float>(args, stream);
+  if (args.is_double) return forward<double>(args, stream);
+  if (forward_by_vectors<float>(args, stream) || forward_by_vectors<BFloat16>(args, stream) || forward_by_vectors<Half>(args, stream))
+    return cudaGetLastError();
+  return forward<float>(args, stream);
 }
 
 cudaError_t logsumexp_backward(const LogSumExpBackwardArgs& args, cudaStream_t stream) {
   const LogSumExpArgs& f = args.forward;
   if (f.outer < 0 || f.k < 0 || f.inner < 0) return cudaErrorInvalidValue;
   if (f.outer == 0 || f.k == 0 || f.inner == 0 || (args.grad_a == nullptr && args.grad_w == nullptr)) return cudaSuccess;
-  return f.is_double ? backward<double>(args, stream) : backward<float>(args, stream);
+  if (f.is_double) return backward<double>(args, stream);
+  if (backward_by_vectors<float>(args, stream) || backward_by_vectors<BFloat16>(args, stream) || backward_by_vectors<Half>(args, stream))
+    return cudaGetLastError();
+  return backward<float>(args, stream);
 }
 
 }  // namespace cuda
