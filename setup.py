@@ -29,6 +29,9 @@ def sources(pattern):
 
 
 def commit():
+    """The checkout's, or None: an unpacked source distribution may lie inside a repository that is not ours."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         dirty = subprocess.run(["git", "status", "--porcelain", "--", "csrc", "setup.py"], cwd=ROOT, capture_output=True, text=True)
