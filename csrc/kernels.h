@@ -46,6 +46,7 @@ struct SampleArgs {
   bool is_double = false;
   int32_t form = 0;  // ScaleForm of `scale`
   Stream mu, scale;  // rows x columns
+  Bound bound;       // of scale; that of `kl` is not read
   Stream noise;      // (samples * rows) x columns; data null: Philox
   PhiloxSeed philox;
   int64_t* rng_state = nullptr;  // (2,): receives (seed, offset); may be null
@@ -62,6 +63,7 @@ struct SampleBackwardArgs {
   bool is_double = false;
   int32_t form = 0;
   Stream mu, scale, noise;
+  Bound bound;  // of scale; that of `kl` is not read
   PhiloxSeed philox;
   Stream grad_z;               // data null: no gradient reached z
   Stream grad_mu, grad_scale;  // may be null

@@ -58,6 +58,15 @@ struct RowGrad {
   int64_t stride = 1;
 };
 
+/// How an input, a scale, is held between two bounds before it is used; see math/bound.h.
+enum class BoundMode : int32_t { kNone, kClamp, kStraightThrough, kSoftClip, kTanh };
+
+struct Bound {
+  BoundMode mode = BoundMode::kNone;
+  int32_t input = 0;  // which one
+  double low = 0.0, high = 0.0;
+};
+
 /// One term of a row sum: coefficient * sum over columns of f(inputs).
 struct TermArgs {
   int32_t term = 0;  // its place in the table
@@ -68,6 +77,7 @@ struct TermArgs {
   double coefficient = 1.0;     // multiplies the value of this term
   int64_t columns = 0;
   double param[kMaxTermParams] = {};  // as the term's struct names them: a clip's constant, the least value of a KL's element
+  Bound bound;
   // Numbers that lie on the device, if not null: the one there takes the place of param[0], of a term that derives nothing from it; the
   // scale multiplies coefficient and row_grad. They are read when the kernel runs: no host waits for them.
   const double* param_at = nullptr;

@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from vae_fast.terms import split_bounds
+
 #: For each dimension of a tensor the batch dimension that it is, counted from the last one (-1), ROWS for all of them flattened into
 #: one, or None where it has to be whole.
 Axes = tuple[int | None, ...]
@@ -68,7 +70,7 @@ def _linear_likelihood(a: dict[str, Any]) -> list[_Arg]:
 
 def _sample_event_dim(a: dict[str, Any]) -> int:
     """What a sample has to be whole in: the dimensions of the KL, where there is one (its name has a family before the scale)."""
-    return int(a["event_dim"]) if "." in (a.get("kl") or a.get("term") or "") else 0
+    return int(a["event_dim"]) if "." in split_bounds(a.get("kl") or a.get("term") or "")[0] else 0
 
 
 def _reparameterize(a: dict[str, Any]) -> list[_Arg]:

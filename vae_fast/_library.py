@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast.terms import split_bounds, with_bounds
 
 OptTensor = Tensor | None
 
@@ -283,7 +284,8 @@ def _linear_likelihood_formula(x: Tensor, h: Tensor, weight: Tensor, bias: OptTe
 def _reparameterize_formula(
     inputs: list[Tensor], noise: OptTensor, rng_state: OptTensor, term: str, num_samples: int, floor: float, event_dim: int
 ) -> tuple[Any, Any]:
-    family, _, scale = term.rpartition(".")
+    name, bounds = split_bounds(term)
+    family, _, scale = name.rpartition(".")
     noise = None if noise is None else noise.detach()
     if noise is None:  # the kernel's own noise, by the op that drew it: a sample of N(0, 1), in a DTensor's every shard as it was there
         dtype = reference.compute_dtype(inputs)
@@ -294,8 +296,9 @@ def _reparameterize_formula(
                 noise, _ = standard(unit, None, rng_state, f"{family}.std", num_samples, floor, event_dim)
             else:
                 noise = torch.ops.vae_fast.reparameterize(unit, None, rng_state, "std", num_samples)
+    scale = scale if bounds is None else with_bounds(scale, bounds)
     z = reference.reparameterize(inputs[0], inputs[1], scale, num_samples or None, noise)
-    kl = reference.term(term, inputs, [floor], event_dim) if "." in term else z.new_zeros(())
+    kl = reference.term(term, inputs, [floor], event_dim) if family else z.new_zeros(())
     return (z, kl), inputs
 
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional._dispatch import reduce
+from vae_fast.functional._likelihood_term import Recon
 from vae_fast.functional._numbers import Number, setting
 from vae_fast.functional._own_likelihood import LogProb
-from vae_fast.functional.elbo import Parts, Recon
+from vae_fast.functional.elbo import Parts
 from vae_fast.terms import SCALES
 
 __all__ = ["BernoulliNLLLoss", "ELBOLoss", "GaussianKL", "GaussianNLLLoss", "IWAELoss"]
@@ -56,8 +58,8 @@ class ELBOLoss(_Loss):
     r"""The loss of a VAE, :func:`vae_fast.elbo_loss`: :math:`-\log p(x \mid z) + \beta\, \mathrm{KL}(q \| p)`, in nats.
 
     Args:
-        likelihood, beta, clip, eps, scale, free_bits, event_dim, latent_dim, return_parts, donate_recon, check_data: as in
-            :func:`vae_fast.elbo_loss`.
+        likelihood, beta, clip, eps, scale, scale_bounds, recon_scale_bounds, free_bits, event_dim, latent_dim, return_parts,
+            donate_recon, check_data: as in :func:`vae_fast.elbo_loss`.
         reduction: over the batch: ``"mean"`` (over samples, never over pixels), ``"sum"`` or ``"none"``.
 
     Shape:
@@ -87,6 +89,8 @@ class ELBOLoss(_Loss):
         clip: str | None = None,
         eps: float = 1e-9,
         scale: str = "logvar",
+        scale_bounds: bounds.ScaleBounds | None = None,
+        recon_scale_bounds: bounds.ScaleBounds | None = None,
         free_bits: float | Tensor | None = None,
         event_dim: int = 1,
         latent_dim: int = 1,
@@ -110,6 +114,8 @@ class ELBOLoss(_Loss):
             clip=clip,
             eps=eps,
             scale=scale,
+            scale_bounds=bounds.checked(scale_bounds, scale),
+            recon_scale_bounds=bounds.checked(recon_scale_bounds, "logvar", "recon_scale_bounds"),
             free_bits=None if free_bits is None else setting("free_bits", free_bits, 0.0),
             event_dim=event_dim,
             latent_dim=latent_dim,
@@ -131,7 +137,8 @@ class IWAELoss(_Loss):
     r"""The loss of an importance-weighted autoencoder, :func:`vae_fast.iwae_loss`: minus the bound of K samples, in nats.
 
     Args:
-        likelihood, clip, eps, scale, event_dim, latent_dim, check_data: as in :func:`vae_fast.elbo_loss`.
+        likelihood, clip, eps, scale, scale_bounds, recon_scale_bounds, event_dim, latent_dim, check_data: as in
+            :func:`vae_fast.elbo_loss`.
         sample_dim: which batch dimension of recon and z holds the samples, see :func:`vae_fast.iwae_loss`.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -161,6 +168,8 @@ class IWAELoss(_Loss):
         clip: str | None = None,
         eps: float = 1e-9,
         scale: str = "logvar",
+        scale_bounds: bounds.ScaleBounds | None = None,
+        recon_scale_bounds: bounds.ScaleBounds | None = None,
         event_dim: int = 1,
         latent_dim: int = 1,
         sample_dim: int = 0,
@@ -178,6 +187,8 @@ class IWAELoss(_Loss):
             clip=clip,
             eps=eps,
             scale=scale,
+            scale_bounds=bounds.checked(scale_bounds, scale),
+            recon_scale_bounds=bounds.checked(recon_scale_bounds, "logvar", "recon_scale_bounds"),
             event_dim=event_dim,
             latent_dim=latent_dim,
             sample_dim=sample_dim,
@@ -204,6 +215,7 @@ class GaussianKL(_Loss):
 
     Args:
         scale: what the second tensor is: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``.
+        scale_bounds: ``(low, high, mode)``, between which the second tensor is held, see :func:`vae_fast.gaussian_kl`.
         event_dim: number of trailing dimensions that are summed.
         free_bits: least value of each element, in nats; a number or a tensor of no dimensions.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -222,13 +234,20 @@ class GaussianKL(_Loss):
     """
 
     def __init__(
-        self, *, scale: str = "logvar", event_dim: int = 1, free_bits: float | Tensor | None = None, reduction: str = "mean"
+        self,
+        *,
+        scale: str = "logvar",
+        scale_bounds: bounds.ScaleBounds | None = None,
+        event_dim: int = 1,
+        free_bits: float | Tensor | None = None,
+        reduction: str = "mean",
     ) -> None:
         """See the class."""
         check.one_of("scale", scale, SCALES)
         _check_common(reduction, event_dim=event_dim)
         floor = None if free_bits is None else setting("free_bits", free_bits, 0.0)
-        super().__init__(scale=scale, event_dim=event_dim, free_bits=floor, reduction=reduction)
+        between = bounds.checked(scale_bounds, scale)
+        super().__init__(scale=scale, scale_bounds=between, event_dim=event_dim, free_bits=floor, reduction=reduction)
 
     def forward(self, mu: Tensor, logvar: Tensor, prior_mu: Number | None = None, prior_logvar: Number | None = None) -> Tensor:
         """The divergence of a batch; shapes: see the class."""
@@ -274,11 +293,12 @@ class BernoulliNLLLoss(_Loss):
 class GaussianNLLLoss(_Loss):
     r"""Minus :func:`vae_fast.gaussian_log_prob`, in nats, the constant :math:`\tfrac12 \log 2\pi` included.
 
-    Unlike :class:`torch.nn.GaussianNLLLoss` it sums over the event, nothing is clamped, and the scale may be given in five forms.
+    Unlike :class:`torch.nn.GaussianNLLLoss` it sums over the event, nothing is clamped unless ``scale_bounds`` says so, and the scale may
+    be given in five forms.
 
     Args:
         scale: what the third tensor is: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``.
-        event_dim, check_data: as in :func:`vae_fast.gaussian_log_prob`.
+        scale_bounds, event_dim, check_data: as in :func:`vae_fast.gaussian_log_prob`.
         reduction: over the batch: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
@@ -294,12 +314,21 @@ class GaussianNLLLoss(_Loss):
         tensor(1.8379)
     """
 
-    def __init__(self, *, scale: str = "logvar", event_dim: int = 1, reduction: str = "mean", check_data: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        scale: str = "logvar",
+        scale_bounds: bounds.ScaleBounds | None = None,
+        event_dim: int = 1,
+        reduction: str = "mean",
+        check_data: bool = False,
+    ) -> None:
         """See the class."""
         check.one_of("scale", scale, SCALES)
         _check_common(reduction, event_dim=event_dim)
         check.flag("check_data", check_data)
-        super().__init__(scale=scale, event_dim=event_dim, reduction=reduction, check_data=check_data)
+        between = bounds.checked(scale_bounds, scale)
+        super().__init__(scale=scale, scale_bounds=between, event_dim=event_dim, reduction=reduction, check_data=check_data)
 
     def forward(self, mu: Tensor, x: Tensor, logvar: Tensor | None = None) -> Tensor:
         """The loss of a batch, prediction first as in ``torch.nn``; shapes: see the class."""

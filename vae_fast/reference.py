@@ -21,10 +21,12 @@ from vae_fast.terms import (
     SCALES,
     UNIT_SCALE,
     Number,
+    bounded,
     compute_all,
     compute_dtype,
     discretized_logistic,
     inputs_to_compute,
+    split_bounds,
     std,
     term,
     to_compute,
@@ -80,7 +82,7 @@ def elbo_parts(
     divergence = counted = term(kl, latents, [floor], latent_dim)
     off = beta == 0
     if off is not False:  # nothing is left of a KL or a derivative that is out of range, but NaN shows: that of harmless numbers, then
-        unit = (0.0, UNIT_SCALE[kl.partition(".")[2]]) * 2
+        unit = (0.0, UNIT_SCALE[split_bounds(kl)[0].partition(".")[2]]) * 2
         harmless = [t.masked_fill(~t.isnan() & off, u) for t, u in zip(latents, unit, strict=False)]
         counted = term(kl, harmless, [floor], latent_dim)
     value = log_prob - beta * counted
@@ -150,6 +152,8 @@ def reparameterize(mu: Tensor, s: Tensor, scale: str, num_samples: int | None, n
     """``mu + std * noise`` in the promoted dtype of ``mu`` and ``s``; ``noise`` has the shape of the result."""
     dtype = torch.promote_types(mu.dtype, s.dtype)
     m, t, e = compute_all([mu, s, noise])
+    scale, bounds = split_bounds(scale)
+    t = t if bounds is None else bounded(t, bounds)
     # A noise of exactly zero stays zero times a std that is out of range; the unit scale keeps its gradient finite too.
     m, t, e = wide(m, torch.where(e == 0, torch.full_like(t, UNIT_SCALE[scale]), t), e)
     return (m + std(t, scale) * e).to(dtype)

@@ -101,6 +101,61 @@ def log_std(t: Tensor, scale: str) -> Tensor:
     return torch.where(low, t, softplus(t.masked_fill(low, 0.0)).log())
 
 
+# --- bounds of a scale ------------------------------------------------------------------------------------------------
+
+#: How a scale is held between two bounds (csrc/math/bound.h).
+BOUND_MODES = ("clamp", "straight_through", "softclip", "tanh")
+#: low, high and mode.
+Bounds = tuple[float, float, str]
+
+
+def bounded(t: Tensor, bounds: Bounds) -> Tensor:
+    """``t`` in its compute type, held between two bounds.
+
+    ``"clamp"``: as ``torch.clamp``, no gradient outside; ``"straight_through"``: the same value, the gradient 1; ``"softclip"``: ``low +
+    softplus(u - low)`` with ``u = high - softplus(high - t)`` (Chua et al. 2018, appendix A.1); ``"tanh"``: ``m + h tanh((t - m) / h)``
+    with m the middle and h half the width.
+    """
+    low, high, mode = bounds
+    t = to_compute(t)
+    if mode == "clamp":
+        return t.clamp(low, high)
+    if mode == "straight_through":
+        passed = t - t.detach()
+        return t.detach().clamp(low, high) + torch.where(passed == 0, passed, torch.zeros_like(t))  # of infinity too: nothing
+    if mode == "softclip":
+        return low + softplus((high - softplus(high - t)) - low)
+    if mode == "tanh":
+        middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
+        return middle + half * ((t - middle) / half).tanh()
+    raise ValueError(f"bounds {mode!r}: expected one of {', '.join(BOUND_MODES)}")
+
+
+def with_bounds(name: str, bounds: Bounds) -> str:
+    """A term's name, or a scale's form, that says that its scale is bounded; to Python's and the kernels' terms alike."""
+    low, high, mode = bounds
+    return f"{name}|{mode}|{low!r}|{high!r}"
+
+
+def split_bounds(name: str) -> tuple[str, Bounds | None]:
+    """A term's name, or a scale's form, and the bounds of its scale."""
+    name, *rest = name.split("|")
+    if not rest:
+        return name, None
+    mode, low, high = rest
+    return name, (float(low), float(high), mode)
+
+
+def scale_input(name: str, inputs: int) -> int:
+    """Which input of a term is the scale that may be bounded: the posterior's in a KL or a sample, the last one of a likelihood."""
+    family, _, variant = split_bounds(name)[0].rpartition(".")
+    if family in ("", "kl", "kl_prior") and variant in SCALES:
+        return 1
+    if variant not in SCALES and variant != "discretized_logistic":
+        raise ValueError(f"term={name!r}: expected one with a scale, to bound it")
+    return inputs - 1
+
+
 def wide(*tensors: Tensor | None) -> list[Tensor]:
     """In float64, where differences, squares and exponentials of float32 numbers stay in range; None is zero."""
     like = next(t for t in tensors if t is not None)
@@ -414,6 +469,7 @@ TERMS = {
 
 
 def _find(name: str) -> tuple[Term, str]:
+    name = split_bounds(name)[0]
     family, _, variant = name.partition(".")
     if family not in TERMS or variant not in TERMS[family].variants or name.endswith("."):
         raise ValueError(f"term={name!r}: expected one of {', '.join(names())}")
@@ -428,7 +484,7 @@ def inputs_to_compute(name: str, inputs: Sequence[Tensor], like: torch.dtype) ->
 
 def in_order(name: str, parameters: Sequence[Item]) -> list[Item]:
     """The parameters of a distribution, as a user gives them (all, or the first few), in the order of its term's inputs."""
-    family = TERMS.get(name.partition(".")[0])  # an unknown one is refused where it is computed
+    family = TERMS.get(split_bounds(name)[0].partition(".")[0])  # an unknown one is refused where it is computed
     order = () if family is None else family.order
     return [parameters[i] for i in order if i < len(parameters)] if order else list(parameters)
 
@@ -443,8 +499,14 @@ def term(name: str, inputs: Sequence[Tensor], params: Sequence[Number], event_di
 
     ``inputs`` broadcast against each other; the last ``event_dim`` dimensions are summed. ``params`` are the term's own: the constant of
     the Bernoulli clip modes ``"clamp"`` and ``"add"``; the least value of an element of the KL terms (free bits; ``-inf`` for none); the
-    constant in the logarithms of the negative binomials (0 for none).
+    constant in the logarithms of the negative binomials (0 for none). The name may end with the bounds of its scale, see
+    :func:`with_bounds`.
     """
     found, variant = _find(name)
-    element = found.element(inputs_to_compute(name, inputs, compute_dtype(inputs)), variant, params)
+    inputs = inputs_to_compute(name, inputs, compute_dtype(inputs))
+    bounds = split_bounds(name)[1]
+    if bounds is not None:
+        at = scale_input(name, len(inputs))
+        inputs = [*inputs[:at], bounded(inputs[at], bounds), *inputs[at + 1 :]]
+    element = found.element(inputs, variant, params)
     return element.flatten(-event_dim).sum(-1) if event_dim else element

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../term_table.h"
+#include "bound.h"
 #include "logits.h"
 #include "row_sums.h"
 #include "sparse.h"
@@ -202,6 +203,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
   const math::TermParams<T> params = map.params(a.param);
   bool with_grad = false;
   for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
+  Held<T> held;
   const bool first = a.grad[0].data != nullptr, by_row = map.rows.value != nullptr && a.columns >= kRowLoopColumns;
   const auto row_loop = first ? map.rows.all : with_grad ? map.rows.gradient : map.rows.value;
 
@@ -216,6 +218,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
       direct[k] = place != nullptr && (by_row || place != tiles.in[k]);
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];
     }
+    tiles.in[a.bound.input] = held.of(a.bound, tiles.in[a.bound.input], r.count());
     if (by_row) {
       for (int i = 0; i < r.rows; ++i) {
         const double s = row_loop(tiles, i * r.columns, row_gradient<T>(a.row_grad, r.row + i), r.columns, params);
@@ -224,6 +227,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
     } else {
       run_term(a, map, params, with_grad, first, tiles, r);
     }
+    if (with_grad) held.chain(a.bound, tiles.grad[a.bound.input], r.count());
     for (int k = 0; k < map.inputs; ++k) {
       if (a.grad[k].summed) {
         add(tiles.grad[k], a.grad[k], r);
@@ -243,6 +247,7 @@ void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
   const TermMap<T>& map = term_map<T>(a.term);
   const math::TermParams<T> params = map.params(a.param);
   const T coefficient = static_cast<T>(a.coefficient);
+  Held<T> held;
   bool with_grad = false;
   for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
   for (int64_t r = r0; r < r1; r += kTile) {
@@ -257,7 +262,9 @@ void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
       direct[k] = place != nullptr && place != tiles.in[k];
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];
     }
+    tiles.in[a.bound.input] = held.of(a.bound, tiles.in[a.bound.input], rect.rows);
     run_term(a, map, params, with_grad, a.grad[0].data != nullptr, tiles, rect);
+    if (with_grad) held.chain(a.bound, tiles.grad[a.bound.input], rect.rows);
     for (int k = 0; k < map.inputs; ++k) {
       if (a.grad[k].data != nullptr && !direct[k]) store(tiles.grad[k], a.grad[k], rect, 1);
     }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "../math/gaussian.h"
+#include "bound.h"
 #include "lanes.h"
 #include "tile.h"
 
@@ -184,11 +185,13 @@ void sample_rows(const SampleArgs& a, uint64_t seed, uint64_t offset, int64_t r0
   alignas(64) T in_buffer[kMaxTermInputs][kTile], std[kTile], noise_buffer[kTile], z_buffer[kTile], value[kTile];
   alignas(64) float raw[kTile];
   const math::TermParams<T> params = math::term_params<math::Kl<math::ScaleForm::kLogVar, false>, T>(a.kl.param);
+  Held<T> held;
   for_each_rect(r0, r1, 0, a.columns, a.columns, [&](const Rect& r) {
     const int n = r.count();
     TermTiles<T> tiles;
     tiles.value = value;
     const int prior = load_inputs(a, r, tiles, in_buffer);
+    tiles.in[1] = held.of(a.bound, tiles.in[1], n);
     bool far = false;
     with_form(a.form, prior,
               [&](auto form, auto p) { far = scale_tile<decltype(form)::value, decltype(p)::value, T>(tiles, std, n, params); });
@@ -218,11 +221,13 @@ void sample_backward_rows(const SampleBackwardArgs& a, uint64_t seed, uint64_t o
   alignas(64) T noise_buffer[kTile], z_buffer[kTile], gz[kTile], gze[kTile], gkl[kTile + kSpill];
   alignas(64) float raw[kTile];
   const math::TermParams<T> params = math::term_params<math::Kl<math::ScaleForm::kLogVar, false>, T>(a.kl.param);
+  Held<T> held;
   const Stream* grads[kMaxTermInputs] = {&a.grad_mu, &a.grad_scale, &a.kl.grad[2], &a.kl.grad[3]};
   for_each_rect(r0, r1, 0, a.columns, a.columns, [&](const Rect& r) {
     const int n = r.count();
     TermTiles<T> tiles;
     const int prior = load_inputs(a, r, tiles, in_buffer);
+    tiles.in[1] = held.of(a.bound, tiles.in[1], n);
     T* place[kMaxTermInputs];
     for (int k = 0; k < kMaxTermInputs; ++k) {
       place[k] = in_place<T>(*grads[k], r, a.columns);
@@ -255,6 +260,7 @@ void sample_backward_rows(const SampleBackwardArgs& a, uint64_t seed, uint64_t o
     with_form(a.form, prior, [&](auto form, auto p) {
       scale_backward_tile<decltype(form)::value, decltype(p)::value, T>(tiles, gz, gze, gkl, n, params);
     });
+    held.chain(a.bound, tiles.grad[1], n);
     for (int k = 0; k < kMaxTermInputs; ++k) {
       if (grads[k]->data != nullptr && place[k] == nullptr) store(tiles.grad[k], *grads[k], r, a.columns);
     }

@@ -100,6 +100,8 @@ struct Head {
            {}};
     h.likelihood = prepare_term(x, lik, h.data, h.is_double, c.params);
     h.kl = prepare_term(z, div, h.latent, h.is_double, c.floor);
+    h.likelihood.args.bound = bound_of(c.likelihood, x[0]);
+    h.kl.args.bound = bound_of(c.kl, x[0]);
     h.kl.args.param_at = number_at(c.floor_at, x[0]);
     h.kl.args.scale_at = number_at(c.beta_at, x[0]);
     h.kl.args.coefficient = -beta(c);

@@ -243,6 +243,13 @@ Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is
   return t;
 }
 
+Bound bound_of(c10::string_view name, const Tensor& like) {
+  const Bound bound = bound_of(name);
+  TORCH_CHECK_VALUE(bound.mode == BoundMode::kNone || like.is_cpu(), "term='", name, "' on ", like.device(),
+                    ": expected no bounds there, but a scale that is bounded");
+  return bound;
+}
+
 const double* number_at(const std::optional<Tensor>& number, const Tensor& like) {
   if (!number) return nullptr;
   TORCH_CHECK_VALUE(number->scalar_type() == at::kDouble && number->numel() == 1 && number->device() == like.device(),

@@ -69,6 +69,8 @@ Stream count_stream(const Tensor& counts, const Layout& layout, bool is_double, 
 Stream dense_stream(const Tensor& t, int64_t columns);
 
 Term prepare_term(TensorList inputs, int32_t term, const Layout& layout, bool is_double, at::ArrayRef<double> params);
+/// The bounds behind a term's name. CUDA's kernels read none: a call that has some gives them bounded scales.
+Bound bound_of(c10::string_view name, const Tensor& like);
 /// Where a number on the device lies, that takes the place of a Python number: float64, one element. Null for none.
 const double* number_at(const std::optional<Tensor>& number, const Tensor& like);
 

@@ -83,6 +83,7 @@ std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, c
   a.columns = p.layout.columns;
   a.is_double = p.is_double;
   a.form = scale_form(scale_or_kl);
+  a.bound = bound_of(scale_or_kl, inputs[0]);
   a.mu = stream_of(inputs[0], p.layout, p.is_double, keep);
   a.scale = stream_of(inputs[1], p.layout, p.is_double, keep);
   if (noise) {
@@ -207,6 +208,7 @@ Tensors reparameterize_backward_kernel(const OptionalTensor& grad_z, const Optio
   a.columns = p.layout.columns;
   a.is_double = p.is_double;
   a.form = scale_form(term);
+  a.bound = bound_of(term, inputs[0]);
   if (grad_kl) {
     prepared = prepare_term(inputs, term_index(term), p.layout, p.is_double, floor);
     prepared.args.row_grad = row_grad(*grad_kl, p.layout.batch(), p.is_double, keep);

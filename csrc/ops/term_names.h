@@ -6,10 +6,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../term_args.h"
+
 namespace vae_fast {
 namespace ops {
 
-/// The index of a term in the table, or an error that lists the names.
+/// A term's name may be followed by the bounds of its scale: "gaussian.logvar|clamp|-7.0|7.0". What follows the name, or nothing: the
+/// bounds of the posterior's scale in a KL or a sample, of the last input in a likelihood.
+Bound bound_of(c10::string_view name);
+/// The index of a term in the table, its bounds left out, or an error that lists the names.
 int32_t term_index(c10::string_view name);
 /// Refuse another number of inputs or parameters than the term takes.
 void check_term(int32_t term, size_t inputs, size_t params);

@@ -26,6 +26,7 @@ struct Call {
     const auto shape = common_shape(inputs);
     Call c{is_double, Layout(shape, event_dim, primary(inputs, index), false), {}, {}};
     c.prepared = prepare_term(inputs, index, c.layout, is_double, params);
+    c.prepared.args.bound = bound_of(name, inputs[0]);
     c.prepared.args.param_at = number_at(param_at, inputs[0]);
     c.args.rows = c.layout.rows;
     c.args.is_double = is_double;

@@ -82,6 +82,7 @@ ALL = {
     "name": ODD | BOOLS | NUMBERS | {"empty": "", "upper case": "MEAN"},
     "real": ODD | BOOLS | NUMBERS,
     "int": ODD | BOOLS | NUMBERS | {"float": 1.0, "2**63": 2**63, "2**64": 2**64, "-2**63-1": -(2**63) - 1, "NumPy float": np.float64(1.0)},
+    "bounds": ODD | {"float": 1.0, "name": "clamp", "pair": (0.0, 1.0), "turned": (1.0, 0.0, "clamp"), "mode": (0.0, 1.0, "clip")},
     "generator": ODD | {"int": 3, "NumPy generator": np.random.default_rng(0)},
     "flag": ODD | NUMBERS | {"None": None, "0": 0, "1": 1},
 }
@@ -95,7 +96,7 @@ INTS = ("event_dim", "latent_dim", "sample_dim", "num_samples", "dim", "bits", "
 REALS = ("eps", "beta", "free_bits", "min_scale", "bandwidth")
 FLAGS = ("check_data", "donate_recon", "return_parts", "coefficient", "factorized")
 OPTIONAL = {"clip", "free_bits", "num_samples", "generator", "noise", "bias", "prior_mu", "prior_logvar", "weights"}
-OPTIONAL |= {"responsibilities", "sample_weight", "scales"}
+OPTIONAL |= {"responsibilities", "sample_weight", "scales", "scale_bounds", "recon_scale_bounds"}
 
 A, D, N = f(3, 4), f(3, 2), torch.ones(3, 4)
 SAMPLE = {"mu": A, "logvar": A}
@@ -152,6 +153,7 @@ def kind_of(function, name):
         "flag": FLAGS,
         "generator": ("generator",),
         "scales": ("scales",),
+        "bounds": ("scale_bounds", "recon_scale_bounds"),
     }
     return next((kind for kind, names in groups.items() if name in names), "tensor")
 
@@ -293,6 +295,7 @@ CONSTRUCTORS = {
         {"encoder": MODULE, "decoder": MODULE, "latent_dim": SHAPE, "likelihood": ALL["name"] | NONE, "clip": ALL["name"]}
         | {"eps": ALL["real"] | NONE, "beta": ALL["real"] | NONE, "free_bits": ALL["real"], "event_dim": SIZE | NONE}
         | {"prior_mu": PRIOR_OF_MODEL, "prior_logvar": PRIOR_OF_MODEL, "scale": ALL["tensor"]}
+        | {"scale_bounds": ALL["bounds"], "recon_scale_bounds": ALL["bounds"]}
         | {name: {k: v for k, v in MODULE.items() if v is not None} for name in ("prior", "regularizer")},
     ),
     models.MLPVAE: (

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import reduce, row_sum
 from vae_fast.functional._numbers import Number, number
@@ -56,6 +57,7 @@ class Head:
         prior_mu: Number | None,
         prior_logvar: Number | None,
         scale: str,
+        scale_bounds: bounds.ScaleBounds | None,
         free_bits: Number | None,
         latent_dim: int,
         check_data: bool,
@@ -64,12 +66,13 @@ class Head:
         """Check all but the function's own arguments."""
         prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
         shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
+        between = bounds.checked(scale_bounds, scale)
         check.event_dims("latent_dim", latent_dim, "mu", shape)
         if values.wanted(check_data):
-            values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
+            values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale, between is not None))
         self.f, self.latent_dim, self.batch = f, latent_dim, shape[: len(shape) - latent_dim]
         self.beta, self.floor = number("beta", beta, mu), floor_of(free_bits, mu)
-        self.kl, latents = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
+        self.kl, latents = kl_term(mu, logvar, prior_mu, prior_logvar, scale, between)
         self.arguments: list[Any] = [x, *parameters_of(recon), *latents]
         self.latents, self.return_parts = len(latents), return_parts
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vae_fast.functional._dispatch import is_dtensor
-from vae_fast.terms import TERMS, in_order
+from vae_fast.terms import TERMS, in_order, scale_input, split_bounds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -115,17 +115,27 @@ def wanted(check_data: bool = False) -> bool:
 
 def term(name: str, inputs: Sequence[Tensor], names: Sequence[str]) -> list[Asked]:
     """What is asked of the inputs of a kernel's term, which the caller knows as ``names``."""
+    name, bounds = split_bounds(name)
     family, _, variant = name.partition(".")
     if inputs[0].layout == torch.sparse_csr:  # what is not stored is 0
         inputs, names = [inputs[0].values(), *inputs[1:]], [f"{names[0]}.values()", *names[1:]]
-    kinds = (_BY_VARIANT[kind][variant] if kind in _BY_VARIANT else kind for kind in TERMS[family].inputs)
+    kinds = [_BY_VARIANT[kind][variant] if kind in _BY_VARIANT else kind for kind in TERMS[family].inputs]
+    if bounds is not None:  # whose lower one makes a standard deviation positive
+        kinds[scale_input(name, len(kinds))] = "finite"
     return list(zip(names, inputs, kinds, strict=False))
 
 
-def gaussian(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> list[Asked]:
-    """What is asked of a posterior and its prior."""
+def gaussian(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str, bounded: bool = False
+) -> list[Asked]:
+    """What is asked of a posterior, whose scale may have bounds, and its prior."""
     kind = _SCALES[scale]
-    return [("mu", mu, "finite"), ("logvar", logvar, kind), ("prior_mu", prior_mu, "finite"), ("prior_logvar", prior_logvar, kind)]
+    return [
+        ("mu", mu, "finite"),
+        ("logvar", logvar, "finite" if bounded else kind),
+        ("prior_mu", prior_mu, "finite"),
+        ("prior_logvar", prior_logvar, kind),
+    ]
 
 
 def finite(**tensors: Tensor | None) -> list[Asked]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import cpu_kernels, overridable, row_sum
 
@@ -19,7 +20,14 @@ LEAST_LOG_SCALE = -7.0
 
 @overridable
 def discretized_logistic_log_prob(
-    x: Tensor, loc: Tensor, log_scale: Tensor, *, bits: int = 8, event_dim: int = 1, check_data: bool = False
+    x: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    *,
+    bits: int = 8,
+    scale_bounds: bounds.ScaleBounds | None = None,
+    event_dim: int = 1,
+    check_data: bool = False,
 ) -> Tensor:
     r"""Log-probability of levels under independent logistic distributions, each cut into ``2 ** bits`` bins, in nats.
 
@@ -38,6 +46,7 @@ def discretized_logistic_log_prob(
         loc: m, in units of [-1, 1]; same event shape, batch dimensions broadcast.
         log_scale: log s, in the same units, broadcast against ``loc``.
         bits: 1 to 8.
+        scale_bounds: ``(low, high, mode)``: ``log_scale`` is held between two bounds, see :func:`gaussian_kl`; None leaves it as it is.
         event_dim: number of trailing dimensions that are summed (3 for images).
         check_data: True: look at the values of the arguments first, see :class:`checks`.
 
@@ -56,10 +65,11 @@ def discretized_logistic_log_prob(
     """
     levels = _levels(bits)
     check.observed(x, event_dim, loc=loc, log_scale=log_scale)
+    name, inputs = bounds.held("discretized_logistic", [x, loc, log_scale], bounds.checked(scale_bounds, "log_std"))
     if values.wanted(check_data):
-        values.require(*values.term("discretized_logistic", [x, loc, log_scale], ("x", "loc", "log_scale")))
+        values.require(*values.term(name, inputs, ("x", "loc", "log_scale")))
         _look_at_levels(x, levels)
-    return row_sum("discretized_logistic", [x, loc, log_scale], [levels, stretch(x, levels)], event_dim)
+    return row_sum(name, inputs, [levels, stretch(x, levels)], event_dim)
 
 
 @overridable

@@ -11,54 +11,22 @@ from torch import Tensor
 from vae_fast import reference
 from vae_fast._backend import C
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce, row_sum
+from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce
 from vae_fast.functional._grouped import as_function
+from vae_fast.functional._likelihood_term import Recon, likelihood_term, no_recon_bounds
 from vae_fast.functional._numbers import Number, as_kernel_arguments, number
 from vae_fast.functional._own_likelihood import Head, LogProb
-from vae_fast.functional._own_likelihood import log_prob as own_log_prob
 from vae_fast.functional.gaussian import floor_of, kl_term, prior_of
 from vae_fast.likelihoods import LIKELIHOODS, term_params
-from vae_fast.terms import SCALES, in_order
+from vae_fast.terms import SCALES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Recon = Tensor | tuple[Tensor, ...]
 #: What is computed, and what it is made of: the likelihood and the KL.
 Parts = tuple[Tensor, Tensor, Tensor]
-
-
-_TUPLES = {2: "pair", 3: "triple"}
-
-#: A likelihood's term, its inputs and its parameters, as the kernels take them.
-_Likelihood = tuple[str, list[Tensor], list[float]]
-
-
-def likelihood_term(x: Tensor, recon: Recon, likelihood: str, clip: str | None, eps: float, event_dim: int) -> _Likelihood:
-    """A likelihood by name, checked, as the kernels take it."""
-    found = check.likelihood(likelihood, clip, eps)
-    many = len(found.parameters) > 1 and isinstance(recon, tuple | list)
-    parameters: list[Tensor] = list(recon) if many else [recon]  # type: ignore[list-item]
-    if len(parameters) not in found.arity or (many and len(parameters) == 1):
-        what = "a tensor or " if 1 in found.arity else f"({', '.join(found.parameters[:-1])}) or " if len(found.arity) > 1 else ""
-        came = f"{len(parameters)} items" if many else f"a {type(recon).__name__}"
-        raise ValueError(f"recon: expected {what}a ({', '.join(found.parameters)}) {_TUPLES[len(found.parameters)]}, got {came}")
-    names = [f"recon[{i}]" for i in range(len(parameters))] if many else ["recon"]
-    ordered = dict(in_order(found.family, list(zip(names, parameters, strict=True))))
-    (check.counted if found.of_counts else check.observed)(x, event_dim, **ordered)
-    return found.term(len(parameters), clip), [x, *found.completed(parameters)], [*found.params, *term_params(clip, eps)]
-
-
-def log_likelihood(x: Tensor, recon: Recon, likelihood: str | LogProb, clip: str | None, eps: float, event_dim: int) -> Tensor:
-    """``log p(x|z)`` of each sample, the first term of :func:`elbo`."""
-    likelihood = as_function(likelihood, clip, eps, event_dim)
-    if callable(likelihood):
-        return own_log_prob(likelihood, x, recon)
-    term, data, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
-    if values.STATE.on:
-        values.require(*values.term(term, data, values.data_names(term, data)))
-    return row_sum(term, data, [*params], event_dim)
 
 
 #: The kernels' names of the likelihoods over one tensor alone, by (likelihood, clip).
@@ -94,6 +62,8 @@ def _arguments(
     prior_mu: Number | None,
     prior_logvar: Number | None,
     scale: str,
+    scale_bounds: bounds.ScaleBounds | None,
+    recon_scale_bounds: bounds.ScaleBounds | None,
     free_bits: float | Tensor | None,
     event_dim: int,
     latent_dim: int,
@@ -105,7 +75,8 @@ def _arguments(
     else:
         floor = -math.inf
     ordinary = False
-    if k is C and k is not None and prior_mu is None and prior_logvar is None:
+    given = (prior_mu, prior_logvar, scale_bounds, recon_scale_bounds)
+    if k is C and k is not None and all(v is None for v in given):
         try:
             ordinary = (
                 (likelihood, clip) in _TERMS
@@ -120,7 +91,7 @@ def _arguments(
         check.clip(clip, eps)
         data: list[Any] = [x, recon]
         return data, [mu, logvar], _TERMS[(likelihood, clip)], term_params(clip, eps), _KL[scale], floor, beta, event_dim, latent_dim
-    lik, lik_inputs, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim)
+    lik, lik_inputs, params = likelihood_term(x, recon, likelihood, clip, eps, event_dim, recon_scale_bounds)
     prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
     check.event_dims("latent_dim", latent_dim, "mu", shape)
@@ -138,7 +109,7 @@ def _arguments(
                 f"recon has batch shape {tuple(batch)} (event_dim={event_dim}), mu has batch shape {tuple(latent_batch)} "
                 f"(latent_dim={latent_dim}): expected shapes that broadcast to one another{hint}"
             ) from None
-    kl, kl_inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
+    kl, kl_inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale, bounds.checked(scale_bounds, scale))
     return lik_inputs, kl_inputs, lik, params, kl, floor, beta, event_dim, latent_dim
 
 
@@ -152,6 +123,8 @@ class _ELBOOptions(TypedDict, total=False):
     prior_mu: Number | None
     prior_logvar: Number | None
     scale: str
+    scale_bounds: bounds.ScaleBounds | None
+    recon_scale_bounds: bounds.ScaleBounds | None
     free_bits: float | Tensor | None
     event_dim: int
     latent_dim: int
@@ -185,6 +158,8 @@ def elbo(
     prior_mu: Number | None = None,
     prior_logvar: Number | None = None,
     scale: str = "logvar",
+    scale_bounds: bounds.ScaleBounds | None = None,
+    recon_scale_bounds: bounds.ScaleBounds | None = None,
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
@@ -229,6 +204,10 @@ def elbo(
         prior_logvar: prior log-variance, or what ``scale`` says, as a tensor or a number; None is unit variance.
         scale: what the posterior's and the prior's second tensors are: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``,
             see :func:`gaussian_kl`. The decoder's own scale, where ``recon`` has one, stays what ``likelihood`` says.
+        scale_bounds: ``(low, high, mode)``: ``logvar`` is held between two bounds as it is given, in the units that ``scale`` says, see
+            :func:`gaussian_kl`. Give the same to :func:`reparameterize`, whose sample was decoded.
+        recon_scale_bounds: the same of the likelihood's scale, the last of several tensors of ``recon``, in the units that ``likelihood``
+            says: the log-variance of ``"gaussian"``, the log-scale of the others.
         free_bits: least value of each KL element, see :func:`gaussian_kl`.
         event_dim: number of trailing dimensions of ``x`` that are summed.
         latent_dim: number of trailing dimensions of ``mu`` that are summed.
@@ -256,10 +235,44 @@ def elbo(
     likelihood = as_function(likelihood, clip, eps, event_dim, check_data)
     if callable(likelihood):
         check.any_likelihood(likelihood, clip, eps)
-        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, scale, free_bits, latent_dim, check_data, return_parts)
+        no_recon_bounds(recon_scale_bounds)
+        head = Head(
+            likelihood,
+            x,
+            recon,
+            mu,
+            logvar,
+            beta,
+            prior_mu,
+            prior_logvar,
+            scale,
+            scale_bounds,
+            free_bits,
+            latent_dim,
+            check_data,
+            return_parts,
+        )
         return _given(head.elbo(*head.arguments))
     k = kernels()
-    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, scale, free_bits, event_dim, latent_dim)
+    args = _arguments(
+        k,
+        x,
+        recon,
+        mu,
+        logvar,
+        likelihood,
+        beta,
+        clip,
+        eps,
+        prior_mu,
+        prior_logvar,
+        scale,
+        scale_bounds,
+        recon_scale_bounds,
+        free_bits,
+        event_dim,
+        latent_dim,
+    )
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
         values.require(*values.head(args[0], args[1], args[2], args[4]))
     return _given(_per_sample(k, args, return_parts))
@@ -302,6 +315,8 @@ def elbo_loss(
     prior_mu: Number | None = None,
     prior_logvar: Number | None = None,
     scale: str = "logvar",
+    scale_bounds: bounds.ScaleBounds | None = None,
+    recon_scale_bounds: bounds.ScaleBounds | None = None,
     free_bits: float | Tensor | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
@@ -317,8 +332,8 @@ def elbo_loss(
     ``Partial("sum")`` loss, whose ``"mean"`` is that of all rows however many each process has.
 
     Args:
-        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, scale, free_bits, event_dim, latent_dim, check_data:
-            as in :func:`elbo`.
+        x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, scale, scale_bounds, recon_scale_bounds, free_bits,
+            event_dim, latent_dim, check_data: as in :func:`elbo`.
         reduction: ``"mean"`` (default; over samples, never over pixels), ``"sum"`` or ``"none"``.
         return_parts: True: give ``(loss, likelihood, kl)``, all of the same pass: ``loss = -likelihood + beta * kl`` to rounding, with the
             two of :func:`elbo`, reduced as the loss is. They are for a log, and carry no gradient.
@@ -359,10 +374,44 @@ def elbo_loss(
                 "use donate_recon=False here"
             )
         check.any_likelihood(likelihood, clip, eps)
-        head = Head(likelihood, x, recon, mu, logvar, beta, prior_mu, prior_logvar, scale, free_bits, latent_dim, check_data, return_parts)
+        no_recon_bounds(recon_scale_bounds)
+        head = Head(
+            likelihood,
+            x,
+            recon,
+            mu,
+            logvar,
+            beta,
+            prior_mu,
+            prior_logvar,
+            scale,
+            scale_bounds,
+            free_bits,
+            latent_dim,
+            check_data,
+            return_parts,
+        )
         return _given(head.loss(reduction))
     k: Any = kernels()
-    args = _arguments(k, x, recon, mu, logvar, likelihood, beta, clip, eps, prior_mu, prior_logvar, scale, free_bits, event_dim, latent_dim)
+    args = _arguments(
+        k,
+        x,
+        recon,
+        mu,
+        logvar,
+        likelihood,
+        beta,
+        clip,
+        eps,
+        prior_mu,
+        prior_logvar,
+        scale,
+        scale_bounds,
+        recon_scale_bounds,
+        free_bits,
+        event_dim,
+        latent_dim,
+    )
     if (check_data is not False or values.STATE.on) and values.wanted(check_data):
         values.require(*values.head(args[0], args[1], args[2], args[4]))
     if k is None or reduction == "none":

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, number
-from vae_fast.terms import SCALES, UNIT_SCALE, compute_dtype
+from vae_fast.terms import SCALES, UNIT_SCALE, Bounds, compute_dtype
 
 
 def prior_of(
@@ -24,6 +25,7 @@ def prior_of(
     """
     if prior_mu is None and prior_logvar is None:
         return None, None
+    check.one_of("scale", scale, SCALES)  # before it is compared with any
     dtype = compute_dtype([check.tensor("mu", mu), check.tensor("logvar", logvar)])
 
     def one(name: str, value: Number | None, low: float = -math.inf) -> Tensor | None:
@@ -37,15 +39,17 @@ def prior_of(
     return one("prior_mu", prior_mu), one("prior_logvar", prior_logvar, torch.finfo(dtype).tiny if scale in ("std", "var") else -math.inf)
 
 
-def kl_term(mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str) -> tuple[str, list[Tensor]]:
+def kl_term(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str, scale_bounds: Bounds | None = None
+) -> tuple[str, list[Tensor]]:
     """The kernels' name for this KL and its inputs; a prior given by half is completed with mean 0 or std 1."""
     if prior_mu is None and prior_logvar is None:
-        return f"kl.{scale}", [mu, logvar]
+        return bounds.held(f"kl.{scale}", [mu, logvar], scale_bounds)
     if prior_mu is None:
         prior_mu = torch.zeros((), dtype=mu.dtype, device=mu.device)
     if prior_logvar is None:
         prior_logvar = torch.full((), UNIT_SCALE[scale], dtype=torch.promote_types(mu.dtype, torch.float32), device=mu.device)
-    return f"kl_prior.{scale}", [mu, logvar, prior_mu, prior_logvar]
+    return bounds.held(f"kl_prior.{scale}", [mu, logvar, prior_mu, prior_logvar], scale_bounds)
 
 
 def floor_of(free_bits: float | Tensor | None, like: Tensor) -> Number:
@@ -61,6 +65,7 @@ def gaussian_kl(
     prior_logvar: Number | None = None,
     *,
     scale: str = "logvar",
+    scale_bounds: bounds.ScaleBounds | None = None,
     event_dim: int = 1,
     free_bits: float | Tensor | None = None,
     reduction: str = "none",
@@ -78,6 +83,13 @@ def gaussian_kl(
         prior_mu: mean of the prior, broadcast against ``mu``; None is 0. A number stands for all elements, without a tensor of them.
         prior_logvar: scale of the prior, in the same form as ``logvar``, or a number as ``prior_mu``; None is unit variance.
         scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"`` (std = softplus(t)); holds for both scale arguments.
+        scale_bounds: ``(low, high, mode)``: ``logvar`` (not the prior's) is held between two bounds as it is given, in the units that
+            ``scale`` says: where the kernel reads it, its gradient where that is written, without a pass over memory (on CUDA a bounded
+            copy is made). With t the scale, m the middle of the bounds and h half their distance, the modes are ``"clamp"``: ``min(max(t,
+            low), high)`` with no gradient outside, as ``torch.clamp``; ``"straight_through"``: the same value, and the gradient as if it
+            were t; ``"softclip"``: ``low + softplus(u - low)`` with ``u = high - softplus(high - t)`` (Chua et al. 2018, "Deep
+            reinforcement learning in a handful of trials", appendix A.1; its lower half is the softclip of the sigma-VAE), which stays
+            above low and below ``high + log(1 + e^(low - high))``; ``"tanh"``: ``m + h tanh((t - m) / h)``. None leaves it as it is.
         event_dim: number of trailing dimensions that are summed.
         free_bits: least value of each element ``j`` of each sample, in nats; below it the gradient is zero (Kingma et al. 2016,
             appendix C.8, which takes the mean over the minibatch first). A number, or a 0-d tensor, which is read on the device.
@@ -93,15 +105,18 @@ def gaussian_kl(
         >>> import torch, vae_fast
         >>> vae_fast.gaussian_kl(torch.zeros(3, 2), torch.zeros(3, 2))
         tensor([0., 0., 0.])
+        >>> vae_fast.gaussian_kl(torch.zeros(1, 2), torch.tensor([[-50.0, 0.0]]), scale_bounds=(-7.0, 2.0, "clamp"))
+        tensor([3.0005])
     """
     prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
+    between = bounds.checked(scale_bounds, scale)
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     floor = floor_of(free_bits, mu)
     if values.STATE.on:
-        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
-    name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
+        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale, between is not None))
+    name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale, between)
     return reduce(row_sum(name, inputs, [floor], event_dim), reduction)
 
 
@@ -112,6 +127,7 @@ def gaussian_log_prob(
     logvar: Tensor | None = None,
     *,
     scale: str = "logvar",
+    scale_bounds: bounds.ScaleBounds | None = None,
     event_dim: int = 1,
     check_data: bool = False,
 ) -> Tensor:
@@ -124,6 +140,8 @@ def gaussian_log_prob(
         mu: mean; same event shape, batch dimensions broadcast.
         logvar: what ``scale`` says, broadcast against ``mu``; None is unit variance.
         scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``.
+        scale_bounds: ``(low, high, mode)``: ``logvar`` is held between two bounds as it is given, in the units that ``scale`` says, see
+            :func:`gaussian_kl`; None leaves it as it is.
         event_dim: number of trailing dimensions that are summed.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
 
@@ -141,7 +159,10 @@ def gaussian_log_prob(
     check.one_of("scale", scale, SCALES)
     given = {"mu": mu} if logvar is None else {"mu": mu, "logvar": logvar}
     check.observed(x, event_dim, **given)
-    name, inputs = "gaussian_unit" if logvar is None else f"gaussian.{scale}", [x, *given.values()]
+    between = bounds.checked(scale_bounds, scale)
+    if between is not None and logvar is None:
+        raise ValueError(f"scale_bounds={scale_bounds!r}: expected None without logvar, of which it holds the bounds")
+    name, inputs = bounds.held("gaussian_unit" if logvar is None else f"gaussian.{scale}", [x, *given.values()], between)
     if values.wanted(check_data):
         values.require(*values.term(name, inputs, ("x", *given)))
     return row_sum(name, inputs, [], event_dim)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
 from vae_fast.functional._grouped import as_function
+from vae_fast.functional._likelihood_term import Recon, likelihood_term, no_recon_bounds
 from vae_fast.functional._numbers import Number
 from vae_fast.functional._own_likelihood import LogProb, parameters_of
 from vae_fast.functional._own_likelihood import log_prob as own_log_prob
-from vae_fast.functional.elbo import Recon, likelihood_term
 from vae_fast.functional.gaussian import gaussian_log_prob, prior_of
 from vae_fast.functional.logsumexp import iwae_bound
 from vae_fast.terms import in_order
@@ -35,6 +36,8 @@ def iwae_loss(
     prior_mu: Number | None = None,
     prior_logvar: Number | None = None,
     scale: str = "logvar",
+    scale_bounds: bounds.ScaleBounds | None = None,
+    recon_scale_bounds: bounds.ScaleBounds | None = None,
     event_dim: int = 1,
     latent_dim: int = 1,
     sample_dim: int = 0,
@@ -57,7 +60,8 @@ def iwae_loss(
         z: the samples that were decoded, ``(K, *batch, *latent)``: ``reparameterize(mu, logvar, num_samples=K)``. One so far out that its
             densities under the posterior and under the model are both out of range (1e19 standard deviations in float32) has no weight.
         mu, logvar: the posterior, ``(*batch, *latent)``.
-        likelihood, clip, eps, prior_mu, prior_logvar, scale, event_dim, latent_dim, check_data: as in :func:`elbo`.
+        likelihood, clip, eps, prior_mu, prior_logvar, scale, scale_bounds, recon_scale_bounds, event_dim, latent_dim, check_data: as in
+            :func:`elbo`.
         sample_dim: which of the batch dimensions of ``z`` and ``recon`` holds the K samples; below 0 it counts from the last batch
             dimension, just before an event: ``z`` of ``(batch, K, latent)`` has it at 1, or at -1. ``x``, ``mu``, ``logvar`` and the prior
             have no such dimension, and are broadcast over it. A ``likelihood`` that is a function gets ``x`` as it came.
@@ -81,19 +85,23 @@ def iwae_loss(
     prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     after = _check_samples(z, mu, logvar, check.gaussian(mu, logvar, prior_mu, prior_logvar, scale), latent_dim, sample_dim)
     check.same_device(mu=mu, z=z)
+    between = bounds.checked(scale_bounds, scale)
     posterior = [mu, logvar, *(t for t in (prior_mu, prior_logvar) if t is not None)]
     if values.wanted(check_data):
-        values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, scale))
+        values.require(("z", z, "finite"), *values.gaussian(mu, logvar, prior_mu, prior_logvar, scale, between is not None))
     likelihood = as_function(likelihood, clip, eps, event_dim, check_data)
     if callable(likelihood):
         check.any_likelihood(likelihood, clip, eps)
+        no_recon_bounds(recon_scale_bounds)
         log_p_x = own_log_prob(likelihood, x, recon)
         batch = z.shape[: z.ndim - latent_dim]
         if log_p_x.shape != batch:
             raise ValueError(f"likelihood gives shape {tuple(log_p_x.shape)}, z has batch shape {tuple(batch)}: expected one per sample")
         dtype = reference.compute_dtype([log_p_x, z, *posterior])
     else:
-        log_p_x, dtype = _log_prob_of_samples(x, recon, z, posterior, likelihood, clip, eps, event_dim, latent_dim, after, check_data)
+        log_p_x, dtype = _log_prob_of_samples(
+            x, recon, z, posterior, likelihood, clip, eps, recon_scale_bounds, event_dim, latent_dim, after, check_data
+        )
     # One precision for all three terms before they are summed. Of half samples too: the gradients of both densities would each be rounded
     # to a half, and may be out of its range where their sum is not.
     z = z.to(dtype)
@@ -102,7 +110,7 @@ def iwae_loss(
     prior = z.new_zeros(()) if prior_mu is None else prior_mu.to(dtype)  # before it is broadcast: its gradient is a sum, rounded once
     event = torch.broadcast_shapes(prior.shape, z.shape[z.ndim - latent_dim :])
     log_p = log_p_x + gaussian_log_prob(z, prior.expand(event), prior_logvar, scale=scale, event_dim=latent_dim)
-    log_q = gaussian_log_prob(z, mu, logvar, scale=scale, event_dim=latent_dim)
+    log_q = gaussian_log_prob(z, mu, logvar, scale=scale, scale_bounds=scale_bounds, event_dim=latent_dim)
     # No posterior drew a sample whose density is out of range: it has no weight if that under the model is out of range too.
     log_q = log_q.masked_fill((log_q == -math.inf) & (log_p == -math.inf), 0.0)
     return reduce(-iwae_bound(log_p - log_q, dim=-1 - after), reduction)
@@ -121,6 +129,7 @@ def _log_prob_of_samples(
     likelihood: str,
     clip: str | None,
     eps: float,
+    scale_bounds: bounds.ScaleBounds | None,
     event_dim: int,
     latent_dim: int,
     after: int,
@@ -136,7 +145,7 @@ def _log_prob_of_samples(
         raise ValueError(
             f"recon has shape {tuple(first.shape)}, x has shape {tuple(x.shape)}: expected recon {where} with the K={samples} of z"
         )
-    term, data, params = likelihood_term(_over_samples(x, after + event_dim), recon, likelihood, clip, eps, event_dim)
+    term, data, params = likelihood_term(_over_samples(x, after + event_dim), recon, likelihood, clip, eps, event_dim, scale_bounds)
     check.same_device(mu=posterior[0], recon=data[1])
     batch, latent = data[1].shape[: data[1].ndim - event_dim], z.shape[: z.ndim - latent_dim]
     check.broadcast_shapes("batch dimensions: ", recon=batch, z=latent)

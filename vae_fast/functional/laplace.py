@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
 from vae_fast.terms import SCALES
@@ -12,7 +13,14 @@ from vae_fast.terms import SCALES
 
 @overridable
 def laplace_log_prob(
-    x: Tensor, loc: Tensor, log_scale: Tensor, *, scale: str = "log_std", event_dim: int = 1, check_data: bool = False
+    x: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    *,
+    scale: str = "log_std",
+    scale_bounds: bounds.ScaleBounds | None = None,
+    event_dim: int = 1,
+    check_data: bool = False,
 ) -> Tensor:
     r"""Log-density of independent Laplace distributions, in nats.
 
@@ -24,6 +32,8 @@ def laplace_log_prob(
         log_scale: b, in the form that ``scale`` says, broadcast against ``loc``.
         scale: the form, as of a standard deviation in :func:`gaussian_log_prob`: ``"log_std"`` is log b, ``"std"`` b itself, ``"var"``
             b squared and ``"logvar"`` its logarithm, ``"softplus"`` b = softplus(t).
+        scale_bounds: ``(low, high, mode)``: ``log_scale`` is held between two bounds as it is given, in the units that ``scale`` says, see
+            :func:`gaussian_kl`; None leaves it as it is.
         event_dim: number of trailing dimensions that are summed.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
 
@@ -40,7 +50,7 @@ def laplace_log_prob(
     """
     check.one_of("scale", scale, SCALES)
     check.observed(x, event_dim, loc=loc, log_scale=log_scale)
-    name, inputs = f"laplace.{scale}", [x, loc, log_scale]
+    name, inputs = bounds.held(f"laplace.{scale}", [x, loc, log_scale], bounds.checked(scale_bounds, scale))
     if values.wanted(check_data):
         values.require(*values.term(name, inputs, ("x", "loc", "log_scale")))
     return row_sum(name, inputs, [], event_dim)

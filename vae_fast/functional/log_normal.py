@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
 from vae_fast.terms import SCALES
@@ -12,7 +13,14 @@ from vae_fast.terms import SCALES
 
 @overridable
 def log_normal_log_prob(
-    x: Tensor, loc: Tensor, log_scale: Tensor, *, scale: str = "log_std", event_dim: int = 1, check_data: bool = False
+    x: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    *,
+    scale: str = "log_std",
+    scale_bounds: bounds.ScaleBounds | None = None,
+    event_dim: int = 1,
+    check_data: bool = False,
 ) -> Tensor:
     r"""Log-density of independent log-normal distributions, in nats: log x is Gaussian.
 
@@ -26,6 +34,8 @@ def log_normal_log_prob(
         loc: m, the mean of log x; same event shape, batch dimensions broadcast. The mean of x is ``exp(m + s^2 / 2)``.
         log_scale: s, the standard deviation of log x, in the form that ``scale`` says, broadcast against ``loc``.
         scale: the form, as in :func:`gaussian_log_prob`: ``"log_std"``, ``"logvar"``, ``"std"``, ``"var"`` or ``"softplus"``.
+        scale_bounds: ``(low, high, mode)``: ``log_scale`` is held between two bounds as it is given, in the units that ``scale`` says, see
+            :func:`gaussian_kl`; None leaves it as it is.
         event_dim: number of trailing dimensions that are summed.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
 
@@ -42,7 +52,7 @@ def log_normal_log_prob(
     """
     check.one_of("scale", scale, SCALES)
     check.observed(x, event_dim, loc=loc, log_scale=log_scale)
-    name, inputs = f"log_normal.{scale}", [x, loc, log_scale]
+    name, inputs = bounds.held(f"log_normal.{scale}", [x, loc, log_scale], bounds.checked(scale_bounds, scale))
     if values.wanted(check_data):
         values.require(*values.term(name, inputs, ("x", "loc", "log_scale")))
     return row_sum(name, inputs, [], event_dim)

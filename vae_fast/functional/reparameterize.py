@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vae_fast import reference
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import is_dtensor, kernels, overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number
@@ -55,6 +56,7 @@ def reparameterize(
     logvar: Tensor,
     *,
     scale: str = "logvar",
+    scale_bounds: bounds.ScaleBounds | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -70,6 +72,8 @@ def reparameterize(
         mu: mean, any floating dtype, any shape.
         logvar: what ``scale`` says, broadcast against ``mu``.
         scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"``.
+        scale_bounds: ``(low, high, mode)``: ``logvar`` is held between two bounds as it is given, in the units that ``scale`` says, see
+            :func:`gaussian_kl`; None leaves it as it is.
         num_samples: None for one sample; S adds a leading dimension of S.
         generator: where (seed, offset) come from; None is torch's default for the device.
         noise: the caller's own noise, of the shape of the result; no gradient flows to it.
@@ -87,15 +91,17 @@ def reparameterize(
         torch.Size([5, 3, 2])
     """
     shape = check.gaussian(mu, logvar, None, None, scale)
+    between = bounds.checked(scale_bounds, scale)
     _check(mu, logvar, num_samples, generator, noise, shape)
     if values.STATE.on:
-        values.require(*values.gaussian(mu, logvar, None, None, scale), *values.finite(noise=noise))
+        values.require(*values.gaussian(mu, logvar, None, None, scale, between is not None), *values.finite(noise=noise))
+    form, (mu, logvar) = bounds.held(scale, [mu, logvar], between)
     k = kernels()
     if k is None:
         noise = _noise(mu, logvar, shape, num_samples, generator) if noise is None else noise.detach()
-        return reference.reparameterize(mu, logvar, scale, num_samples, noise)
+        return reference.reparameterize(mu, logvar, form, num_samples, noise)
     origin = _origin(mu, generator, noise)
-    out: Tensor = k.reparameterize([mu, logvar], noise, origin, scale, num_samples or 0)
+    out: Tensor = k.reparameterize([mu, logvar], noise, origin, form, num_samples or 0)
     return out
 
 
@@ -107,6 +113,7 @@ def reparameterize_with_kl(
     prior_logvar: Number | None = None,
     *,
     scale: str = "logvar",
+    scale_bounds: bounds.ScaleBounds | None = None,
     num_samples: int | None = None,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -117,7 +124,7 @@ def reparameterize_with_kl(
     """:func:`reparameterize` and :func:`gaussian_kl` in one pass forward and one pass backward.
 
     Args:
-        mu, logvar, scale, num_samples, generator, noise: as in :func:`reparameterize`.
+        mu, logvar, scale, scale_bounds, num_samples, generator, noise: as in :func:`reparameterize`.
         prior_mu, prior_logvar, event_dim, free_bits, reduction: as in :func:`gaussian_kl`; the KL does not depend on ``num_samples``.
 
     Returns:
@@ -134,18 +141,19 @@ def reparameterize_with_kl(
     """
     prior_mu, prior_logvar = prior_of(mu, logvar, prior_mu, prior_logvar, scale)
     shape = check.gaussian(mu, logvar, prior_mu, prior_logvar, scale)
+    between = bounds.checked(scale_bounds, scale)
     sample_shape = shape if prior_mu is None and prior_logvar is None else check.broadcast(mu=mu, logvar=logvar)
     _check(mu, logvar, num_samples, generator, noise, sample_shape)
     check.event_dims("event_dim", event_dim, "mu", shape)
     check.one_of("reduction", reduction, check.REDUCTIONS)
     floor = floor_of(free_bits, mu)
     if values.STATE.on:
-        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale), *values.finite(noise=noise))
-    name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale)
+        values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale, between is not None), *values.finite(noise=noise))
+    name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale, between)
     k = kernels()
     # Two passes: for a prior with more batch dimensions than the posterior, and for a floor that is read on the device.
     if k is None or sample_shape != shape or isinstance(floor, Tensor):
-        z = reparameterize(mu, logvar, scale=scale, num_samples=num_samples, generator=generator, noise=noise)
+        z = reparameterize(mu, logvar, scale=scale, scale_bounds=scale_bounds, num_samples=num_samples, generator=generator, noise=noise)
         kl = row_sum(name, inputs, [floor], event_dim)
     else:
         origin = _origin(mu, generator, noise)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vae_fast.functional import _arguments as check
+from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
 from vae_fast.terms import SCALES, in_order
@@ -12,7 +13,15 @@ from vae_fast.terms import SCALES, in_order
 
 @overridable
 def student_t_log_prob(
-    x: Tensor, df: Tensor, loc: Tensor, log_scale: Tensor, *, scale: str = "log_std", event_dim: int = 1, check_data: bool = False
+    x: Tensor,
+    df: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    *,
+    scale: str = "log_std",
+    scale_bounds: bounds.ScaleBounds | None = None,
+    event_dim: int = 1,
+    check_data: bool = False,
 ) -> Tensor:
     r"""Log-density of independent Student-t distributions, in nats.
 
@@ -30,6 +39,8 @@ def student_t_log_prob(
             ``s (n / (n - 2))^(1/2)`` where n > 2.
         scale: the form, as of a standard deviation in :func:`gaussian_log_prob`: ``"log_std"`` is log s, ``"std"`` s itself, ``"var"``
             s squared and ``"logvar"`` its logarithm, ``"softplus"`` s = softplus(t).
+        scale_bounds: ``(low, high, mode)``: ``log_scale`` is held between two bounds as it is given, in the units that ``scale`` says, see
+            :func:`gaussian_kl`; None leaves it as it is.
         event_dim: number of trailing dimensions that are summed.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
 
@@ -47,7 +58,7 @@ def student_t_log_prob(
     check.one_of("scale", scale, SCALES)
     check.observed(x, event_dim, loc=loc, df=df, log_scale=log_scale)
     name = f"student_t.{scale}"
-    inputs = [x, *in_order(name, [df, loc, log_scale])]
+    name, inputs = bounds.held(name, [x, *in_order(name, [df, loc, log_scale])], bounds.checked(scale_bounds, scale))
     if values.wanted(check_data):
         values.require(*values.term(name, inputs, ("x", *in_order(name, ["df", "loc", "log_scale"]))))
     return row_sum(name, inputs, [], event_dim)

@@ -34,11 +34,11 @@ def _log_weights(model: VAE, x: Tensor, num_samples: int, at_once: int, generato
     weights = []
     for start in range(0, num_samples, at_once):
         count = min(at_once, num_samples - start)
-        z = F.reparameterize(mu, logvar, num_samples=count, generator=generator)
+        z = F.reparameterize(mu, logvar, scale_bounds=model.scale_bounds, num_samples=count, generator=generator)
         recon = model.decode(z.flatten(0, 1))
         # one scale for all, say, has no samples' dimension
         each = [t.unflatten(0, (count, -1)) if t.ndim > model.event_dim and len(t) > 1 else t for t in parameters_of(recon)]
         recon = each[0] if isinstance(recon, Tensor) else tuple(each)
         log_p = model.log_likelihood(x, recon) + model.log_prior(z)
-        weights.append(log_p - F.gaussian_log_prob(z, mu, logvar, event_dim=model.latent_ndim))
+        weights.append(log_p - model.log_posterior(z, mu, logvar))
     return torch.cat(weights)

@@ -10,6 +10,7 @@ from torch import Tensor
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
+from vae_fast.terms import bounded
 
 if TYPE_CHECKING:
     from vae_fast.models.vae import VAE, VAEOutput
@@ -38,7 +39,9 @@ def loss_and_kl(model: VAE, x: Tensor, output: VAEOutput, reduction: str) -> tup
         return _regularized(loss, model, output, reduction), kl
     mu, logvar = output.mu.detach(), output.logvar.detach()
     prior_mu, prior_logvar = (None if p is None else p.detach() for p in (model.prior_mu, model.prior_logvar))
-    kl = F.gaussian_kl(mu, logvar, prior_mu, prior_logvar, event_dim=model.latent_ndim, reduction=reduction)
+    kl = F.gaussian_kl(
+        mu, logvar, prior_mu, prior_logvar, scale_bounds=model.scale_bounds, event_dim=model.latent_ndim, reduction=reduction
+    )
     return loss_of(model, x, output, reduction), kl
 
 
@@ -51,6 +54,8 @@ def _head(model: VAE) -> dict[str, Any]:
         "eps": model.eps,
         "prior_mu": model.prior_mu,
         "prior_logvar": model.prior_logvar,
+        "scale_bounds": model.scale_bounds,
+        "recon_scale_bounds": model.recon_scale_bounds,
         "free_bits": model.free_bits,
         "event_dim": model.event_dim,
         "latent_dim": model.latent_ndim,
@@ -59,7 +64,7 @@ def _head(model: VAE) -> dict[str, Any]:
 
 def _log_ratio(model: VAE, output: VAEOutput) -> Tensor:
     """``log q(z|x) - log p(z)`` for each sample: one draw of the KL divergence."""
-    return F.gaussian_log_prob(output.z, output.mu, output.logvar, event_dim=model.latent_ndim) - model.log_prior(output.z)
+    return model.log_posterior(output.z, output.mu, output.logvar) - model.log_prior(output.z)
 
 
 def _loss_with(kl: Tensor, model: VAE, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
@@ -81,12 +86,13 @@ def check_regularizer(regularizer: object) -> None:
 def _regularized(loss: Tensor, model: VAE, output: VAEOutput, reduction: str) -> Tensor:
     if model.regularizer is None:
         return loss
-    return loss + reduce(_penalty(model.regularizer, output, model.latent_ndim), reduction)
+    logvar = output.logvar if model.scale_bounds is None else bounded(output.logvar, model.scale_bounds).to(output.logvar.dtype)
+    return loss + reduce(_penalty(model.regularizer, output, logvar, model.latent_ndim), reduction)
 
 
-def _penalty(regularizer: Regularizer, output: VAEOutput, latent_ndim: int) -> Tensor:
+def _penalty(regularizer: Regularizer, output: VAEOutput, logvar: Tensor, latent_ndim: int) -> Tensor:
     """The regularizer of each sample, of the shape of the batch; what is of the batch as a whole is every sample's."""
-    shape, mu, logvar = output.mu.shape, output.mu, output.logvar
+    shape, mu = output.mu.shape, output.mu
     batch, latent = shape[: len(shape) - latent_ndim], shape[len(shape) - latent_ndim :]
     given = regularizer(*(t.reshape(batch.numel(), latent.numel()) for t in (output.z, mu, logvar)))
     if not isinstance(given, Tensor):

@@ -11,15 +11,18 @@ from torch.distributions import Distribution
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
+from vae_fast.functional._bounds import ScaleBounds
+from vae_fast.functional._bounds import checked as checked_bounds
+from vae_fast.functional._likelihood_term import log_likelihood
 from vae_fast.functional._numbers import Number, setting
 from vae_fast.functional._own_likelihood import LogProb, parameters_of
-from vae_fast.functional.elbo import log_likelihood
 from vae_fast.likelihoods import Likelihood
 from vae_fast.models._evidence import log_evidence
 from vae_fast.models._objective import Regularizer, check_regularizer, loss_and_kl, loss_of
 from vae_fast.models._posterior import posterior_of
-from vae_fast.models._vae_arguments import check_scale
+from vae_fast.models._vae_arguments import check_recon_bounds, check_scale
 from vae_fast.models._vae_prior import check_prior, gaussian_parameter, log_prior, sample_prior
+from vae_fast.terms import bounded
 
 Recon = Tensor | tuple[Tensor, ...]
 
@@ -79,6 +82,9 @@ class VAE(nn.Module):
         regularizer: what else the loss holds, in nats: any ``f(z, mu, logvar)`` of three ``(batch, L)`` (a latent with several dimensions
             is flattened for it) that gives one number for the batch, ``()``, or one for each sample, ``(batch,)``; the parameters of a
             module are trained. See :func:`vae_fast.total_correlation` (beta-TC-VAE) and :func:`vae_fast.mmd` (InfoVAE).
+        scale_bounds: ``(low, high, mode)``, bounds of the posterior's log-variance wherever the model uses it (the loss, the sample, the
+            estimate of log p(x)), see :func:`vae_fast.gaussian_kl`; :meth:`encode` gives it as the encoder does.
+        recon_scale_bounds: the same of the scale of ``p(x|z)``, the decoder's or the model's own, see :func:`vae_fast.elbo`.
         event_dim: number of trailing dimensions of one ``x``: 1 for vectors, 3 for images ``(C, H, W)``.
 
     With ``prior`` there is no closed form of the KL divergence: its place is taken by ``log q(z|x) - log p(z)`` at the z that is decoded,
@@ -138,6 +144,8 @@ class VAE(nn.Module):
         prior: nn.Module | Distribution | None = None,
         free_bits: float | Tensor | None = None,
         regularizer: Regularizer | None = None,
+        scale_bounds: ScaleBounds | None = None,
+        recon_scale_bounds: ScaleBounds | None = None,
         event_dim: int = 1,
     ) -> None:
         """See the class."""
@@ -160,6 +168,8 @@ class VAE(nn.Module):
         self.encoder, self.decoder, self.prior, self.regularizer = encoder, decoder, prior, regularizer
         self.likelihood, self.clip, self.eps = likelihood, clip, eps
         self.beta, self.free_bits, self.event_dim = beta, free_bits, event_dim
+        self.scale_bounds = checked_bounds(scale_bounds, "logvar")
+        self.recon_scale_bounds = check_recon_bounds(recon_scale_bounds, None if callable(likelihood) else self._entry())
         for name, value in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
             self._set(name, gaussian_parameter(name, value, self.latent_shape, self._anchor()))
         if scale is not None:
@@ -215,7 +225,7 @@ class VAE(nn.Module):
 
     def mean_of(self, recon: Recon) -> Tensor:
         """The mean of ``p(x|z)`` for the decoder's output: pixel values in [0, 1] for the Bernoulli likelihoods; it has gradients."""
-        return self._entry().mean(self._all_parameters(recon))
+        return self._entry().mean(self._held(self._all_parameters(recon)))
 
     def _with_scale(self, recon: Recon) -> Recon:
         """The decoder's output with the model's own scale, if it has one."""
@@ -228,6 +238,13 @@ class VAE(nn.Module):
 
     def _all_parameters(self, recon: Recon) -> Sequence[Tensor]:
         return parameters_of(self._with_scale(recon))
+
+    def _held(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The parameters of p(x|z) with the scale within its bounds, as the likelihood has it."""
+        if self.recon_scale_bounds is None or len(parameters) < len(self._entry().parameters):
+            return parameters
+        *others, scale = parameters
+        return [*others, bounded(scale, self.recon_scale_bounds).to(scale.dtype)]
 
     def _entry(self) -> Likelihood:
         if callable(self.likelihood):
@@ -250,7 +267,7 @@ class VAE(nn.Module):
         """
         parameters = self._all_parameters(recon)
         check.generator(generator, parameters[0].device, "recon")
-        return self._entry().draw([t.detach() for t in parameters], generator)
+        return self._entry().draw([t.detach() for t in self._held(parameters)], generator)
 
     def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z, decode.
@@ -271,7 +288,7 @@ class VAE(nn.Module):
             torch.Size([5, 784])
         """
         mu, logvar = self.encode(x)
-        z = F.reparameterize(mu, logvar, noise=noise, generator=generator)
+        z = F.reparameterize(mu, logvar, scale_bounds=self.scale_bounds, noise=noise, generator=generator)
         return VAEOutput(self.decode(z), mu, logvar, z)
 
     # --- objectives ---------------------------------------------------------------------------------------------------
@@ -344,9 +361,20 @@ class VAE(nn.Module):
         """
         return log_prior(self, z)
 
+    def log_posterior(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+        """``log q(z|x)`` in nats of the posterior that :meth:`encode` gave, its scale within ``scale_bounds``; batch dimensions broadcast.
+
+        Example:
+            >>> import torch
+            >>> from vae_fast.models import MLPVAE
+            >>> MLPVAE(latent_dim=2).log_posterior(*torch.zeros(3, 5, 2)).shape
+            torch.Size([5])
+        """
+        return F.gaussian_log_prob(z, mu, logvar, scale_bounds=self.scale_bounds, event_dim=self.latent_ndim)
+
     def log_likelihood(self, x: Tensor, recon: Recon) -> Tensor:
         """``log p(x|z)`` in nats for the decoder's output; batch dimensions of ``x`` and ``recon`` broadcast."""
-        return log_likelihood(x, self._with_scale(recon), self.likelihood, self.clip, self.eps, self.event_dim)
+        return log_likelihood(x, self._with_scale(recon), self.likelihood, self.clip, self.eps, self.event_dim, self.recon_scale_bounds)
 
     def log_prob(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None, max_rows: int = 8192) -> Tensor:
         r"""Importance-weighted estimate of ``log p(x)``, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
