@@ -16,7 +16,7 @@ struct Laplace {
     const Scale<form, T> b(in[2]);
     const T t = Standardised<form, T>(in[0], in[1], b).t, size = abs(t);
     value = size == infinity<T>() ? -size : -size - b.log_std - T(0.69314718055994530942);  // over b = 0 log b is infinite too
-    d[1] = b.divide(t > T(0) ? T(1) : (t < T(0) ? T(-1) : t));                              // NaN stays
+    d[1] = b.divide(in[0] > in[1] ? T(1) : (in[0] < in[1] ? T(-1) : t));                    // t itself may be too small a number; NaN stays
     d[0] = -d[1];
     d[2] = b.times_d_log_std(size - T(1), T(1));
   }

@@ -1,9 +1,12 @@
 """Faults that random calls found, each as the case it was."""
 
+import functools
 import math
 
+import numpy
 import pytest
 import torch
+from oracle import assert_refused, needs_kernels
 from test_aggregate import formula, posteriors
 
 import vae_fast
@@ -79,3 +82,18 @@ def test_counts_over_equal_logits_out_of_the_reach_of_a_sum(sparse, device, back
     x[0, :3] = torch.tensor([2.0, 1.0, 7.0], device=device)
     found = vae_fast.multinomial_log_prob(x.to_sparse_csr() if sparse else x, torch.full((1, 5000), 3e38, device=device))
     torch.testing.assert_close(found, torch.tensor([-10 * math.log(5000)], device=device), rtol=1e-6, atol=0.0)
+
+
+def test_a_scale_that_is_an_array_is_refused_by_name_beside_a_prior(backend):
+    t = torch.zeros(2, 3)
+    for f in (vae_fast.gaussian_kl, functools.partial(vae_fast.elbo_loss, t, t)):
+        assert_refused(lambda: f(t, t, prior_mu=t, scale=numpy.array([1.0, 2.0])), ValueError, ["scale"])  # noqa: B023
+
+
+@needs_kernels
+def test_the_slope_of_a_laplace_next_to_its_location(device):
+    """The difference, times 1 / b, is below the least number; its sign is not 0."""
+    x, scale = torch.full((2,), 1e-45, device=device), torch.full((2,), 20.0, device=device)
+    loc = torch.tensor([0.0, 6e-45], device=device, requires_grad=True)
+    vae_fast.laplace_log_prob(x, loc, scale, scale="std").backward()
+    torch.testing.assert_close(loc.grad, torch.tensor([0.05, -0.05], device=device))
