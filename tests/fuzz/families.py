@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vae_fast
 
-from . import aggregate_families, element_families, group_families, mixture_families
+from . import aggregate_families, element_families, group_families, mixture_families, scale_bounds
 from .case import Case, Spec, broadcast, budget, dress, extents, shape_of
 from .family import COLUMNS, MOST_ROUNDING, Family, Tensors, rounding_of_exponents, start
 
@@ -49,6 +49,7 @@ def _make_kl(rng: Random) -> Case:
         "free_bits": rng.choice((None, None, None, 0.0, 0.25, 3.0)),
         "reduction": rng.choice(("none", "none", "mean", "sum")),
     }
+    options["bounds"] = scale_bounds.draw(rng, options["scale"])
     sizes = _kl_sizes(rng)
     return _near_prior(rng, start(rng, "kl", options, sizes, _gaussian_specs(rng, sizes, options["scale"], options["prior"])))
 
@@ -69,6 +70,7 @@ def _kl_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
     o = case.options
     return "gaussian_kl", t | {
         "scale": o["scale"],
+        "scale_bounds": o["bounds"],
         "event_dim": len(case.sizes["event"]),
         "free_bits": o["free_bits"],
         "reduction": o["reduction"],
@@ -85,7 +87,7 @@ def _elements(t: Tensors, scale: str, free_bits: float | None) -> Tensor:
 
 
 def _kl_plain(case: Case, t: Tensors) -> Tensor:
-    o = case.options
+    o, t = case.options, scale_bounds.held(case, t)
     return _reduced(oracle.total(_elements(t, o["scale"], o["free_bits"]), len(case.sizes["event"])), o["reduction"])
 
 
@@ -98,6 +100,7 @@ def _make_sample(rng: Random) -> Case:
         "with_kl": rng.random() < 0.5,
         "free_bits": rng.choice((None, None, 0.25)),
     }
+    options["bounds"] = scale_bounds.draw(rng, options["scale"])
     if not options["with_kl"]:
         options |= {"prior": "none", "free_bits": None}
     sizes = _kl_sizes(rng)
@@ -115,7 +118,7 @@ def _shape(sizes: dict[str, tuple[int, ...]], spec: Spec) -> tuple[int, ...]:
 
 def _sample_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
     o = case.options
-    given = t | {"scale": o["scale"], "num_samples": o["num_samples"]}
+    given = t | {"scale": o["scale"], "scale_bounds": o["bounds"], "num_samples": o["num_samples"]}
     if o["noise"] == "drawn":
         given["generator"] = torch.Generator().manual_seed(case.seed)
     if not o["with_kl"]:
@@ -124,7 +127,7 @@ def _sample_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
 
 
 def _sample_plain(case: Case, t: Tensors) -> Any:
-    o = case.options
+    o, t = case.options, scale_bounds.held(case, t)
     noise = t.get("noise")
     shape = torch.broadcast_shapes(t["mu"].shape, t["logvar"].shape)
     if noise is None:  # the same draw, of a standard normal
@@ -221,14 +224,16 @@ def _make_gaussian(rng: Random) -> Case:
     specs = [broadcast(rng, sizes, s, "batch") if sizes["batch"] else s for s in specs]
     if scale:
         specs.append(broadcast(rng, sizes, Spec("logvar", "lone_logvar" if scale == "logvar" else scale, ("batch", "event"))))
-    return start(rng, "gaussian", {"scale": scale}, sizes, specs)
+    return start(rng, "gaussian", {"scale": scale, "bounds": scale_bounds.draw(rng, scale)}, sizes, specs)
 
 
 def _gaussian_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
-    return "gaussian_log_prob", t | {"scale": case.options["scale"] or "logvar", "event_dim": len(case.sizes["event"])}
+    o = case.options
+    return "gaussian_log_prob", t | {"scale": o["scale"] or "logvar", "scale_bounds": o["bounds"], "event_dim": len(case.sizes["event"])}
 
 
 def _gaussian_plain(case: Case, t: Tensors) -> Tensor:
+    t = scale_bounds.held(case, t)
     scale = case.options["scale"]
     return oracle.gaussian_log_prob(t["x"], t["mu"], t.get("logvar"), scale or "logvar", len(case.sizes["event"]))
 
@@ -440,12 +445,23 @@ _HEAD = _BERNOULLI | {"prior": "none"}
 FAMILIES = {
     f.name: f
     for f in (
-        Family("kl", _make_kl, _kl_call, _kl_plain, {"scale": "logvar", "prior": "none", "free_bits": None, "reduction": "none"}),
         Family(
-            "sample", _make_sample, _sample_call, _sample_plain, {"scale": "logvar", "num_samples": None, "free_bits": None}, rows=False
+            "kl",
+            _make_kl,
+            _kl_call,
+            _kl_plain,
+            {"scale": "logvar", "prior": "none", "bounds": None, "free_bits": None, "reduction": "none"},
+        ),
+        Family(
+            "sample",
+            _make_sample,
+            _sample_call,
+            _sample_plain,
+            {"scale": "logvar", "bounds": None, "num_samples": None, "free_bits": None},
+            rows=False,
         ),
         Family("bernoulli", _make_bernoulli, _bernoulli_call, _bernoulli_plain, _BERNOULLI),
-        Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"scale": None}),
+        Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"bounds": None, "scale": None}),
         Family("elbo", _make_elbo, _elbo_call, _elbo_plain, _HEAD | {"beta": 1.0, "free_bits": None, "reduction": "elbo", "donate": False}),
         Family(
             "iwae", _make_iwae, _iwae_call, _iwae_plain, _HEAD | {"reduction": "none"}, rounding=_iwae_rounding, weighs=True, rows=False

@@ -23,8 +23,9 @@ _COUNTS = {"x": "torch.ones(3, 5)"}
 _NB = {"mu": "torch.ones(3, 5)", "theta": "torch.ones(5)"}
 _INDICES = "torch.zeros((3, 5), dtype=torch.int64)"
 _CLIP = {"clip": "'add'", "eps": "1e-3"}
-_LIKELIHOOD = {"likelihood": "'bernoulli'", **_CLIP, **_PRIOR, "scale": "'std'", "event_dim": "1", "latent_dim": "1"}
-_KL = {"scale": "'logvar'", "event_dim": "1", "free_bits": "0.1", "reduction": "'mean'"}
+_BOUNDS = {"scale_bounds": "(0.1, 2.0, 'softclip')"}
+_LIKELIHOOD = {"likelihood": "'bernoulli'", **_CLIP, **_PRIOR, "scale": "'std'", "event_dim": "1", "latent_dim": "1", **_BOUNDS}
+_KL = {"scale": "'logvar'", **_BOUNDS, "event_dim": "1", "free_bits": "0.1", "reduction": "'mean'"}
 _MIXTURE = {"x": "torch.zeros(3, 2)", "weight_logits": "torch.zeros(4)", "means": "torch.zeros(4, 2)", "scale": "torch.zeros(4, 2)"}
 _OPTIONS = {"covariance_type": "'diag'", "precision": "'float32'"}
 CALLS = {
@@ -32,7 +33,7 @@ CALLS = {
     "reparameterize": {**_MU, "scale": "'logvar'", "num_samples": "2", "noise": "torch.zeros(2, 3, 2)", "generator": "None"},
     "reparameterize_with_kl": {**_MU, **_PRIOR, **_KL, "num_samples": "2", "generator": "None"},
     "bernoulli_log_prob": {**_X, "logits": "torch.zeros(3, 5)", **_CLIP, "event_dim": "1"},
-    "laplace_log_prob": {**_X, "loc": "torch.zeros(3, 5)", "log_scale": "torch.zeros(3, 5)", "scale": "'std'", "event_dim": "1"},
+    "laplace_log_prob": {**_X, "loc": "torch.zeros(3, 5)", "log_scale": "torch.zeros(3, 5)", "scale": "'std'", **_BOUNDS, "event_dim": "1"},
     "poisson_log_prob": {**_COUNTS, "rate": "torch.ones(3, 5)", "event_dim": "1"},
     "negative_binomial_log_prob": {**_COUNTS, **_NB, "space": "'linear'", "eps": "1e-8", "event_dim": "1"},
     "zero_inflated_negative_binomial_log_prob": {
@@ -52,7 +53,14 @@ CALLS = {
         "pi_logits": "torch.zeros(3, 5)",
         "event_dim": "1",
     },
-    "log_normal_log_prob": {**_X, "loc": "torch.zeros(3, 5)", "log_scale": "torch.zeros(3, 5)", "scale": "'std'", "event_dim": "1"},
+    "log_normal_log_prob": {
+        **_X,
+        "loc": "torch.zeros(3, 5)",
+        "log_scale": "torch.zeros(3, 5)",
+        "scale": "'std'",
+        **_BOUNDS,
+        "event_dim": "1",
+    },
     "continuous_bernoulli_log_prob": {**_X, "logits": "torch.zeros(3, 5)", "event_dim": "1"},
     "student_t_log_prob": {
         **_X,
@@ -62,7 +70,7 @@ CALLS = {
         "scale": "'std'",
         "event_dim": "1",
     },
-    "gaussian_log_prob": {**_X, "mu": "torch.zeros(3, 5)", "logvar": "torch.zeros(3, 5)", "scale": "'logvar'", "event_dim": "1"},
+    "gaussian_log_prob": {**_X, "mu": "torch.zeros(3, 5)", "logvar": "torch.zeros(3, 5)", "scale": "'logvar'", **_BOUNDS, "event_dim": "1"},
     "elbo": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1"},
     "elbo_loss": {**_X, "recon": "torch.zeros(3, 5)", **_MU, **_LIKELIHOOD, "beta": "1.0", "free_bits": "0.1", "reduction": "'sum'"},
     "iwae_loss": {
@@ -142,6 +150,7 @@ OPTIONAL = {
     "responsibilities",
     "sample_weight",
     "scales",
+    "scale_bounds",
 }
 
 # Tensors that are not what they should be; "SHAPE" is the right shape.
@@ -237,6 +246,7 @@ _FINE = {
     "dataset_size": {"numpy.int64(1)", "2**31", "2**32", "2**63", "2**64", "10**400"},
     "bandwidth": {"1.5", "2**31", "2**32", "numpy.float64(0.5)", "numpy.int64(1)"},
 }
+_COUNTED = {name for name, arguments in CALLS.items() if arguments.get("x") == _COUNTS["x"]}
 NUMERIC = set(_FINE)
 LONGEST = 1000  # characters of a message: a number of 400 digits may be in it twice
 
@@ -319,11 +329,17 @@ def _refusal(case: Hostile, error: Exception, where: str, what: str) -> Finding 
 def _names(case: Hostile) -> Iterator[str]:
     for name, value in case.replaced:
         yield name
-        if "zeros(" in value or value == "None" or name in ("num_samples", "event_dim", "latent_dim"):  # at odds with others' shapes
+        if (
+            "zeros(" in value or value == "None" or name in ("num_samples", "event_dim", "latent_dim", "sample_dim")
+        ):  # at odds with others' shapes
             yield from (n for n, v in CALLS[case.function].items() if v.startswith("torch."))
 
 
 def _must_be_refused(function: str, name: str, value: str) -> bool:
+    if function in _COUNTED and (name, value) in (("eps", "None"), ("eps", "0"), ("eps", "numpy.int64(1)"), ("theta_2", "None")):
+        return False
+    if (name, value) in (("prior_mu", "1.0"), ("prior_logvar", "1.0")):
+        return False
     usual = CALLS[function][name]
     if usual in (_INDICES, _COUNTS["x"]) and name == "x" and ("torch.int64" in value or "torch.int32" in value):
         return False
@@ -331,7 +347,7 @@ def _must_be_refused(function: str, name: str, value: str) -> bool:
         return name not in OPTIONAL and name != "logvar"
     if name in NUMERIC:
         return value not in _FINE[name]
-    if name in ("layout", "convention", "kernel", "estimator", "formula"):
+    if name in ("scale_bounds", "layout", "convention", "kernel", "estimator", "formula"):
         return True
     if name in ("coefficient", "factorized"):
         return value not in ("True", "False")
