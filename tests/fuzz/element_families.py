@@ -157,14 +157,14 @@ def _continuous_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
 
 
 def _continuous_bernoulli(x: Tensor, a: Tensor) -> Tensor:
-    """(x - 1/2) a - log(sinh(a / 2) / (a / 2)), the logarithm by its series near 0 and without an exponential of a."""
-    size = a.abs()
-    near = size < 0.5
-    far = torch.where(near, 1.0, size)
-    log = 0.5 * far + torch.log(-torch.expm1(-far)) - far.log()
+    """(x - 1/2) a - log(sinh(a / 2) / (a / 2)), the logarithm by its series near 0 and without e^a elsewhere."""
+    near = a.abs() < 0.5
+    far = torch.where(near, 1.0, a).abs()
+    rest = torch.where(a < 0, x, 1 - x)  # not (x - 1/2) a, of which a logarithm would be lost
+    log = far.log() - torch.log(-torch.expm1(-far)) - rest * far
     u = torch.where(near, a, 0.0).square()
     series = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600, -691 / 15692092416000, 1 / 1046139494400)
-    return (x - 0.5) * a - torch.where(near, sum(c * u ** (k + 1) for k, c in enumerate(series)), log)
+    return torch.where(near, (x - 0.5) * a - sum(c * u ** (k + 1) for k, c in enumerate(series)), log)
 
 
 def _student_t(x: Tensor, df: Tensor, loc: Tensor, std: Tensor) -> Tensor:
