@@ -117,8 +117,8 @@ struct MixtureArgs {
   const float* centre = nullptr;
   // What follows is for the CPU alone. (rows, components), dense, compute type: log weights of each row, added to its l_k. Null: none.
   const void* row_weights = nullptr;
-  // (components, dims), compute type, diagonal only: log w_k - log sigma_kd relative to `dim_baseline`'s share of the dimension, for
-  //   sum_d log p(x_d) = dim_baseline + sum_d log sum_k e^{l_kd},    l_kd = dim_constant_kd + row weight_k - u_d^2 / 2.
+  // (components, dims), compute type, diagonal only: log2 of w_k / sigma_kd relative to `dim_baseline`'s share of the dimension, for
+  //   sum_d log p(x_d) = dim_baseline + sum_d log sum_k 2^{l_kd},    l_kd = dim_constant_kd + (row weight_k - u_d^2 / 2) log2(e).
   // Null: it is not wanted.
   const void* dim_constant = nullptr;
   const double* dim_baseline = nullptr;  // ()
@@ -141,7 +141,7 @@ struct MixtureForwardArgs {
 ///   first_k  = sum_n q_nk u_nk              second_k = sum_n q_nk u_nk^2           (diagonal)
 ///   first_k  = sum_n q_nk t_nk              second_k = sum_n q_nk t_nk t_nk^T      (full: its upper triangle; one for all if tied)
 /// The sums over rows are in a fixed order. In units of the standard deviation, the diagonal ones neither over- nor
-/// underflow where a variance would. With dim_normaliser q_nk becomes q_nkd = q_nk + factorized_grad_n e^{l_nkd - shift_nd} / total_nd, of
+/// underflow where a variance would. With dim_normaliser q_nk becomes q_nkd = q_nk + factorized_grad_n 2^{l_nkd - shift_nd} / total_nd, of
 /// which counts_k has the sum over dimensions (q_nk counted once) and second_kd is sum_n q_nkd (u^2 - 1).
 struct MixtureBackwardArgs {
   MixtureArgs mixture;
@@ -158,6 +158,7 @@ struct MixtureBackwardArgs {
   const void* dim_normaliser = nullptr;
   RowGrad factorized_grad;
   double* row_counts = nullptr;  // (rows, components), dense: what counts_k sums over rows; null: not wanted
+  void* log_prob = nullptr;      // (rows,), compute type: written, and `shift` and `total` are not read but found in the same pass
 };
 
 /// A mixture whose parameters come with each row (a mixture density network's): log sum_k w_k N(y; mean_k, diag sigma_k^2) with

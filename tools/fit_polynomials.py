@@ -62,19 +62,29 @@ for name, (f, limit, (low, high), degree) in CASES.items():
     print(f"{name}  worst relative error {np.max(np.abs(approx / exact - 1)):.1e}")
     print("  ", ", ".join(f"{v:.9g}f" for v in c))
 
-# e^r = 1 + r + r^2 p(r), the greatest relative error least
+
+def least_worst(basis, want):
+    """Coefficients of the columns of ``basis`` whose greatest error is least, and that error."""
+    weight, best_error, best = np.ones_like(want), np.inf, None
+    for _ in range(400):
+        c = np.linalg.lstsq(basis * np.sqrt(weight)[:, None], want * np.sqrt(weight), rcond=None)[0]
+        error = np.abs(basis @ c - want)
+        if error.max() < best_error:
+            best_error, best = error.max(), c
+        weight *= error + 1e-12
+        weight /= weight.sum()
+    return best, best_error
+
+
+# e^r = 1 + r + r^2 p(r) and 2^r = 1 + r p(r), the greatest relative error least
 r = np.linspace(-0.34658, 0.34658, 20001)
-powers, want, weight = np.stack([r**j for j in (2, 3, 4, 5)], 1) / np.exp(r)[:, None], (np.expm1(r) - r) / np.exp(r), np.ones_like(r)
-best_error, best = np.inf, None
-for _ in range(400):
-    c = np.linalg.lstsq(powers * np.sqrt(weight)[:, None], want * np.sqrt(weight), rcond=None)[0]
-    error = np.abs(powers @ c - want)
-    if error.max() < best_error:
-        best_error, best = error.max(), c
-    weight *= error + 1e-12
-    weight /= weight.sum()
-print(f"exp, 5th degree: (e^r - 1 - r) / r^2  worst relative error of e^r {best_error:.1e}")
-print("  ", ", ".join(f"{np.float32(v):.9g}f" for v in best))
+c, error = least_worst(np.stack([r**j for j in (2, 3, 4, 5)], 1) / np.exp(r)[:, None], (np.expm1(r) - r) / np.exp(r))
+print(f"exp, 5th degree: (e^r - 1 - r) / r^2  worst relative error of e^r {error:.1e}")
+print("  ", ", ".join(f"{np.float32(v):.9g}f" for v in c))
+r = np.linspace(-0.5004, 0.5004, 20001)
+c, error = least_worst(np.stack([r**j for j in (1, 2, 3, 4, 5)], 1) / np.exp2(r)[:, None], (np.exp2(r) - 1) / np.exp2(r))
+print(f"exp2, 5th degree: (2^r - 1) / r  worst relative error of 2^r {error:.1e}")
+print("  ", ", ".join(f"{np.float32(v):.9g}f" for v in c))
 
 # The same two in double: quotients of polynomials of degree 8 through the values at 17 Chebyshev nodes, q0 = 1
 for name, f, power in (("binet", binet, 1), ("binet_slope", binet_slope, 2)):

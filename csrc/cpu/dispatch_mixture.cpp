@@ -67,7 +67,7 @@ template <typename T>
 void run_forward(const MixtureForwardArgs& f) {
   const MixtureArgs& a = f.mixture;
   const MixturePlan plan = table().mixture_plan[a.is_double](a);
-  const Parameters<T> parameters(a, plan.padded_dims);
+  const Parameters<T> parameters(a, plan.stride);
   const auto kernel = table().mixture_rows[a.is_double];
   for_chunks(a.rows, plan.rows, work_per_row(a), plan.scratch_bytes,
              [&](int64_t r0, int64_t r1, void* scratch) { kernel(f, plan, parameters.view, r0, r1, scratch); });
@@ -76,7 +76,7 @@ void run_forward(const MixtureForwardArgs& f) {
 /// The sums of every piece, and of them all.
 class Pieces {
  public:
-  Pieces(const MixtureBackwardArgs& b, const MixturePlan& plan) : args_(b), stride_(plan.padded_dims) {
+  Pieces(const MixtureBackwardArgs& b, const MixturePlan& plan) : args_(b), stride_(plan.stride) {
     const MixtureArgs& a = b.mixture;
     factors_ = a.full && a.factor_stride == 0 ? 1 : a.components;
     const bool second = b.second != nullptr || !a.full;
@@ -132,7 +132,7 @@ template <typename T>
 void run_backward(const MixtureBackwardArgs& b) {
   const MixtureArgs& a = b.mixture;
   const MixturePlan plan = table().mixture_plan[a.is_double](a);
-  const Parameters<T> parameters(a, plan.padded_dims);
+  const Parameters<T> parameters(a, plan.stride);
   const auto kernel = table().mixture_backward_rows[a.is_double];
   if (b.counts == nullptr) {
     for_chunks(a.rows, plan.rows, 2 * work_per_row(a), plan.scratch_bytes,

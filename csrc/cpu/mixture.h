@@ -44,8 +44,9 @@ inline void with_rounded(bool rounded, const F& f) {
   rounded ? f(std::true_type()) : f(std::false_type());
 }
 
-/// Adds components [k_first, k_first + n), whose energies are there, to every row's running maximum and total.
-template <typename T>
+/// Adds components [k_first, k_first + n), whose energies are there, to every row's running maximum and total; with `keep`, where these are
+/// all components, the energies become e^{l - top}.
+template <typename T, bool keep = false>
 void merge(const MixtureChunk<T>& c, int64_t k_first, int n) {
   alignas(64) T top[kTile], shift[kTile], part[kTile];
   const int rows = c.padded_rows;  // at most kTile: mixture_plan
@@ -71,12 +72,14 @@ void merge(const MixtureChunk<T>& c, int64_t k_first, int n) {
       VF_SIMD
       for (int i = 0; i < rows; ++i) part[i] = T(0);
       for (int k = k0; k < n && k < k0 + kDimBlock; ++k) {
-        const T* e = c.energies(k);
+        T* e = c.energies(k);
         const T constant = c.constant[k_first + k], low = c.low(k_first + k);
         VF_SIMD
         for (int i = 0; i < rows; ++i) {
-          part[i] += math::exp(decltype(some)::value ? math::mixture_exponent_rounded(constant, low, e[i], shift[i])
-                                                     : math::mixture_exponent(constant, low, e[i], shift[i]));
+          const T power = math::exp(decltype(some)::value ? math::mixture_exponent_rounded(constant, low, e[i], shift[i])
+                                                          : math::mixture_exponent(constant, low, e[i], shift[i]));
+          part[i] += power;
+          if constexpr (keep) e[i] = power;
         }
       }
       VF_SIMD
@@ -108,46 +111,100 @@ void weigh(const MixtureChunk<T>& c, int64_t k_first, int n) {
   });
 }
 
+/// No component has been merged yet.
+template <typename T>
+void start_rows(const MixtureChunk<T>& c) {
+  for (int i = 0; i < c.padded_rows; ++i) {
+    c.s.top[i] = -math::infinity<T>();
+    c.s.total[i] = 0.0;
+  }
+}
+
+template <typename T>
+void store_log_prob(const MixtureChunk<T>& c, void* to) {
+  T* out = static_cast<T*>(to) + c.first;
+  for (int i = 0; i < c.rows; ++i) {
+    const T sum = static_cast<T>(c.s.total[i]);
+    out[i] = static_cast<T>(*c.a.baseline + static_cast<double>(c.s.top[i]) + static_cast<double>(math::log(sum)));
+  }
+}
+
 template <typename T>
 void mixture_rows(const MixtureForwardArgs& f, const MixturePlan& plan, const MixtureParameters& parameters, int64_t r0, int64_t r1,
                   void* scratch) {
   MixtureChunk<T> c(f.mixture, plan, parameters, scratch);
-  const double baseline = *f.mixture.baseline;
   for (int64_t r = r0; r < r1; r += plan.rows) {
     c.load_rows(r, static_cast<int>(r1 - r < plan.rows ? r1 - r : plan.rows), false);
-    for (int i = 0; i < c.padded_rows; ++i) {
-      c.s.top[i] = -math::infinity<T>();
-      c.s.total[i] = 0.0;
-    }
+    start_rows(c);
     if (f.factorized != nullptr) start_dims(c);
-    int sweeps = 0;
     for_each_sweep(f.mixture, plan, [&](int64_t k, int n) {
       energies(c, k, n);
       merge(c, k, n);
-      if (f.factorized != nullptr) merge_dims(c, k, n);
-      ++sweeps;
+      if (f.factorized != nullptr) merge_dims(c, k, n, false);
     });
-    if (f.factorized != nullptr) store_dims(c, f);
-    T* log_prob = static_cast<T*>(f.log_prob);
+    if (f.factorized != nullptr) {
+      bool far[kTile];
+      const bool some = mark_far(c, far);
+      unshifted(c);
+      store_dims(c, f, nullptr);
+      if (some) {  // a row far from every component, or no number
+        start_dims(c);
+        for_each_sweep(f.mixture, plan, [&](int64_t k, int n) {
+          if (f.mixture.row_weights != nullptr) load_row_weights(c, k, n);
+          merge_dims(c, k, n, true);
+        });
+        store_dims(c, f, far);
+      }
+    }
     T* shift = static_cast<T*>(f.shift);
     T* total = static_cast<T*>(f.total);
+    if (f.log_prob != nullptr) store_log_prob(c, f.log_prob);
     for (int i = 0; i < c.rows; ++i) {
-      const T sum = static_cast<T>(c.s.total[i]);
-      if (log_prob != nullptr)
-        log_prob[r + i] = static_cast<T>(baseline + static_cast<double>(c.s.top[i]) + static_cast<double>(math::log(sum)));
       if (shift != nullptr) shift[r + i] = c.s.top[i];
-      if (total != nullptr) total[r + i] = sum;
+      if (total != nullptr) total[r + i] = static_cast<T>(c.s.total[i]);
     }
     if (f.responsibilities == nullptr) continue;
     T* q = static_cast<T*>(f.responsibilities) + r * f.mixture.components;
     for (int i = 0; i < c.padded_rows; ++i) set_share(c, i, T(1), c.s.top[i], static_cast<T>(c.s.total[i]));
     for_each_sweep(f.mixture, plan, [&](int64_t k, int n) {
-      if (sweeps > 1) energies(c, k, n);
+      if (n < f.mixture.components) energies(c, k, n);
       weigh(c, k, n);
       for (int i = 0; i < c.rows; ++i) {
         for (int j = 0; j < n; ++j) q[i * f.mixture.components + k + j] = c.energies(j)[i];
       }
     });
+  }
+}
+
+/// Every row's top and total, and its log-density; one sweep over all components leaves what share() takes.
+template <typename T>
+void find_total(const MixtureChunk<T>& c, const MixtureArgs& a, const MixturePlan& plan, void* log_prob) {
+  start_rows(c);
+  for_each_sweep(a, plan, [&](int64_t k, int n) {
+    energies(c, k, n);
+    n == a.components ? merge<T, true>(c, k, n) : merge(c, k, n);
+  });
+  store_log_prob(c, log_prob);
+}
+
+/// What the forward pass found.
+template <typename T>
+void load_total(const MixtureChunk<T>& c, const MixtureBackwardArgs& b) {
+  const T* shift = static_cast<const T*>(b.shift) + c.first;
+  const T* total = static_cast<const T*>(b.total) + c.first;
+  for (int i = 0; i < c.rows; ++i) {
+    c.s.top[i] = shift[i];
+    c.s.total[i] = static_cast<double>(total[i]);
+  }
+}
+
+/// weigh() of all components, whose energies are e^{l - top} already.
+template <typename T>
+void share(const MixtureChunk<T>& c, int n) {
+  for (int k = 0; k < n; ++k) {
+    T* e = c.energies(k);
+    VF_SIMD
+    for (int i = 0; i < c.padded_rows; ++i) e[i] *= c.s.coefficient[i];
   }
 }
 
@@ -196,27 +253,32 @@ void mixture_backward_rows(const MixtureBackwardArgs& b, const MixturePlan& plan
   const T* per_row = static_cast<const T*>(b.grad.data);
   const bool joint = b.dim_normaliser == nullptr || per_row != nullptr || b.grad.constant != 0.0;
   for (int64_t r = r0; r < r1; r += plan.rows) {
-    c.load_rows(r, static_cast<int>(r1 - r < plan.rows ? r1 - r : plan.rows), true);
+    c.load_rows(r, static_cast<int>(r1 - r < plan.rows ? r1 - r : plan.rows), c.a.full || !c.by_columns());
     if (gradient || b.dim_normaliser != nullptr) {  // factorized_sums adds to it in any case
       T* grad = c.by_columns() ? c.s.grad_t : c.s.grad;
       const int64_t n = static_cast<int64_t>(plan.rows) * (c.by_columns() ? c.dims() : plan.padded_dims);
       for (int64_t i = 0; i < n; ++i) grad[i] = T(0);
     }
     if (b.weights == nullptr) {
-      const T* shift = static_cast<const T*>(b.shift) + r;
-      const T* total = static_cast<const T*>(b.total) + r;
+      if (b.log_prob != nullptr) {
+        find_total(c, b.mixture, plan, b.log_prob);
+      } else {
+        load_total(c, b);
+      }
       for (int i = 0; i < c.rows; ++i) {
         const T grad = static_cast<T>(b.grad.constant) * (per_row == nullptr ? T(1) : per_row[(r + i) * b.grad.stride]);
-        set_share(c, i, grad, shift[i], total[i]);
+        set_share(c, i, grad, c.s.top[i], static_cast<T>(c.s.total[i]));
       }
       for (int i = c.rows; i < c.padded_rows; ++i) set_share(c, i, T(0), -math::infinity<T>(), T(1));
     }
-    if (b.dim_normaliser != nullptr) load_dims(c, b);
+    if (b.dim_normaliser != nullptr) c.shifted = load_dims(c, b);
     for_each_sweep(b.mixture, plan, [&](int64_t k, int n) {
       if (b.weights != nullptr) {
         load_weights(c, static_cast<const T*>(b.weights), k, n);
       } else if (!joint) {
         no_energies(c, k, n);
+      } else if (b.log_prob != nullptr && n == b.mixture.components) {
+        share(c, n);
       } else {
         energies(c, k, n);
         weigh(c, k, n);

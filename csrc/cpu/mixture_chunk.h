@@ -27,6 +27,12 @@ constexpr int kRowBlock = kRowVectors * kWidth<T>;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+/// Diagonal with so few dimensions that most of a vector of them would be padding: sums over rows have rows in the lanes, too.
+template <typename T>
+bool narrow(const MixtureArgs& a) {
+  return !a.full && 2 * a.dims <= kWidth<T>;
+}
+
 /// Everything of a chunk that lies in scratch memory.
 template <typename T>
 struct MixtureScratch {
@@ -59,7 +65,7 @@ struct MixtureScratch {
     weighted = take(full * panels);
     difference_t = take(full * column_major);
     y = take(full * column_major);
-    grad_t = take((full + by_dim) * column_major);
+    grad_t = take(a.full || by_dim != 0 || narrow<T>(a) ? column_major : 0);
     row_weights = take(by_row * sweep);
     row_counts = reinterpret_cast<double*>(take(by_row * by_dim * sweep * wide));
     dim_top = take(by_dim * column_major);
@@ -79,6 +85,8 @@ MixturePlan mixture_plan(const MixtureArgs& a) {
   const int64_t by_count = blocks_of((a.rows + 7) / 8);
   p.rows = static_cast<int>(by_cache < by_count ? by_cache : by_count);
   p.padded_dims = static_cast<int>(round_up(a.dims, kWidth<T>));
+  // At multiples of a page's quarter all components would share a few sets of the caches.
+  p.stride = p.padded_dims + (!a.full && p.padded_dims * sizeof(T) % 1024 == 0 ? kWidth<T> : 0);
   const int64_t most = round_up(32768 / p.rows, kComponentBlock);
   p.components = static_cast<int>(a.components < most ? a.components : most);
   p.scratch_bytes = static_cast<int64_t>(sizeof(T)) * MixtureScratch<T>(a, p, nullptr).count;
@@ -91,7 +99,7 @@ struct MixtureChunk {
   const MixtureArgs& a;
   const MixturePlan& p;
   const MixtureParameters& parameters;
-  const T* means;                    // rows of padded_dims
+  const T* means;                    // rows p.stride apart
   const T* scale;                    // the same, or factors
   const T *constant, *constant_low;  // (components,)
   const T* x_scale;                  // (dims,), or null
@@ -99,6 +107,7 @@ struct MixtureChunk {
   int64_t first = 0;
   int rows = 0;          // loaded
   int padded_rows = 0;   // the same, rounded up to the row block; rows beyond `rows` are 0
+  bool shifted = false;  // a dimension's terms have a shift
   bool careful = false;  // a product of a difference and a scale may overflow: 0 * inf has to be kept out of the sums
 
   MixtureChunk(const MixtureArgs& args, const MixturePlan& plan, const MixtureParameters& given, void* scratch)
@@ -118,7 +127,7 @@ struct MixtureChunk {
   T low(int64_t k) const { return constant_low == nullptr ? T(0) : constant_low[k]; }
   int dims() const { return static_cast<int>(a.dims); }
   /// Whether the gradient of x is summed column by column, in grad_t, and not in panels.
-  bool by_columns() const { return a.full || a.dim_constant != nullptr; }
+  bool by_columns() const { return a.full || a.dim_constant != nullptr || narrow<T>(a); }
   /// Of the k-th component of the sweep, one value per row.
   T* energies(int k) const { return s.energies + static_cast<int64_t>(k) * p.rows; }
   T* row_weights(int k) const { return s.row_weights + static_cast<int64_t>(k) * p.rows; }

@@ -11,7 +11,7 @@ template <typename T, int block>
 VF_INLINE void diagonal_energies_of(const MixtureChunk<T>& c, int r, int64_t k, T* l) {
   constexpr int width = kWidth<T>;
   const int dims = c.dims();
-  const int64_t stride = c.p.padded_dims, row_stride = c.p.rows;
+  const int64_t stride = c.p.stride, row_stride = c.p.rows;
   const T* mean = c.means + k * stride;
   const T* inverse = c.scale + k * stride;
   for (int d0 = 0; d0 < dims; d0 += kDimBlock) {
@@ -54,7 +54,7 @@ void diagonal_energies(const MixtureChunk<T>& c, int64_t k0, int n) {
 /// With the weights q in place of the energies: adds q u and q u^2 to the sums, and sum_k q u / sigma_k to the chunk's (negative) gradient.
 template <typename T, int block, bool sums, bool gradient, bool careful>
 VF_INLINE void diagonal_sums_of(const MixtureChunk<T>& c, int k, int64_t component, int d, const MixtureSums& to) {
-  const int64_t stride = c.p.padded_dims, at = component * stride + d;
+  const int64_t stride = c.p.stride, at = component * stride + d;
   Vec<T> mean[block], inverse[block], first[block], second[block];
   for (int b = 0; b < block; ++b) {
     mean[b] = load_vec(c.means + at + b * stride);
@@ -100,8 +100,41 @@ VF_INLINE void diagonal_sums_of(const MixtureChunk<T>& c, int k, int64_t compone
   }
 }
 
+/// The same of few dimensions, column by column, with rows in the lanes.
+template <typename T, bool sums, bool gradient, bool careful>
+void narrow_sums_loop(const MixtureChunk<T>& c, int64_t k0, int n, const MixtureSums& to) {
+  constexpr T far = math::largest<T>();
+  for (int d = 0; d < c.dims(); ++d) {
+    const T* x = c.s.transposed + c.panel(d);
+    T* grad = c.s.grad_t + c.panel(d);
+    for (int k = 0; k < n; ++k) {
+      const int64_t at = (k0 + k) * c.p.stride + d;
+      const T mean = c.means[at], inverse = c.scale[at];
+      const T* q = c.energies(k);
+      T first = T(0), second = T(0);
+#pragma omp simd reduction(+ : first, second)
+      for (int i = 0; i < c.padded_rows; ++i) {
+        T u = math::standardise(x[i], mean, inverse);
+        if constexpr (careful) {
+          u = u > far ? far : u;
+          u = u < -far ? -far : u;
+        }
+        const T w = q[i] * u;
+        first += w;
+        second += w * u;
+        if constexpr (gradient) grad[i] = math::fma(w, inverse, grad[i]);
+      }
+      if constexpr (sums) {
+        to.first[at] += static_cast<double>(first);
+        to.second[at] += static_cast<double>(second);
+      }
+    }
+  }
+}
+
 template <typename T, bool sums, bool gradient, bool careful>
 void diagonal_sums_loop(const MixtureChunk<T>& c, int64_t k0, int n, const MixtureSums& to) {
+  if (narrow<T>(c.a)) return narrow_sums_loop<T, sums, gradient, careful>(c, k0, n, to);
   for (int d = 0; d < c.p.padded_dims; d += kWidth<T>) {
     int k = 0;
     for (; k + kComponentBlock <= n; k += kComponentBlock) {

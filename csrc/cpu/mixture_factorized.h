@@ -35,18 +35,31 @@ void store_row_counts(const MixtureChunk<T>& c, const From* counts, int64_t k0, 
   }
 }
 
+/// Terms of a dimension are powers of 2, which cost half of what powers of e do: u is (x - mean) / sigma times kDimUnit = sqrt(log2(e) /
+/// 2), and l = constant - u^2.
+template <typename T>
+constexpr T kDimUnit = static_cast<T>(0.84932180028801904);
+
 /// One component in one dimension.
 template <typename T>
 struct DimTerm {
   T mean, inverse, constant;
 
   DimTerm(const MixtureChunk<T>& c, int64_t k, int d)
-      : mean(c.means[k * c.p.padded_dims + d]),
-        inverse(c.scale[k * c.p.padded_dims + d]),
+      : mean(c.means[k * c.p.stride + d]),
+        inverse(c.scale[k * c.p.stride + d] * kDimUnit<T>),
         constant(static_cast<const T*>(c.a.dim_constant)[k * c.a.dims + d]) {}
   VF_INLINE T standardised(T x) const { return math::standardise(x, mean, inverse); }
-  /// l of u and of the row's own log weight, the same number wherever it is computed.
-  VF_INLINE T log_term(T u, T weight) const { return (constant + weight) - (T(0.5) * u) * u; }
+  /// l of u^2 and of the row's own log weight, the same number wherever it is computed.
+  template <bool weighted>
+  VF_INLINE T exponent(T square, T weight) const {
+    return (weighted ? math::fma(weight, T(1.4426950408889634), constant) : constant) - square;
+  }
+  /// du/dx in units of the standard deviation, for a moment in units of u.
+  T slope() const {
+    const T s = inverse / (kDimUnit<T> * kDimUnit<T>);
+    return s < math::largest<T>() ? s : math::largest<T>();
+  }
 };
 
 template <typename T>
@@ -56,6 +69,59 @@ void start_dims(const MixtureChunk<T>& c) {
     c.s.dim_top[i] = -math::infinity<T>();
     c.s.dim_total[i] = 0.0;
   }
+}
+
+/// Adds components [k0, k0 + n) to the totals as they are, without a shift: constants are at most 0, and so is l. Of a total that is too
+/// small for that, or of constants that are above 0 all the same, mark_far tells.
+template <typename T, bool weighted>
+void add_dims_loop(const MixtureChunk<T>& c, int64_t k0, int n) {
+  constexpr int block = kRowBlock<T>;
+  alignas(64) T part[block];
+  for (int d = 0; d < c.dims(); ++d) {
+    for (int r = 0; r < c.padded_rows; r += block) {
+      const T* x = c.s.transposed + c.panel(d) + r;
+      double* total = c.s.dim_total + c.panel(d) + r;
+      for (int j0 = 0; j0 < n; j0 += kDimBlock) {
+        const int j1 = j0 + kDimBlock < n ? j0 + kDimBlock : n;
+        T above = T(0);
+        VF_SIMD
+        for (int i = 0; i < block; ++i) part[i] = T(0);
+        for (int j = j0; j < j1; ++j) {
+          const DimTerm<T> term(c, k0 + j, d);
+          const T* w = weighted ? c.row_weights(j) + r : x;
+          above = term.constant > T(0) ? math::infinity<T>() : above;
+          VF_SIMD
+          for (int i = 0; i < block; ++i) {
+            const T u = term.standardised(x[i]);
+            part[i] += math::exp2_below(term.template exponent<weighted>(u * u, w[i]));
+          }
+        }
+        VF_SIMD
+        for (int i = 0; i < block; ++i) total[i] += static_cast<double>(part[i] + above);
+      }
+    }
+  }
+}
+
+/// Marks the rows of which a total without a shift is such that a term which counts may have been out of range; whether there are any.
+template <typename T>
+bool mark_far(const MixtureChunk<T>& c, bool* far) {
+  constexpr double low = sizeof(T) == 8 ? 1e-250 : 1e-25, high = sizeof(T) == 8 ? 1e300 : 1e35;
+  for (int i = 0; i < c.rows; ++i) far[i] = false;
+  for (int d = 0; d < c.dims(); ++d) {
+    const double* total = c.s.dim_total + c.panel(d);
+    for (int i = 0; i < c.rows; ++i) far[i] |= !(total[i] > low && total[i] < high);
+  }
+  bool any = false;
+  for (int i = 0; i < c.rows; ++i) any |= far[i];
+  return any;
+}
+
+/// Totals as those of a shift of 0.
+template <typename T>
+void unshifted(const MixtureChunk<T>& c) {
+  const int64_t count = c.panel(c.dims());
+  for (int64_t i = 0; i < count; ++i) c.s.dim_top[i] = T(0);
 }
 
 /// Adds at most kDimBlock components, `n` from k0 on (the sweep's j0-th), to a row block's running maximum and total in one dimension.
@@ -74,7 +140,7 @@ VF_INLINE void merge_dim_block(const MixtureChunk<T>& c, int r, int d, int64_t k
     T* to = l + j * block;
     VF_SIMD
     for (int i = 0; i < block; ++i) {
-      const T v = term.log_term(term.standardised(x[i]), weighted ? w[i] : T(0));
+      const T u = term.standardised(x[i]), v = term.template exponent<weighted>(u * u, w[i]);
       to[i] = v;
       top[i] = v > top[i] ? v : top[i];
     }
@@ -82,14 +148,14 @@ VF_INLINE void merge_dim_block(const MixtureChunk<T>& c, int r, int d, int64_t k
   VF_SIMD
   for (int i = 0; i < block; ++i) {
     shift[i] = shift_of(top[i]);
-    total[i] *= static_cast<double>(math::exp(running[i] - shift[i]));
+    total[i] *= static_cast<double>(math::exp2_below(running[i] - shift[i]));
     running[i] = top[i];
     part[i] = T(0);
   }
   for (int j = 0; j < n; ++j) {
     const T* from = l + j * block;
     VF_SIMD
-    for (int i = 0; i < block; ++i) part[i] += math::exp(from[i] - shift[i]);
+    for (int i = 0; i < block; ++i) part[i] += math::exp2_below(from[i] - shift[i]);
   }
   VF_SIMD
   for (int i = 0; i < block; ++i) total[i] += static_cast<double>(part[i]);
@@ -104,14 +170,17 @@ void merge_dims_loop(const MixtureChunk<T>& c, int64_t k0, int n) {
   }
 }
 
-/// Adds components [k0, k0 + n), whose row weights are loaded, in every dimension.
+/// Adds components [k0, k0 + n), whose row weights are loaded, in every dimension: as they are, or to a running maximum.
 template <typename T>
-void merge_dims(const MixtureChunk<T>& c, int64_t k0, int n) {
-  c.a.row_weights == nullptr ? merge_dims_loop<T, false>(c, k0, n) : merge_dims_loop<T, true>(c, k0, n);
+void merge_dims(const MixtureChunk<T>& c, int64_t k0, int n, bool shifted) {
+  const bool weighted = c.a.row_weights != nullptr;
+  if (shifted) return weighted ? merge_dims_loop<T, true>(c, k0, n) : merge_dims_loop<T, false>(c, k0, n);
+  weighted ? add_dims_loop<T, true>(c, k0, n) : add_dims_loop<T, false>(c, k0, n);
 }
 
+/// The densities of the rows, or of those that are marked, and what the backward pass wants of them.
 template <typename T>
-void store_dims(const MixtureChunk<T>& c, const MixtureForwardArgs& f) {
+void store_dims(const MixtureChunk<T>& c, const MixtureForwardArgs& f, const bool* only) {
   T* const shifts = static_cast<T*>(f.dim_normaliser) + c.first;
   T* const totals = shifts + c.a.dims * c.a.rows;
   double log_prob[kTile];  // rows are at most so many: mixture_plan
@@ -123,21 +192,25 @@ void store_dims(const MixtureChunk<T>& c, const MixtureForwardArgs& f) {
     T* sum = totals + d * c.a.rows;
     VF_SIMD
     for (int i = 0; i < c.rows; ++i) {
-      shift[i] = top[i];
-      sum[i] = static_cast<T>(total[i]);
-      log_prob[i] += static_cast<double>(top[i]) + static_cast<double>(math::log(sum[i]));
+      const T one = static_cast<T>(total[i]);
+      if (only == nullptr || only[i]) {
+        shift[i] = top[i];
+        sum[i] = one;
+      }
+      log_prob[i] += 0.69314718055994531 * static_cast<double>(top[i]) + static_cast<double>(math::log(one));
     }
   }
   T* out = static_cast<T*>(f.factorized) + c.first;
-  for (int i = 0; i < c.rows; ++i) out[i] = static_cast<T>(log_prob[i]);
+  for (int i = 0; i < c.rows; ++i) out[i] = only == nullptr || only[i] ? static_cast<T>(log_prob[i]) : out[i];
 }
 
-/// What turns the terms of every dimension into weights, as set_share does those of a row.
+/// What turns the terms of every dimension into weights, as set_share does those of a row; returns whether any has a shift.
 template <typename T>
-void load_dims(const MixtureChunk<T>& c, const MixtureBackwardArgs& b) {
+bool load_dims(const MixtureChunk<T>& c, const MixtureBackwardArgs& b) {
   const T* const shifts = static_cast<const T*>(b.dim_normaliser) + c.first;
   const T* const totals = shifts + c.a.dims * c.a.rows;
   const T* per_row = static_cast<const T*>(b.factorized_grad.data);
+  bool any = false;
   for (int d = 0; d < c.dims(); ++d) {
     T* top = c.s.dim_top + c.panel(d);
     T* coefficient = c.s.dim_coefficient + c.panel(d);
@@ -146,18 +219,20 @@ void load_dims(const MixtureChunk<T>& c, const MixtureBackwardArgs& b) {
       const T grad = static_cast<T>(b.factorized_grad.constant) * one, shift = shifts[d * c.a.rows + i];
       coefficient[i] = math::mixture_share(grad, shift, totals[d * c.a.rows + i]);
       top[i] = math::mixture_shift(shift);
+      any |= !(shift == T(0));
     }
     for (int i = c.rows; i < c.padded_rows; ++i) {
       coefficient[i] = T(0);
       top[i] = math::infinity<T>();
     }
   }
+  return any;
 }
 
-/// With a row's joint weights q in place of the energies: all sums and gradients of q_kd = q + coefficient_d e^{l_kd - shift_d}.
-template <typename T, bool weighted, bool careful>
+/// With a row's joint weights q in place of the energies: all sums and gradients of q_kd = q + coefficient_d 2^{l_kd - shift_d}.
+template <typename T, bool weighted, bool shifted, bool careful>
 void factorized_sums_loop(const MixtureChunk<T>& c, int64_t k0, int n, const MixtureSums& to) {
-  const T far = math::largest<T>();
+  constexpr T far = math::largest<T>(), one = kDimUnit<T> * kDimUnit<T>;  // u^2 where x is a standard deviation from the mean
   for (int d = 0; d < c.dims(); ++d) {
     const T* x = c.s.transposed + c.panel(d);
     const T* shift = c.s.dim_top + c.panel(d);
@@ -168,29 +243,38 @@ void factorized_sums_loop(const MixtureChunk<T>& c, int64_t k0, int n, const Mix
       const T* q = c.energies(j);
       const T* w = weighted ? c.row_weights(j) : q;
       double* counts = weighted ? c.row_counts(j) : nullptr;
+      const T slope = term.slope();
       T first = T(0), second = T(0), count = T(0);
 #pragma omp simd reduction(+ : first, second, count)
       for (int i = 0; i < c.padded_rows; ++i) {
-        T u = term.standardised(x[i]);
-        const T own = coefficient[i] * math::exp(term.log_term(u, weighted ? w[i] : T(0)) - shift[i]);
+        T u = term.standardised(x[i]), square = u * u, exponent = term.template exponent<weighted>(square, w[i]);
+        if constexpr (shifted) exponent -= shift[i];
+        const T own = coefficient[i] * math::exp2_below(exponent);
         if constexpr (careful) {
           u = u > far ? far : u;
           u = u < -far ? -far : u;
+          square = square > far ? far : square;
         }
         const T all = q[i] + own, moment = all * u;
         first += moment;
-        second += moment * u - all;
+        second += all * (square - one);
         count += own;
-        grad[i] += moment * term.inverse;
+        grad[i] = math::fma(moment, slope, grad[i]);
         if constexpr (weighted) counts[i] += static_cast<double>(own);
       }
       if (to.counts == nullptr) continue;
-      const int64_t at = (k0 + j) * c.p.padded_dims + d;
+      const int64_t at = (k0 + j) * c.p.stride + d;
       to.counts[k0 + j] += static_cast<double>(count);
-      to.first[at] += static_cast<double>(first);
-      to.second[at] += static_cast<double>(second);
+      to.first[at] += static_cast<double>(first) * (1.0 / static_cast<double>(kDimUnit<T>));
+      to.second[at] += static_cast<double>(second) * (1.0 / static_cast<double>(one));
     }
   }
+}
+
+template <typename T, bool weighted>
+void factorized_sums_of(const MixtureChunk<T>& c, int64_t k0, int n, const MixtureSums& to) {
+  if (c.careful) return factorized_sums_loop<T, weighted, true, true>(c, k0, n, to);
+  c.shifted ? factorized_sums_loop<T, weighted, true, false>(c, k0, n, to) : factorized_sums_loop<T, weighted, false, false>(c, k0, n, to);
 }
 
 template <typename T>
@@ -199,11 +283,11 @@ void factorized_sums(const MixtureChunk<T>& c, const MixtureBackwardArgs& b, int
     for (int j = 0; j < n; ++j) to.counts[k0 + j] += sum(c.energies(j), c.rows);
   }
   if (c.a.row_weights == nullptr) {
-    return c.careful ? factorized_sums_loop<T, false, true>(c, k0, n, to) : factorized_sums_loop<T, false, false>(c, k0, n, to);
+    return factorized_sums_of<T, false>(c, k0, n, to);
   }
   const int64_t count = static_cast<int64_t>(n) * c.p.rows;
   for (int64_t i = 0; i < count; ++i) c.s.row_counts[i] = static_cast<double>(c.s.energies[i]);
-  c.careful ? factorized_sums_loop<T, true, true>(c, k0, n, to) : factorized_sums_loop<T, true, false>(c, k0, n, to);
+  factorized_sums_of<T, true>(c, k0, n, to);
   if (b.row_counts != nullptr) store_row_counts(c, c.s.row_counts, k0, n, b.row_counts);
 }
 

@@ -48,7 +48,7 @@ struct IntRange {
 /// Differences of one row block from a component's mean, transposed.
 template <typename T>
 VF_INLINE void differences(const MixtureChunk<T>& c, int r, int64_t component) {
-  const T* mean = c.means + component * c.p.padded_dims;
+  const T* mean = c.means + component * c.p.stride;
   for (int d = 0; d < c.dims(); ++d) {
     const int64_t at = static_cast<int64_t>(d) * c.p.rows + r;
     for (int j = 0; j < kRowVectors; ++j) {
@@ -136,13 +136,13 @@ VF_INLINE void outer_products(const MixtureChunk<T>& c, int i0, int j, double* s
     const Vec<T> row = load_vec(t);
     for (int b = 0; b < block; ++b) sum[b] = madd(every(weighted[b]), row, sum[b]);
   }
-  for (int b = 0; b < block; ++b) add_to_double<T>(second + (i0 + b) * static_cast<int64_t>(c.p.padded_dims) + j, sum[b]);
+  for (int b = 0; b < block; ++b) add_to_double<T>(second + (i0 + b) * static_cast<int64_t>(c.p.stride) + j, sum[b]);
 }
 
 /// Adds one component's sums over the chunk's rows.
 template <typename T>
 void full_moments(const MixtureChunk<T>& c, const T* q, int64_t component, const MixtureSums& to) {
-  const int64_t stride = c.p.padded_dims;
+  const int64_t stride = c.p.stride;
   const T* mean = c.means + component * stride;
   double* first = to.first + component * stride;
   for (int d = 0; d < c.p.padded_dims; d += kWidth<T>) {

@@ -6,20 +6,21 @@
 namespace vae_fast {
 namespace cpu {
 
-/// How a mixture is cut: rows of a chunk, dimensions rounded up to whole vectors, components of one sweep, scratch memory of a thread.
+/// How a mixture is cut: rows of a chunk, dimensions rounded up to whole vectors, from one component to the next, components of one sweep,
+/// scratch memory of a thread.
 struct MixturePlan {
-  int rows = 0, padded_dims = 0, components = 0;
+  int rows = 0, padded_dims = 0, stride = 0, components = 0;
   int64_t scratch_bytes = 0;
 };
 
-/// A mixture's parameters as the loops read them: means, and reciprocal standard deviations, in rows of padded_dims filled up with zeros.
+/// A mixture's parameters as the loops read them: means, and reciprocal standard deviations, `stride` apart and filled up with zeros.
 struct MixtureParameters {
   const void* means = nullptr;
   const void* scale = nullptr;  // full: the factors as they are
   double farthest_mean = 0.0, largest_scale = 0.0;
 };
 
-/// Where a piece's sums over rows go: rows of padded_dims, added to.
+/// Where a piece's sums over rows go: rows `stride` apart, added to.
 struct MixtureSums {
   double* counts = nullptr;  // null: no sums are wanted
   double* first = nullptr;

@@ -55,6 +55,25 @@ VF_INLINE float exp_minus_abs(float a) {
 }
 VF_INLINE double exp_minus_abs(double a) { return ::exp(-::fabs(a)); }
 
+/// 2^t for t < 127 to 2 ulp, 0 where it is no longer a normal number (t < -126), NaN for NaN: half of the arithmetic of e^x, for sums whose
+/// terms have their exponents in base 2 from the start.
+VF_INLINE float exp2_below(float t) {
+#if defined(__CUDA_ARCH__)
+  return ::exp2f(t);
+#else
+  const float shift = 12582912.0f;  // as in exp_parts
+  const float n = t + shift, r = t - (n - shift);
+  float p = fma(0.00132646062f, r, 0.00967159774f);
+  p = fma(p, r, 0.055507347f);
+  p = fma(p, r, 0.240222409f);
+  p = fma(p, r, 0.693147004f);
+  p = fma(p, r, 1.0f);
+  const int32_t k = static_cast<int32_t>(bits_to<uint32_t>(n) - bits_to<uint32_t>(shift));
+  return t < -126.0f ? 0.0f : p * exp2_int(k);
+#endif
+}
+VF_INLINE double exp2_below(double t) { return ::exp2(t); }
+
 /// e^u - 1 - u, given e^u: relative accuracy kept where it is tiny (a posterior near its prior).
 VF_INLINE float exp_minus_1_minus(float u, float exp_u) {
   float p = fma(2.49224358e-05f, u, 0.000199621762f);

@@ -158,9 +158,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics_kernel(const Tenso
     weights = weights.contiguous();
     b.weights = weights.const_data_ptr();
   } else {
-    std::tie(log_prob, normaliser) = mixture_kernel(x, weight_logits, means, scale, covariance, precision);
-    b.shift = normaliser.const_data_ptr();
-    b.total = static_cast<const char*>(b.shift) + static_cast<size_t>(p.args.rows) * normaliser.element_size();
+    if (x.is_cpu()) {  // both in one pass
+      log_prob = at::empty(p.layout.batch(), p.options(x));
+      b.log_prob = log_prob.data_ptr();
+    } else {
+      std::tie(log_prob, normaliser) = mixture_kernel(x, weight_logits, means, scale, covariance, precision);
+      b.shift = normaliser.const_data_ptr();
+      b.total = static_cast<const char*>(b.shift) + static_cast<size_t>(p.args.rows) * normaliser.element_size();
+    }
     if (sample_weight) b.grad = row_grad(*sample_weight, p.layout.batch(), p.is_double, p.keep);
   }
   RowSums s = run_mixture_backward(p, x, b, nullptr, true, true);

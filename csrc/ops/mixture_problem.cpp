@@ -101,7 +101,8 @@ MixtureProblem::MixtureProblem(const Tensor& x, const Tensor& weight_logits, con
   TORCH_CHECK_VALUE(!args.full, "covariance='", name, "' and factorized: expected diag or spherical");
   const Tensor dim_constant = log_weights.unsqueeze(1) - scale.to(at::kDouble).reshape({k, -1}).expand({k, d});
   const Tensor dim_top = at::nan_to_num(dim_constant.amax(0), 0.0, 0.0, 0.0).clamp_(-1e8, 1e8);
-  args.dim_constant = hold((dim_constant - dim_top).clamp_max_(largest).to(type).contiguous());
+  const double log2e = 1.4426950408889634;
+  args.dim_constant = hold((dim_constant - dim_top).mul_(log2e).clamp_max_(largest).to(type).contiguous());
   args.dim_baseline = static_cast<const double*>(hold(dim_top.sum() - 0.5 * static_cast<double>(d) * 1.8378770664093454836));
 }
 

@@ -74,6 +74,28 @@ def test_values_and_gradients(covariance_type, factorized, by_row, size, device,
         torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-11 * max(1.0, w.abs().max().item()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("far", [9.0, 12.0, 15.0, 40.0, 1e4])
+@CASES
+def test_a_row_far_from_every_component_among_others(covariance_type, factorized, by_row, far, dtype, device, backend):
+    """Its terms are out of range where no shift is taken from their exponents; those of the rows beside it are not."""
+    wide = case(300, 5, 3, covariance_type, by_row, device=device)
+    wide[3] = 0.1 * wide[3]
+    wide[0][7] = far + wide[2].max()
+    wide[0][9, 1] = -far + wide[2].min()
+    narrow = [t.to(dtype) for t in wide]
+    wide = [t.double() for t in narrow]
+    f = functools.partial(ours, factorized=factorized, covariance_type=covariance_type)
+    formula = functools.partial(plain, factorized=factorized)
+    upstream = torch.randn_like(formula(*wide))
+    value, grads = value_and_grads(f, narrow, upstream.to(dtype))
+    want, want_grads = value_and_grads(formula, wide, upstream)
+    rtol = 1e-12 if dtype == torch.float64 else 3e-6
+    torch.testing.assert_close(value.double(), want, rtol=rtol, atol=rtol)
+    for g, w in zip(grads, want_grads, strict=True):
+        torch.testing.assert_close(g.double(), w, rtol=100 * rtol, atol=10 * rtol * max(1.0, w.abs().max().item()))
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @CASES
 @needs_kernels

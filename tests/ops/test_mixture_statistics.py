@@ -10,7 +10,7 @@ from oracle import leaves, value_and_grads
 import vae_fast
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-SIZES = [(0, 3, 5), (1, 1, 1), (1000, 17, 3), (65, 300, 2), (300, 5, 17), (70, 2, 64), (30_001, 3, 2)]
+SIZES = [(0, 3, 5), (1, 1, 1), (1000, 17, 3), (65, 300, 2), (300, 5, 17), (70, 2, 64), (30_001, 3, 2), (300, 5, 8), (90, 6, 256)]
 
 
 def explicit(x, logits, means, scale, covariance_type, q=None, weight=None):
