@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from mixtures import COVARIANCES, assert_gradient_within_contract, gradient_errors, log_prob, problem, responsibilities
-from oracle import leaves, value_and_grads
+from oracle import leaves, needs_kernels, value_and_grads
+from test_mixture_gradients import peak_growth
 
 import vae_fast
 
@@ -201,3 +202,17 @@ def test_rows_that_nothing_explains_add_nothing(covariance_type, device, backend
     found = vae_fast.mixture_statistics(x, logits, means, scale, covariance_type=covariance_type)
     assert found.log_prob[0] == -math.inf
     torch.testing.assert_close(found[1:], want[1:], rtol=2e-6, atol=2e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("n", "k", "d", "most"), [(2000, 65_536, 4, 256), (2000, 8, 4096, 64)], ids=str)
+def test_many_components_and_many_dimensions(n, k, d, most, device):
+    """Memory of N + K D numbers, in MiB: N x K would be 500 of them, N x K x D 250."""
+    tensors = problem(n, k, d, "diag", torch.float32, device)
+    vae_fast.mixture_statistics(tensors[0][:50], *tensors[1:])
+    found = []
+    grown = peak_growth(lambda: found.append(vae_fast.mixture_statistics(*tensors)), device)
+    assert grown < most << 20, f"{grown / 2**20:.0f} MiB"
+    some = [tensors[0][:20].double(), *(t.double() for t in tensors[1:])]
+    torch.testing.assert_close(found[0].log_prob[:20].double(), log_prob(*some, "diag"), rtol=1e-5, atol=1e-4)
+    assert found[0].counts.double().sum().item() == pytest.approx(n, rel=1e-4)
