@@ -32,6 +32,7 @@ _EPYC: dict[str, dict[str, float]] = {
     "mixture_log_prob, N=20000 K=100 D=64": {"distributions": 150, "compile": 1},
     "mixture_log_prob, N=5000 K=50 D=784": {"distributions": 150},
     "EM iteration, N=100000 K=64 D=16": {"scikit-learn": 8},
+    "total_correlation, B=2048 L=10": {"eager": 20, "compile": 4},
     "negative_binomial_log_prob, B=1024 G=2000": {"eager": 12, "compile": 4},
     "negative_binomial_log_prob, CSR, B=1024 G=2000": {"dense": 2},
     "zero_inflated_negative_binomial_log_prob, B=1024 G=2000": {"eager": 12, "compile": 4},

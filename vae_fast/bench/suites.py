@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 
-from vae_fast.bench import cases_head, cases_likelihoods, cases_linear, cases_mixture, cases_overhead, machine, measure, training
+from vae_fast.bench import (
+    cases_aggregate,
+    cases_head,
+    cases_likelihoods,
+    cases_linear,
+    cases_mixture,
+    cases_overhead,
+    machine,
+    measure,
+    training,
+)
 from vae_fast.bench.case import DIRECTIONS, Bench, Case, Function, Work
 from vae_fast.bench.limits import Limits, Probe
 from vae_fast.bench.options import Options, Row, facts_of
@@ -46,7 +56,7 @@ def cases(suite: str, options: Options) -> list[Case]:
     if suite == "kernels":
         return cases_head.kernels(device, quick)
     if suite == "mixtures":
-        return cases_mixture.mixtures(device, quick)
+        return cases_mixture.mixtures(device, quick) + (cases_aggregate.aggregates(quick) if device == "cpu" else [])
     if suite == "memory":
         return cases_head.memory(device, quick) + cases_mixture.memory(device, quick)
     return cases_head.sweeps(device, quick) + cases_mixture.sweeps(device, quick)
