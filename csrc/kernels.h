@@ -260,6 +260,9 @@ namespace cuda {
 /// Partial sums that row_terms needs: one per thread block of the loss, and of each of its parts.
 int64_t row_terms_partials(const RowTermsArgs& args);
 cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream);
+/// Counters of the current device, in its static memory and 0 before the first kernel: what runs at the same time takes different ones.
+constexpr int kLossCounters = 1024;
+cudaError_t loss_counter(int which, uint32_t** counter);
 cudaError_t sample(const SampleArgs& args, cudaStream_t stream);
 cudaError_t sample_backward(const SampleBackwardArgs& args, cudaStream_t stream);
 cudaError_t logsumexp(const LogSumExpArgs& args, cudaStream_t stream);

@@ -83,9 +83,9 @@ SumsShape products_shape(const MixtureArgs& m, int64_t rows) {
   return s;
 }
 
-/// Responsibilities are held for as many rows as this allows, in whole waves of thread blocks.
+/// Responsibilities are held for as many rows as this allows, in whole waves of thread blocks where it holds one.
 #if defined(__CUDACC__)
-constexpr int64_t kWeightsBytes = int64_t{128} << 20;
+constexpr int64_t kWeightsBytes = int64_t{16} << 20;
 #else
 constexpr int64_t kWeightsBytes = 1 << 16;  // on the shim little, so that tests see rows in several lots
 #endif

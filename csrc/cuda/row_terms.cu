@@ -92,6 +92,18 @@ int64_t row_terms_partials(const RowTermsArgs& args) {
   });
 }
 
+namespace {
+__device__ uint32_t loss_counters[kLossCounters];
+}
+
+cudaError_t loss_counter(int which, uint32_t** counter) {
+  if (which < 0 || which >= kLossCounters) return cudaErrorInvalidValue;
+  void* first = nullptr;
+  if (const cudaError_t error = cudaGetSymbolAddress(&first, loss_counters); error != cudaSuccess) return error;
+  *counter = static_cast<uint32_t*>(first) + which;
+  return cudaSuccess;
+}
+
 cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream) {
   if (args.rows < 0 || args.terms_used < 1 || args.terms_used > 2) return cudaErrorInvalidValue;
   if (args.loss != nullptr && (args.partials == nullptr || args.counter == nullptr)) return cudaErrorInvalidValue;

@@ -20,20 +20,23 @@ namespace ops {
 
 #if defined(VF_WITH_CUDA)
 namespace {
-/// A zeroed counter for the kernels of one stream, which leave it zero. Within a stream launches follow one another; a graph gets its own,
-/// since its replays may run beside the stream it was captured on.
+/// A counter that is 0 for the kernels of one stream, which leave it 0: within a stream launches follow one another. It lies in static
+/// memory, as a stream's first call may come while a graph's pool takes every allocation and expects it back. A graph's is made with it,
+/// since its replays may run beside the stream it was captured on; so is that of a stream beyond the counters there are.
 uint32_t* counter_of(const at::Tensor& like, c10::cuda::CUDAStream stream, at::Tensor& keep) {
-  const auto options = like.options().dtype(at::kInt);
-  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
-    keep = at::zeros({1}, options);
-    return reinterpret_cast<uint32_t*>(keep.data_ptr<int>());
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None) {
+    static std::mutex mutex;
+    static auto* places = new std::map<std::pair<c10::DeviceIndex, c10::StreamId>, int>();  // outlives CUDA's own teardown
+    const std::lock_guard<std::mutex> lock(mutex);
+    const int place = places->emplace(std::pair(stream.device_index(), stream.id()), static_cast<int>(places->size())).first->second;
+    if (place < cuda::kLossCounters) {
+      uint32_t* counter = nullptr;
+      C10_CUDA_CHECK(cuda::loss_counter(place, &counter));
+      return counter;
+    }
   }
-  static std::mutex mutex;
-  static auto* counters = new std::map<std::pair<c10::DeviceIndex, c10::StreamId>, at::Tensor>();  // outlives CUDA's own teardown
-  const std::lock_guard<std::mutex> lock(mutex);
-  at::Tensor& counter = (*counters)[{stream.device_index(), stream.id()}];
-  if (!counter.defined()) counter = at::zeros({1}, options);
-  return reinterpret_cast<uint32_t*>(counter.data_ptr<int>());
+  keep = at::zeros({1}, like.options().dtype(at::kInt));
+  return reinterpret_cast<uint32_t*>(keep.data_ptr<int>());
 }
 }  // namespace
 #endif

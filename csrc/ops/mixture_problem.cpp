@@ -130,6 +130,7 @@ RowSums run_mixture_backward(MixtureProblem& p, const Tensor& x, MixtureBackward
   Tensor scratch;
 #if defined(VF_WITH_CUDA)
   if (x.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(x.device());  // what it takes depends on the device's processors
     scratch = at::empty({cuda::mixture_scratch_bytes(b)}, x.options().dtype(at::kByte));
     b.scratch = scratch.data_ptr();
   }
