@@ -231,3 +231,56 @@ def test_a_model_that_waits_for_the_device_falls_back_with_one_line(capsys):
     history = training.fit(Waits(16, 1).cuda(), images(), epochs=2, batch_size=50)
     assert math.isfinite(history[-1]["loss"])
     assert capsys.readouterr().err.count("cannot be recorded as a CUDA graph") == 1
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_recording_that_breaks_off_closes_its_pool(monkeypatch, ended):
+    """Else what the stream allocates from then on goes into the pool of a graph that is gone."""
+    calls = []
+
+    class Recording:
+        """torch.cuda.graph, whose end fails, and leaves its pool open, where the recording has been invalidated."""
+
+        def __init__(self, graph, pool=None):
+            self.pool = pool
+
+        def __enter__(self):
+            calls.append(("begin", self.pool))
+
+        def __exit__(self, *error):
+            if not ended:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    class Stream:
+        device_index = 3
+
+    class Generator:
+        def clone_state(self):
+            return "before"
+
+        def graphsafe_set_state(self, state):
+            calls.append(("generator", state))
+
+    def end(device, pool):
+        if ended:
+            raise RuntimeError("not recording to this pool")
+        calls.append(("end", device, pool))
+
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: calls.append(("stream", stream.device_index)))
+    monkeypatch.setattr(torch.cuda, "default_generators", {3: Generator()})
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: calls.append(("release", device, pool)), raising=False)
+    recorder = capture.Graph.__new__(capture.Graph)
+    recorder.device = torch.device("cuda", 3)
+
+    def work():
+        raise ValueError("cannot be recorded")
+
+    with pytest.raises((ValueError, RuntimeError)):
+        recorder.record(work)
+    closed = [] if ended else [("end", 3, (0, 7)), ("release", 3, (0, 7))]
+    assert calls == [("begin", (0, 7)), ("stream", 3), ("generator", "before"), *closed]

@@ -36,19 +36,31 @@ class Graph:
         generator = torch.cuda.default_generators[stream.device_index]
         before = generator.clone_state()
         self._graph = torch.cuda.CUDAGraph()
+        pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, pool=pool):
                 work()
         except BaseException:
-            # A recording that breaks off leaves its stream current and torch's generator refusing to draw outside it.
+            # A recording that breaks off leaves its stream current, torch's generator refusing to draw outside it, and the allocator
+            # putting what that stream allocates into the graph's pool.
             torch.cuda.set_stream(stream)
             generator.graphsafe_set_state(before)
             self._graph = None
+            _release(stream.device_index, pool)
             raise
 
     def replay(self) -> None:
         """Carry out what was recorded: on the tensors' present values, with fresh noise."""
         self._graph.replay()
+
+
+def _release(device: int, pool: Any) -> None:
+    """Close the pool of a recording that broke off and give it back; its memory is free once the tensors in it are gone."""
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:
+        return  # the recording itself ended in order, which closed the pool, and the graph, which is gone, has given it back
+    torch._C._cuda_releasePool(device, pool)
 
 
 class CapturedStep:
