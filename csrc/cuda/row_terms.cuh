@@ -2,9 +2,8 @@
 //
 // A kernel is compiled for one data type A of the model's tensors and moves the rows of its first term 16 bytes at a time; the term is
 // chosen at run time, once a row, and what the data are (as the model's tensors, floats, bytes) once a vector: a kernel for each would
-// compile every term again. Rows that cannot be moved so, hold other data types or are
-// double take the kernel of Any, an element at a time, and so does a second term, which is small beside the first (a KL of 20 latents
-// beside 784 pixels).
+// compile every term again. Rows that cannot be moved so, hold other data types or are double take the kernel of Any, an element at a
+// time, and so does a second term, which is small beside the first (a KL of 20 latents beside 784 pixels).
 #pragma once
 
 #include "row_plan.cuh"

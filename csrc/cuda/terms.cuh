@@ -98,7 +98,7 @@ using KlTerms = table::Rows::Kls;
 inline bool is_kl(int32_t term) { return AllTerms::is_kl(term); }
 
 /// Whether a term takes hundreds of instructions: a kernel then has them once, not once for each element of a vector. Unrolled, these
-/// terms would be seven tenths of the machine code, to save the moves of a loop whose body is twenty times as long.
+/// terms would be most of the machine code, to save the moves of a loop that are few beside its body.
 template <typename Term>
 constexpr bool kIsLong = false;
 template <math::ScaleForm form>

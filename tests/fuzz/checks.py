@@ -140,7 +140,6 @@ def _double(case: Case) -> Finding | None:
     if (
         is_wild(case)
         or case.options.get("clip") in ("bce", "clamp")
-        or (case.options.get("space") == "logits" and case.options.get("clip") == "add")  # whose plain formula is a line
         or case.options.get("free_bits") is not None
         or case.options.get("min_scale")
     ):
