@@ -1,4 +1,4 @@
-"""The examples that follow the lecture decks: quick runs find what the decks say, and so do the committed results."""
+"""The examples that follow the lecture decks and papers: quick runs find what those say, and so do the committed results."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-NAMES = ("autoencoders", "generation", "denoising", "probability", "faces", "pixels", "infinite_mixture", "evidence")
+NAMES = ("autoencoders", "generation", "denoising", "probability", "faces", "pixels", "infinite_mixture", "evidence", "vamp_prior")
 
 
 def committed(name):
@@ -73,6 +73,16 @@ def test_generation(quick):
             assert fits[0]["test_log_likelihood_of_codes"] < fits[-1]["test_log_likelihood_of_codes"]
             assert fits[0]["distance"] > fits[-1]["distance"]  # the mixture's digits are nearer to real ones
     assert results["fits"][0]["confidence"] < results["fits"][2]["confidence"] < results["confidence_test"]
+
+
+def test_vamp_prior(quick):
+    for results in both(quick, "vamp_prior"):
+        normal, mixture, vamp = results["fits"]
+        assert vamp["parameters"] - normal["parameters"] == results["components"] * (784 if results["dataset"] == "mnist" else 64)
+        for fit in (normal, mixture, vamp):
+            assert fit["elbo"] < fit["log_prob"] < 0 < fit["kl"]
+            assert fit["active"] > 0
+    assert vamp["log_prob"] > normal["log_prob"] + 0.5
 
 
 def test_denoising(quick):
