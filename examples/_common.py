@@ -35,6 +35,7 @@ EXAMPLES = (
     "evidence",
     "vamp_prior",
     "bayesian_networks",
+    "bayesian_neural_networks",
     "batch_size",
     "thesis_training",
     "thesis_classifier",
