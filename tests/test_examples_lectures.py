@@ -23,6 +23,7 @@ NAMES = (
     "evidence",
     "vamp_prior",
     "bayesian_networks",
+    "large_mixture",
 )
 
 
@@ -101,6 +102,17 @@ def test_bayesian_networks(quick):
         assert all(n < t for n, t in zip(network, table, strict=True))
     assert 2 * results["sizes"][-1] * network[-1] == pytest.approx(15, rel=0.1)
     assert 2 * results["sizes"][-1] * table[-1] == pytest.approx(47, rel=0.1)
+
+
+def test_large_mixture(quick):
+    for results in both(quick, "large_mixture"):
+        curve = [log_p for _, log_p in results["curve"]]
+        assert curve == sorted(curve)
+        assert results["gaussian_log_likelihood"] < results["fit"]["test_log_likelihood"] < results["true_log_likelihood"]
+        assert 0 < results["most_anonymous_bytes"] < 2 * 2**30
+    assert results["rows"] >= 20_000_000
+    assert results["components"] == 1000
+    assert results["processes"] == 2
 
 
 def test_vamp_prior(quick):
@@ -221,5 +233,5 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 14
+    assert len(pictures) == 15
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
