@@ -34,6 +34,7 @@ EXAMPLES = (
     "pixels",
     "infinite_mixture",
     "evidence",
+    "gradient_estimators",
     "vamp_prior",
     "bayesian_networks",
     "bayesian_neural_networks",

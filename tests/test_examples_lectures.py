@@ -24,6 +24,7 @@ NAMES = (
     "vamp_prior",
     "bayesian_networks",
     "large_mixture",
+    "gradient_estimators",
 )
 
 
@@ -113,6 +114,16 @@ def test_large_mixture(quick):
     assert results["rows"] >= 20_000_000
     assert results["components"] == 1000
     assert results["processes"] == 2
+
+
+def test_gradient_estimators(quick):
+    for results in both(quick, "gradient_estimators"):
+        for place in results["places"]:
+            found = {e["name"]: e for e in place["estimators"]}
+            assert found["kl"]["variance"][-1] < found["joint"]["variance"][-1] < 0.1 * found["score"]["variance"][-1]
+            assert found["baseline"]["variance"][-1] < 0.5 * found["score"]["variance"][-1]
+            assert all(e["slope"] == pytest.approx(-1.0, abs=0.2) for e in found.values())
+            assert all(e["largest_bias_in_standard_errors"] < 4.5 for e in found.values())
 
 
 def test_vamp_prior(quick):
@@ -233,5 +244,5 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 15
+    assert len(pictures) == 16
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
