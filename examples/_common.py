@@ -33,7 +33,10 @@ EXAMPLES = (
     "pixels",
     "infinite_mixture",
     "evidence",
+    "gradient_estimators",
+    "vamp_prior",
     "bayesian_networks",
+    "bayesian_neural_networks",
     "batch_size",
     "thesis_training",
     "thesis_classifier",
@@ -136,6 +139,11 @@ class Reader:
     def confidence(self, images: Tensor) -> float:
         """Mean probability of the most probable class."""
         return float(self.network.predict_proba(images.clamp(0.0, 1.0).numpy()).max(1).mean())
+
+
+def nearest(images: Tensor, train: Tensor) -> float:
+    """Mean squared distance to the nearest training image."""
+    return torch.cat([torch.cdist(part, train).square().min(1).values for part in images.split(250)]).mean().item()
 
 
 def sheet(rows: Sequence[Tensor], shape: tuple[int, int], gap: int = 1, paper: float = 1.0) -> np.ndarray[Any, Any]:

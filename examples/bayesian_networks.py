@@ -1,17 +1,12 @@
-"""Bayesian neural networks: Hamiltonian Monte Carlo, against one network (MAP) and independent Gaussian weights (variational).
+"""A Bayesian network of five discrete variables: its joint by factors, every posterior by enumeration, and what fewer parameters are worth.
 
-    pip install vae_fast[experiments]
     python examples/bayesian_networks.py [--quick] [--out DIR]
 
-Pyro draws from the posterior; the variational weights are drawn and penalised by vae_fast.reparameterize_with_kl. Writes
-bayesian_regression.png, bayesian_classification.png and bayesian_networks.json.
+The lecture deck's student: difficulty D and intelligence I, grade G given both, test score S given I, letter L given G; with the
+probabilities of Koller and Friedman (2009), figure 3.4. Writes bayesian_networks.png and bayesian_networks.json.
 """
 
 import math
-import sys
-import time
-from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,248 +14,203 @@ from _common import finish, options, save, table
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vae_fast import bernoulli_log_prob, gaussian_log_prob, reparameterize_with_kl
-from vae_fast.data.toys import toy
+import vae_fast
 
-NOISE, HIDDEN = 0.1, 20
-METHODS = {"map": "one network (MAP)", "variational": "independent Gaussians (variational)", "hmc": "Hamiltonian Monte Carlo"}
-
-
-def pyro() -> SimpleNamespace:
-    """What is used of Pyro, or one line that says how to get it."""
-    try:
-        from pyro.infer import HMC, MCMC
-        from pyro.ops.stats import effective_sample_size, gelman_rubin
-    except ModuleNotFoundError:
-        sys.exit("error: Hamiltonian Monte Carlo needs Pyro: install it with `pip install vae_fast[experiments]` or `pip install pyro-ppl`")
-    return SimpleNamespace(HMC=HMC, MCMC=MCMC, effective_sample_size=effective_sample_size, gelman_rubin=gelman_rubin)
-
-
-def network(theta: Tensor, x: Tensor) -> Tensor:
-    """Outputs ``(S, N)`` of S networks with one hidden layer of tanh units at N inputs; every weight has the prior N(0, 1).
-
-    The scales that other priors would have are written here: inputs count 2 times, the output is divided by the root of the width.
-    """
-    inputs = x.shape[1]
-    w1, b1, w2, b2 = theta.split((inputs * HIDDEN, HIDDEN, HIDDEN, 1), dim=-1)
-    hidden = torch.tanh(2.0 * (x @ w1.unflatten(-1, (inputs, HIDDEN))) + 2.0 * b1.unsqueeze(-2))
-    return 2.0 * (hidden @ w2.unsqueeze(-1)).squeeze(-1) / HIDDEN**0.5 + b2
-
-
-@dataclass
-class Problem:
-    """Data, and the log-likelihood of outputs of networks."""
-
-    name: str
-    x: Tensor
-    y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-    @property
-    def size(self) -> int:
-        """The number of weights."""
-        return (self.x.shape[1] + 2) * HIDDEN + 1
-
-    def log_likelihood(self, outputs: Tensor, y: Tensor, event_dim: int) -> Tensor:
-        """log p(y | outputs), ``(S, N)``, or its sum over the data, ``(S,)``."""
-        if self.name == "regression":
-            return gaussian_log_prob(y.expand_as(outputs), outputs, torch.full_like(y, 2.0 * math.log(NOISE)), event_dim=event_dim)
-        return bernoulli_log_prob(y.expand_as(outputs), outputs, event_dim=event_dim)
-
-    def log_joint(self, theta: Tensor) -> Tensor:
-        """log p(y | x, theta) + log p(theta), up to a constant."""
-        return self.log_likelihood(network(theta, self.x), self.y, 1) - 0.5 * theta.square().sum(-1)
-
-    def score(self, theta: Tensor) -> dict[str, float]:
-        """How the average over the networks predicts the test data."""
-        outputs = network(theta, self.test_x)
-        each = self.log_likelihood(outputs, self.test_y, 0)
-        found = {"test_log_likelihood": (each.logsumexp(0) - math.log(len(theta))).mean().item()}
-        if self.name == "regression":
-            mean, std = outputs.mean(0), (outputs.var(0, correction=0) + NOISE**2).sqrt()
-            error = self.test_y - mean
-            return found | {"rmse": error.square().mean().sqrt().item(), "within_95": (error.abs() < 1.96 * std).double().mean().item()}
-        probability = outputs.sigmoid().mean(0)
-        return found | {"error_rate": ((probability > 0.5) != (self.test_y > 0.5)).double().mean().item()}
+#: Each variable's parents and p(variable | parents), the variable itself in the last dimension.
+NETWORK = {
+    "D": ("", [0.6, 0.4]),
+    "I": ("", [0.7, 0.3]),
+    "G": ("ID", [[[0.3, 0.4, 0.3], [0.05, 0.25, 0.7]], [[0.9, 0.08, 0.02], [0.5, 0.3, 0.2]]]),
+    "S": ("I", [[0.95, 0.05], [0.2, 0.8]]),
+    "L": ("G", [[0.1, 0.9], [0.4, 0.6], [0.99, 0.01]]),
+}
+ORDER = "".join(NETWORK)
+VALUES = {
+    "D": ("easy", "hard"),
+    "I": ("low intelligence", "high intelligence"),
+    "G": ("grade A", "grade B", "grade C"),
+    "S": ("low score", "high score"),
+    "L": ("weak letter", "strong letter"),
+}
+#: The questions asked: a variable, its value, what is known.
+QUESTIONS = (
+    ("L", 1, {}),
+    ("L", 1, {"I": 0}),
+    ("L", 1, {"I": 0, "D": 0}),
+    ("I", 1, {}),
+    ("I", 1, {"G": 2}),
+    ("I", 1, {"G": 2, "S": 1}),
+    ("I", 1, {"G": 2, "D": 1}),
+    ("D", 1, {"G": 2}),
+    ("D", 1, {"G": 2, "S": 1}),
+)
+#: The deck's: A is independent of B given C.
+INDEPENDENCES = (("D", "I", ""), ("S", "DG", "I"), ("L", "IDS", "G"))
+Factors = dict[str, Tensor]
 
 
-def regression() -> Problem:
-    """A curve seen on two intervals, with noise; tested between and beside them too."""
-
-    def f(x: Tensor) -> Tensor:
-        return 0.6 * torch.sin(2.5 * x) + 0.2 * x
-
-    x = torch.cat((torch.empty(12, 1).uniform_(-2.0, -0.6), torch.empty(12, 1).uniform_(0.6, 1.5)))
-    test = torch.empty(1000, 1).uniform_(-2.4, 2.0)
-    return Problem("regression", x, (f(x) + NOISE * torch.randn_like(x))[:, 0], test, (f(test) + NOISE * torch.randn_like(test))[:, 0])
+def joint_of(factors: Factors) -> Tensor:
+    """p(d, i, g, s, l) = p(d) p(i) p(g | i, d) p(s | i) p(l | g), in the order of ``ORDER``."""
+    terms = ",".join(NETWORK[v][0] + v for v in ORDER)
+    return torch.einsum(f"{terms}->{ORDER}", *(factors[v] for v in ORDER))
 
 
-def classification(seed: int) -> Problem:
-    """Two moons with much noise, few of them."""
-
-    def moons(n: int, seed: int) -> tuple[Tensor, Tensor]:
-        x = toy("two-moons", n, seed=seed)
-        x = x - torch.tensor([0.5, 0.25])
-        # the upper moon is the half of the circle around the first centre: the nearer of the two noiseless arcs
-        angle = torch.linspace(0.0, math.pi, 200)
-        arcs = [torch.stack((angle.cos() - 0.5, angle.sin() - 0.25), 1), torch.stack((0.5 - angle.cos(), 0.25 - angle.sin()), 1)]
-        upper, lower = (torch.cdist(x, arc).min(1).values for arc in arcs)
-        return x + 0.2 * torch.randn_like(x), (upper > lower).float()
-
-    return Problem("classification", *moons(40, seed), *moons(2000, seed + 1))
+def marginal(joint: Tensor, variables: str) -> Tensor:
+    """p of some variables, in the order given: the others are summed out."""
+    return torch.einsum(f"{ORDER}->{variables}", joint)
 
 
-# --- three ways to fit ----------------------------------------------------------------------------------------------------
+def posterior(joint: Tensor, variable: str, known: dict[str, int]) -> Tensor:
+    """p(variable | known) by enumeration: the entries that agree with what is known, summed and normalised."""
+    agreeing = joint[tuple(known.get(v, slice(None)) for v in ORDER)]
+    left = "".join(v for v in ORDER if v not in known)
+    weights = torch.einsum(f"{left}->{variable}", agreeing)
+    return weights / weights.sum()
 
 
-def ascend(objective: Any, parameters: list[Tensor], steps: int, lr: float) -> None:
-    """Maximise with Adam, its step falling to zero along a cosine."""
-    optimizer = torch.optim.Adam(parameters, lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        (-objective()).backward()
-        optimizer.step()
-        schedule.step()
+def dependence(joint: Tensor, a: str, b: str, given: str) -> float:
+    """I(A; B | C) in nats: 0 if and only if A is independent of B given C."""
+    abc, ac, bc, c = (marginal(joint, v) for v in (a + b + given, a + given, b + given, given))
+    entropies = [torch.special.entr(p).sum().item() for p in (ac, bc, abc, c if given else torch.ones(()))]
+    return entropies[0] + entropies[1] - entropies[2] - entropies[3]
 
 
-def fit_map(problem: Problem, steps: int) -> Tensor:
-    """The weights of highest posterior density that were found, ``(1, P)``."""
-    theta = (0.5 * torch.randn(1, problem.size)).requires_grad_()
-    ascend(lambda: problem.log_joint(theta).sum(), [theta], steps, 0.02)
-    return theta.detach()
+def parameters(variables: str = ORDER) -> int:
+    """Free numbers of the factors: for each setting of the parents one fewer than the values of the variable."""
+    return sum(math.prod(len(VALUES[p]) for p in NETWORK[v][0]) * (len(VALUES[v]) - 1) for v in variables)
 
 
-def fit_variational(problem: Problem, steps: int, draws: int) -> Tensor:
-    """Maximise the ELBO of N(mu, diag(exp(logvar))) over the weights, 8 draws a step; draws of the result, ``(draws, P)``."""
-    mu = (0.5 * torch.randn(problem.size)).requires_grad_()
-    logvar = torch.full((problem.size,), -5.0).requires_grad_()
-
-    def elbo() -> Tensor:
-        theta, kl = reparameterize_with_kl(mu, logvar, num_samples=8)
-        return problem.log_likelihood(network(theta, problem.x), problem.y, 1).mean() - kl
-
-    ascend(elbo, [mu, logvar], steps, 0.02)
-    return reparameterize_with_kl(mu.detach(), logvar.detach(), num_samples=draws)[0]
+def draw(factors: Factors, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Ancestral sampling: parents first."""
+    drawn: dict[str, Tensor] = {}
+    for v in ORDER:
+        rows = factors[v][tuple(drawn[p] for p in NETWORK[v][0])].expand(n, -1)
+        drawn[v] = torch.multinomial(rows, 1, generator=generator).squeeze(1)
+    return drawn
 
 
-def fit_hmc(problem: Problem, warmup: int, draws: int, chains: int, seed: int) -> tuple[Tensor, dict[str, float]]:
-    """Draws of the posterior by Pyro, the chains one after another, ``(chains * draws, P)``; how well they mix at the test inputs."""
-    p, found = pyro(), []
-    for chain in range(chains):
-        torch.manual_seed(seed + chain)
-        kernel = p.HMC(
-            potential_fn=lambda named: -problem.log_joint(named["theta"][None])[0], num_steps=20, step_size=0.02, target_accept_prob=0.8
-        )
-        start = {"theta": 0.5 * torch.randn(problem.size)}
-        run = p.MCMC(kernel, num_samples=draws, warmup_steps=warmup, initial_params=start, disable_progbar=True)
-        run.run()
-        found.append(run.get_samples()["theta"])
-    theta = torch.stack(found)
-    outputs = network(theta.flatten(0, 1), problem.test_x[:50]).unflatten(0, (chains, draws))
-    mixing = {"r_hat_median": p.gelman_rubin(outputs).median().item(), "r_hat_largest": p.gelman_rubin(outputs).max().item()}
-    mixing["effective_samples_median"] = p.effective_sample_size(outputs).median().item()
-    return theta.flatten(0, 1), mixing
+def learn(drawn: dict[str, Tensor], n: int, prior: float = 0.5) -> tuple[Factors, Tensor]:
+    """Factors, and the full table, from the first n draws by counting, with ``prior`` pseudo-counts for every value."""
+
+    def frequencies(variables: str) -> Tensor:
+        counts = torch.full([len(VALUES[v]) for v in variables], prior, dtype=torch.float64)
+        counts.index_put_(tuple(drawn[v][:n] for v in variables), torch.ones(n, dtype=torch.float64), accumulate=True)
+        return counts
+
+    factors = {}
+    for v in ORDER:
+        counts = frequencies(NETWORK[v][0] + v)
+        factors[v] = counts / counts.sum(-1, keepdim=True)
+    table = frequencies(ORDER)
+    return factors, table / table.sum()
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------------
+def log_likelihood(factors: Factors, drawn: dict[str, Tensor]) -> float:
+    """Mean log p of draws, one categorical likelihood for each factor: logits are looked up at the parents' values."""
+    total = 0.0
+    for v in ORDER:
+        n = len(drawn[v])
+        logits = factors[v].log()[tuple(drawn[p] for p in NETWORK[v][0])].expand(n, -1)
+        total += vae_fast.categorical_log_prob(drawn[v], logits, event_dim=0).mean().item()
+    return total
 
 
-def picture(path: Any, problem: Problem, thetas: dict[str, Tensor]) -> None:
-    """Predictive bands (regression), or the probability of a class (classification), a panel for each method."""
-    figure = Figure(figsize=(11.4, 3.5), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    for axes, (method, theta) in zip(panels, thetas.items(), strict=True):
-        if problem.name == "regression":
-            line = torch.linspace(-2.4, 2.0, 300)[:, None]
-            outputs = network(theta, line)
-            mean, std = outputs.mean(0), (outputs.var(0, correction=0) + NOISE**2).sqrt()
-            axes.fill_between(line[:, 0], mean - 1.96 * std, mean + 1.96 * std, color="#1f5fa8", alpha=0.2, linewidth=0, label="95%")
-            axes.plot(line, 0.6 * torch.sin(2.5 * line) + 0.2 * line, color="#d9772b", linestyle="--", label="truth")
-            axes.plot(line, mean, color="#1f5fa8", label="mean")
-            axes.plot(problem.x, problem.y, "o", color="#222222", markersize=3, label="data")
-            axes.set(xlabel="$x$", ylim=(-2.2, 2.2))
-        else:
-            side = torch.linspace(-2.5, 2.5, 120)
-            grid = torch.cartesian_prod(side, side)
-            probability = torch.cat([network(theta, part).sigmoid().mean(0) for part in grid.split(2000)]).reshape(120, 120).T
-            shade = axes.contourf(side, side, probability, levels=torch.linspace(0.0, 1.0, 11), cmap="RdBu_r", alpha=0.8)
-            axes.contour(side, side, probability, levels=[0.5], colors="#222222", linewidths=1.0)
-            axes.scatter(*problem.x.T, c=["#b2182b" if c else "#2166ac" for c in problem.y], s=16, edgecolors="white", linewidths=0.6)
-            axes.set_aspect("equal")
-        axes.set_title(METHODS[method], loc="left", fontsize="medium")
-        axes.spines[["top", "right"]].set_visible(False)
-    if problem.name == "regression":
-        panels[0].legend(frameon=False, fontsize="small", ncols=2, loc="lower left")
-        panels[0].set_ylabel("$y$")
-    else:
-        figure.colorbar(shade, ax=panels, label="probability of red")
-    save(figure, path)
+def asked(variable: str, value: int, known: dict[str, int]) -> str:
+    """A question in words."""
+    given = ", ".join(VALUES[v][k] for v, k in known.items())
+    return VALUES[variable][value] + (f", given {given}" if given else "")
 
 
 def main() -> None:
-    """Fit, print, draw."""
+    """Compute, print, draw."""
     args = options(__doc__)
-    pyro()
-    steps, warmup, draws, chains = (500, 50, 50, 2) if args.quick else (5000, 500, 500, 4)
-    results: dict[str, Any] = {"steps": steps, "warmup": warmup, "draws": draws, "chains": chains, "hidden": HIDDEN, "noise": NOISE}
-    for problem in (regression(), classification(args.seed)):
-        seconds, thetas = {}, {}
-        for method in METHODS:
-            begin = time.perf_counter()
-            if method == "map":
-                thetas[method] = fit_map(problem, steps)
-            elif method == "variational":
-                thetas[method] = fit_variational(problem, steps, chains * draws)
-            else:
-                thetas[method], mixing = fit_hmc(problem, warmup, draws, chains, args.seed)
-            seconds[method] = time.perf_counter() - begin
-        part = {"points": len(problem.x), "test_points": len(problem.test_x), "weights": problem.size} | mixing
-        with torch.no_grad():
-            part["fits"] = [{"method": method} | problem.score(theta) for method, theta in thetas.items()]
-            picture(args.out / f"bayesian_{problem.name}.png", problem, thetas)
-        results[problem.name] = part
-        for fit in part["fits"]:
-            values = "  ".join(f"{key} {value:.3f}" for key, value in fit.items() if key != "method")
-            print(f"{problem.name}, {METHODS[fit['method']]}: {values}  {seconds[fit['method']]:.1f} s")
-        print(f"{problem.name}: " + ", ".join(f"{key} {value:.3f}" for key, value in mixing.items()))
-    finish(args, results, ("bayesian_regression.png", "bayesian_classification.png"))
+    factors = {v: torch.tensor(p, dtype=torch.float64) for v, (_, p) in NETWORK.items()}
+    joint = joint_of(factors)
+    answers = [
+        {"name": asked(*question), "probability": posterior(joint, question[0], question[2])[question[1]].item()} for question in QUESTIONS
+    ]
+    independent = [{"name": " | ".join(filter(None, (f"{a}; {b}", c))), "nats": dependence(joint, a, b, c)} for a, b, c in INDEPENDENCES]
+    independent.append({"name": "D; I | G", "nats": dependence(joint, "D", "I", "G")})
+
+    generator = torch.Generator().manual_seed(args.seed)
+    repeats, held = (20, 2000) if args.quick else (200, 20_000)
+    sizes = [10 * 2**i for i in range(9)]
+    test = draw(factors, held, generator)
+    divergence = {"network": [0.0] * len(sizes), "table": [0.0] * len(sizes)}
+    for _ in range(repeats):
+        drawn = draw(factors, sizes[-1], generator)
+        for i, n in enumerate(sizes):
+            learned, full = learn(drawn, n)
+            for name, other in (("network", joint_of(learned)), ("table", full)):
+                divergence[name][i] += (joint * (joint / other).log()).sum().item() / repeats
+    results: dict[str, Any] = {
+        "states": joint.numel(),
+        "total": joint.sum().item(),
+        "parameters": parameters(),
+        "parameters_of_the_table": joint.numel() - 1,
+        "rgb_table": 256**3 - 1,
+        "rgb_independent": 3 * 255,
+        "answers": answers,
+        "mutual_information": independent,
+        "entropy": torch.special.entr(joint).sum().item(),
+        "test_log_likelihood": log_likelihood(factors, test),
+        "test_draws": held,
+        "repeats": repeats,
+        "sizes": sizes,
+        "divergence": divergence,
+    }
+    for answer in answers:
+        print(f"{answer['name']}: {answer['probability']:.4f}")
+    for row in independent:
+        print(f"I({row['name']}) = {row['nats']:.2e}")
+    print(f"{parameters()} parameters, the table {joint.numel() - 1}; test log-likelihood {results['test_log_likelihood']:.4f}")
+
+    figure = Figure(figsize=(10.2, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1.0))
+    names = [answer["name"].replace(", given ", "\ngiven ") for answer in answers]
+    left.barh(names[::-1], [answer["probability"] for answer in answers][::-1], color="#1f5fa8", height=0.62)
+    for place, answer in enumerate(reversed(answers)):
+        left.text(answer["probability"] + 0.012, place, f"{answer['probability']:.3f}", va="center", fontsize="small")
+    left.set(xlim=(0.0, 0.8), xlabel="probability")
+    left.tick_params(axis="y", labelsize="small", length=0)
+    expected = {"network": parameters(), "table": joint.numel() - 1}
+    for name, colour, label in (("network", "#1f5fa8", "by factors"), ("table", "#d9772b", "full table")):
+        right.loglog(sizes, divergence[name], "o-", color=colour, label=f"{label}, {expected[name]} parameters")
+        right.loglog(sizes, [expected[name] / (2 * n) for n in sizes], color=colour, linestyle=":", linewidth=1.2)
+    right.set(xlabel="draws learned from", ylabel="KL from the true joint, nats")
+    right.legend(frameon=False, fontsize="small", title="dotted: parameters / (2 draws)", title_fontsize="small")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, args.out / "bayesian_networks.png")
+    finish(args, results, ("bayesian_networks.png",))
 
 
 def section(r: dict[str, Any]) -> str:
     """This example's part of the page."""
-    tables = []
-    for name, columns in (("regression", ("rmse", "within_95")), ("classification", ("error_rate",))):
-        formats = {"rmse": ".3f", "within_95": ".1%", "error_rate": ".1%"}
-        heads = {"rmse": "root mean square error", "within_95": "inside the 95% band", "error_rate": "errors"}
-        rows = [
-            [METHODS[f["method"]], f"{f['test_log_likelihood']:.3f}", *(format(f[c], formats[c]) for c in columns)] for f in r[name]["fits"]
-        ]
-        tables.append(table([name, "test log-likelihood", *(heads[c] for c in columns)], rows))
-    a, b = r["regression"], r["classification"]
-    verdicts = []
-    for name in ("regression", "classification"):
-        one, _, hmc = (f["test_log_likelihood"] for f in r[name]["fits"])
-        verdicts.append(f"{'does' if hmc > one else 'does not'} in the {name} ({hmc:.3f} against {one:.3f} nats per test point)")
+    rows = [[answer["name"], f"{answer['probability']:.3f}"] for answer in r["answers"]]
+    *zero, given_grade = r["mutual_information"]
+    ratio = [t / n for n, t in zip(r["divergence"]["network"], r["divergence"]["table"], strict=True)]
     return f"""\
-## Bayesian neural networks: `{r["command"]}`
+## A Bayesian network: `{r["command"]}`
 
-The deep probabilistic models deck: the posterior of a network's weights is not tractable, *variational inference is a very simple
-approximation*, Hamiltonian Monte Carlo draws from it, and *in simple tasks Bayesian networks with HMC can beat MAP networks*. Here HMC
-{" and ".join(verdicts)}. One hidden layer of {r["hidden"]} tanh units, prior N(0, 1) on every weight
-({a["weights"]} and {b["weights"]} of them); {a["points"]} points of a curve with noise {r["noise"]} and a gap, {b["points"]} points of two
-noisy moons. HMC: Pyro, {r["chains"]} chains of {r["draws"]} draws after {r["warmup"]} steps of adaptation, 20 leapfrog steps each; of the
-predictions at 50 test inputs the median R̂ is {a["r_hat_median"]:.3f} and {b["r_hat_median"]:.3f} (largest {a["r_hat_largest"]:.3f} and
-{b["r_hat_largest"]:.3f}), the median of effective draws {a["effective_samples_median"]:.0f} and {b["effective_samples_median"]:.0f}.
+The probabilistic modelling lecture deck's student: p(d, i, g, s, l) = p(d) p(i) p(g | i, d) p(s | i) p(l | g), with the probabilities of
+Koller and Friedman (2009, figure 3.4). {r["states"]} states, whose probabilities sum to {r["total"]:.12f}: {r["parameters"]} parameters by
+factors, {r["parameters_of_the_table"]} in a full table. (The deck's other table, of one RGB pixel, needs {r["rgb_table"]:,}, and
+{r["rgb_independent"]} if the channels are independent.) Posteriors by enumeration:
 
-{tables[0]}
+{table(["probability of", "p"], rows)}
 
-![Predictive bands of three methods](pictures/bayesian_regression.png)
+A low grade speaks against intelligence, a high test score or a hard course explains it away. The deck's independences hold (largest
+mutual information {max(abs(row["nats"]) for row in zero):.0e} nats), and D and I, which are independent, are not once the grade is known:
+I({given_grade["name"]}) = {given_grade["nats"]:.3f}. {r["test_draws"]:,} draws (parents first) have the mean log-likelihood
+{r["test_log_likelihood"]:.3f} (`vae_fast.categorical_log_prob`, a call for each factor), and minus the entropy of the joint is
+{-r["entropy"]:.3f}.
 
-{tables[1]}
+*Fewer parameters need less data*: learned by counting (half a pseudo-count for every value), means over {r["repeats"]} data sets, the table
+is {ratio[0]:.1f} times further from the truth than the network after {r["sizes"][0]} draws and {ratio[-1]:.1f} times after
+{r["sizes"][-1]:,}; with many draws either costs its number of parameters divided by twice the draws.
 
-![Probabilities of a class by three methods](pictures/bayesian_classification.png)
+![Posteriors; divergence against draws](pictures/bayesian_networks.png)
 """
 
 

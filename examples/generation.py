@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from _autoencoder import PCA, Autoencoder, convolutional
-from _common import Reader, draw_sheet, finish, learn, load, options, save, table, unit
+from _common import Reader, draw_sheet, finish, learn, load, nearest, options, save, table, unit
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -44,11 +44,6 @@ def densities(codes: Tensor, test_codes: Tensor, seed: int, components: tuple[in
     """A Gaussian and two mixtures of them fitted to the codes; their mean log-likelihood of the codes of test digits."""
     fits = [MixtureOfGaussians(k, reg_covar=1e-3, max_iter=200, random_state=seed).fit(codes) for k in components]
     return fits, [float(fit.score(test_codes)) for fit in fits]
-
-
-def nearest(images: Tensor, train: Tensor) -> float:
-    """Mean squared distance to the nearest training image."""
-    return torch.cat([torch.cdist(part, train).square().min(1).values for part in images.split(250)]).mean().item()
 
 
 def main() -> None:

@@ -11,9 +11,8 @@ import argparse
 from typing import Any
 
 import torch
-from _common import Reader, draw_sheet, finish, save, sheet, table, unit
+from _common import Reader, draw_sheet, finish, nearest, save, sheet, table, unit
 from _thesis import Trained, latents, means, thesis_options, trained
-from generation import nearest
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""The examples that follow the lecture decks: quick runs find what the decks say, and so do the committed results."""
+"""The examples that follow the lecture decks and papers: quick runs find what those say, and so do the committed results."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,19 @@ import pytest
 from matplotlib.image import imread
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-NAMES = ("autoencoders", "generation", "denoising", "probability", "faces", "pixels", "infinite_mixture", "evidence")
+NAMES = (
+    "autoencoders",
+    "generation",
+    "denoising",
+    "probability",
+    "faces",
+    "pixels",
+    "infinite_mixture",
+    "evidence",
+    "vamp_prior",
+    "bayesian_networks",
+    "gradient_estimators",
+)
 
 
 def committed(name):
@@ -73,6 +85,43 @@ def test_generation(quick):
             assert fits[0]["test_log_likelihood_of_codes"] < fits[-1]["test_log_likelihood_of_codes"]
             assert fits[0]["distance"] > fits[-1]["distance"]  # the mixture's digits are nearer to real ones
     assert results["fits"][0]["confidence"] < results["fits"][2]["confidence"] < results["confidence_test"]
+
+
+def test_bayesian_networks(quick):
+    for results in both(quick, "bayesian_networks"):
+        assert (results["states"], results["parameters"], results["parameters_of_the_table"]) == (48, 15, 47)
+        assert results["total"] == pytest.approx(1.0, abs=1e-12)
+        assert results["rgb_table"] == 16_777_215
+        printed = [0.502, 0.389, 0.513, 0.3, 0.079, 0.578, 0.11, 0.629, 0.76]  # Koller and Friedman (2009), section 3.2.1.2
+        assert [answer["probability"] for answer in results["answers"]] == pytest.approx(printed, abs=1.1e-3)
+        *zero, dependent = (row["nats"] for row in results["mutual_information"])
+        assert max(map(abs, zero)) < 1e-14 < 0.01 < dependent
+        assert results["test_log_likelihood"] == pytest.approx(-results["entropy"], abs=0.1)
+        network, table = results["divergence"]["network"], results["divergence"]["table"]
+        assert network == sorted(network, reverse=True)
+        assert all(n < t for n, t in zip(network, table, strict=True))
+    assert 2 * results["sizes"][-1] * network[-1] == pytest.approx(15, rel=0.1)
+    assert 2 * results["sizes"][-1] * table[-1] == pytest.approx(47, rel=0.1)
+
+
+def test_gradient_estimators(quick):
+    for results in both(quick, "gradient_estimators"):
+        for place in results["places"]:
+            found = {e["name"]: e for e in place["estimators"]}
+            assert found["kl"]["variance"][-1] < found["joint"]["variance"][-1] < 0.1 * found["score"]["variance"][-1]
+            assert found["baseline"]["variance"][-1] < 0.5 * found["score"]["variance"][-1]
+            assert all(e["slope"] == pytest.approx(-1.0, abs=0.2) for e in found.values())
+            assert all(e["largest_bias_in_standard_errors"] < 4.5 for e in found.values())
+
+
+def test_vamp_prior(quick):
+    for results in both(quick, "vamp_prior"):
+        normal, mixture, vamp = results["fits"]
+        assert vamp["parameters"] - normal["parameters"] == results["components"] * (784 if results["dataset"] == "mnist" else 64)
+        for fit in (normal, mixture, vamp):
+            assert fit["elbo"] < fit["log_prob"] < 0 < fit["kl"]
+            assert fit["active"] > 0
+    assert vamp["log_prob"] > normal["log_prob"] + 0.5
 
 
 def test_denoising(quick):
@@ -155,16 +204,16 @@ def test_evidence(quick):
 
 def run_bayesian(out, **environment):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*environment.values(), str(EXAMPLES.parent)])}
-    return interpreters.run(EXAMPLES / "bayesian_networks.py", "--quick", "--out", out, environment=environment)
+    return interpreters.run(EXAMPLES / "bayesian_neural_networks.py", "--quick", "--out", out, environment=environment)
 
 
-def test_bayesian_networks(tmp_path):
+def test_bayesian_neural_networks(tmp_path):
     """In a process of its own: Pyro changes torch.distributions when it is imported."""
     if importlib.util.find_spec("pyro") is None:
         pytest.skip("Pyro is not installed")
     done = run_bayesian(tmp_path)
     assert done.returncode == 0, done.stderr
-    for results in (json.loads((tmp_path / "bayesian_networks.json").read_text()), committed("bayesian_networks")):
+    for results in (json.loads((tmp_path / "bayesian_neural_networks.json").read_text()), committed("bayesian_neural_networks")):
         one, _, hmc = results["regression"]["fits"]
         assert hmc["test_log_likelihood"] > one["test_log_likelihood"]  # "in simple tasks"
         assert hmc["within_95"] > one["within_95"]
@@ -172,7 +221,7 @@ def test_bayesian_networks(tmp_path):
     assert results["regression"]["r_hat_median"] < 1.05
 
 
-def test_bayesian_networks_say_what_is_missing(tmp_path):
+def test_bayesian_neural_networks_say_what_is_missing(tmp_path):
     (tmp_path / "pyro.py").write_text("raise ModuleNotFoundError(name='pyro')\n")
     done = run_bayesian(tmp_path / "out", hidden=str(tmp_path))
     assert done.returncode == 1
@@ -183,5 +232,5 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 11
+    assert len(pictures) == 15
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
