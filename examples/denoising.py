@@ -49,8 +49,9 @@ def posterior_mean(noisy: Tensor, clean: Tensor) -> Tensor:
     """
     at = noisy.clone().requires_grad_()
     log_scale = torch.full_like(clean, math.log(SIGMA))
-    log_p = vae_fast.mixture_log_prob(at, torch.zeros(len(clean)), clean, log_scale)
-    (score,) = torch.autograd.grad(log_p.sum(), at)
+    with torch.enable_grad():
+        log_p = vae_fast.mixture_log_prob(at, torch.zeros(len(clean)), clean, log_scale).sum()
+    (score,) = torch.autograd.grad(log_p, at)
     return noisy + SIGMA**2 * score
 
 

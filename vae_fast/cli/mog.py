@@ -292,11 +292,11 @@ def _results(model: Mixture, points: _points.Points, watch: _Watch, world: World
         results["test_log_likelihood"] = total / count
         if points.toy in toys.KNOWN:
             results["true_test_log_likelihood"] = toys.toy_log_prob(points.toy, _points.some(test, torch.float64)).mean().item()
-    if isinstance(model, models.MixtureOfGaussians):
+    if isinstance(model, models.BayesianMixtureOfGaussians):
+        results |= {"lower_bound": model.lower_bound_}
+    else:
         free = model.free_parameters()
         results |= {"bic": -2.0 * train_total + free * math.log(n), "aic": -2.0 * train_total + 2.0 * free}
-    else:
-        results |= {"lower_bound": model.lower_bound_}
     return results | {
         "starts": len(watch.starts()),
         "iterations": model.n_iter_,
