@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = {
     "base": ("errors", "files", "_archive", "_world", "_as_command", "_moved", "_optional"),
     "backend": ("_backend", "_built_for", "_dtensor", "_library", "_processor"),
-    "reference": ("reference", "terms", "likelihoods", "_samplers"),
+    "reference": ("reference", "terms", "likelihoods", "_precision", "_samplers", "_scales"),
     "cli": ("cli", "__main__"),
 }
 

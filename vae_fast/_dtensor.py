@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from vae_fast.terms import split_bounds
+from vae_fast._scales import split_bounds
 
 #: For each dimension of a tensor the batch dimension that it is, counted from the last one (-1), ROWS for all of them flattened into
 #: one, or None where it has to be whole.

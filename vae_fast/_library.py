@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_fast import reference
-from vae_fast.terms import split_bounds, with_bounds
+from vae_fast._scales import split_bounds, with_bounds
 
 OptTensor = Tensor | None
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.terms import LOG_SINHC, polynomial, std, to_compute
+from vae_fast._precision import to_compute
+from vae_fast._scales import std
+from vae_fast.terms import LOG_SINHC, polynomial
 
 LEAST_LOG_SCALE = -7.0
 

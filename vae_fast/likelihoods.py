@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vae_fast import _samplers
-from vae_fast.terms import TERMS, UNIT_SCALE, in_order
+from vae_fast._scales import UNIT_SCALE
+from vae_fast.terms import TERMS, in_order
 
 #: The clip modes of the Bernoulli likelihoods; None is exact.
 CLIPS = (None, "clamp", "add", "bce")

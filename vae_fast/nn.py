@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from vae_fast import functional as F
+from vae_fast._scales import SCALES
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _bounds as bounds
 from vae_fast.functional._dispatch import reduce
+from vae_fast.functional._evaluate import Parts
 from vae_fast.functional._likelihood_term import Recon
 from vae_fast.functional._numbers import Number, setting
 from vae_fast.functional._own_likelihood import LogProb
-from vae_fast.functional.elbo import Parts
-from vae_fast.terms import SCALES
 
 __all__ = ["BernoulliNLLLoss", "ELBOLoss", "GaussianKL", "GaussianNLLLoss", "IWAELoss"]
 

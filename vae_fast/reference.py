@@ -16,22 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast.terms import (
-    LOG_2PI,
-    SCALES,
-    UNIT_SCALE,
-    Number,
-    bounded,
-    compute_all,
-    compute_dtype,
-    discretized_logistic,
-    inputs_to_compute,
-    split_bounds,
-    std,
-    term,
-    to_compute,
-    wide,
-)
+from vae_fast._precision import compute_all, compute_dtype, to_compute, wide
+from vae_fast._scales import SCALES, UNIT_SCALE, bounded, split_bounds, std
+from vae_fast.terms import LOG_2PI, Number, discretized_logistic, inputs_to_compute, term
 
 __all__ = ["SCALES", "UNIT_SCALE", "compute_dtype", "std", "term", "to_compute"]
 

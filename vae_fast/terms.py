@@ -16,176 +16,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from vae_fast._precision import compute_dtype, count_to_compute, to_compute, wide
+from vae_fast._scales import SCALES, bounded, compare, log_std, scale_input, softplus, split_bounds, standardised, std
+
 LOG_2PI = math.log(2.0 * math.pi)
 
-#: What the scale of a distribution may be given as; ``std = softplus(t)`` for ``"softplus"``.
-SCALES = ("logvar", "log_std", "std", "var", "softplus")
 #: Clip modes of the Bernoulli log-likelihood, by their name inside term names.
 CLIPS = ("none", "clamp", "add", "bce")
 #: Whether the mean and the dispersion of a count are given as they are, or as their logarithms.
 SPACES = ("linear", "log")
-#: The tensor that stands for a standard deviation of one, in each scale form.
-UNIT_SCALE = {"logvar": 0.0, "log_std": 0.0, "std": 1.0, "var": 1.0, "softplus": math.log(math.expm1(1.0))}
 
 Number = float | Tensor
 Item = TypeVar("Item")
-
-
-def to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
-    """The value kernels compute with: float32 for halves and float32, float64 for float64; uint8 is ``t / 255``."""
-    dtype = torch.float64 if torch.float64 in (t.dtype, like) else torch.float32
-    return t.to(dtype) / 255.0 if t.dtype == torch.uint8 else t.to(dtype)
-
-
-def count_to_compute(t: Tensor, like: torch.dtype = torch.float32) -> Tensor:
-    """The same of counts: bytes are the numbers they are, and sparse rows dense."""
-    return (t.to_dense() if t.layout == torch.sparse_csr else t).to(torch.float64 if torch.float64 in (t.dtype, like) else torch.float32)
-
-
-def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
-    """float64 if any of the tensors is, else float32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def compute_all(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """All of them, in one precision."""
-    like = compute_dtype(tensors)
-    return [to_compute(t, like) for t in tensors]
-
-
-def softplus(t: Tensor) -> Tensor:
-    """``log(1 + e^t)`` for every t (by itself ``F.softplus`` turns linear at 20, an error of 2e-9).
-
-    Not ``torch.logaddexp``, whose second derivative is NaN from t = -746 down, where e^t is 0.
-    """
-    return torch.nn.functional.softplus(t, threshold=40.0)
-
-
-# --- scale forms -----------------------------------------------------------------------------------------------------
-
-
-def std(t: Tensor, scale: str) -> Tensor:
-    """The standard deviation that ``t`` stands for in the given form."""
-    if scale == "logvar":
-        return (0.5 * t).exp()
-    if scale == "log_std":
-        return t.exp()
-    if scale == "std":
-        return t
-    if scale == "var":
-        return t.sqrt()
-    if scale == "softplus":
-        return softplus(t)
-    raise _unknown_scale(scale)
-
-
-def _unknown_scale(scale: str) -> ValueError:
-    return ValueError(f"scale={scale!r}: expected one of {', '.join(SCALES)}")
-
-
-def log_std(t: Tensor, scale: str) -> Tensor:
-    """log of :func:`std`, without leaving the log domain where the form allows it."""
-    if scale == "logvar":
-        return 0.5 * t
-    if scale == "log_std":
-        return t
-    if scale == "std":
-        return t.log()
-    if scale == "var":
-        return 0.5 * t.log()
-    if scale != "softplus":
-        raise _unknown_scale(scale)
-    # log softplus(t) is t to rounding where softplus itself would underflow. The unused branch is fed a harmless value, or its gradient
-    # would be 0 * inf.
-    low = t < (-37.0 if t.dtype == torch.float64 else -17.0)
-    return torch.where(low, t, softplus(t.masked_fill(low, 0.0)).log())
-
-
-# --- bounds of a scale ------------------------------------------------------------------------------------------------
-
-#: How a scale is held between two bounds (csrc/math/bound.h).
-BOUND_MODES = ("clamp", "straight_through", "softclip", "tanh")
-#: low, high and mode.
-Bounds = tuple[float, float, str]
-
-
-def bounded(t: Tensor, bounds: Bounds) -> Tensor:
-    """``t`` in its compute type, held between two bounds.
-
-    ``"clamp"``: as ``torch.clamp``, no gradient outside; ``"straight_through"``: the same value, the gradient 1; ``"softclip"``: ``low +
-    softplus(u - low)`` with ``u = high - softplus(high - t)`` (Chua et al. 2018, appendix A.1); ``"tanh"``: ``m + h tanh((t - m) / h)``
-    with m the middle and h half the width.
-    """
-    low, high, mode = bounds
-    t = to_compute(t)
-    if mode == "clamp":
-        return t.clamp(low, high)
-    if mode == "straight_through":
-        passed = t - t.detach()
-        return t.detach().clamp(low, high) + torch.where(passed == 0, passed, torch.zeros_like(t))  # of infinity too: nothing
-    if mode == "softclip":
-        return low + softplus((high - softplus(high - t)) - low)
-    if mode == "tanh":
-        middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
-        return middle + half * ((t - middle) / half).tanh()
-    raise ValueError(f"bounds {mode!r}: expected one of {', '.join(BOUND_MODES)}")
-
-
-def with_bounds(name: str, bounds: Bounds) -> str:
-    """A term's name, or a scale's form, that says that its scale is bounded; to Python's and the kernels' terms alike."""
-    low, high, mode = bounds
-    return f"{name}|{mode}|{low!r}|{high!r}"
-
-
-def split_bounds(name: str) -> tuple[str, Bounds | None]:
-    """A term's name, or a scale's form, and the bounds of its scale."""
-    name, *rest = name.split("|")
-    if not rest:
-        return name, None
-    mode, low, high = rest
-    return name, (float(low), float(high), mode)
-
-
-def scale_input(name: str, inputs: int) -> int:
-    """Which input of a term is the scale that may be bounded: the posterior's in a KL or a sample, the last one of a likelihood."""
-    family, _, variant = split_bounds(name)[0].rpartition(".")
-    if family in ("", "kl", "kl_prior") and variant in SCALES:
-        return 1
-    if variant not in SCALES and variant != "discretized_logistic":
-        raise ValueError(f"term={name!r}: expected one with a scale, to bound it")
-    return inputs - 1
-
-
-def wide(*tensors: Tensor | None) -> list[Tensor]:
-    """In float64, where differences, squares and exponentials of float32 numbers stay in range; None is zero."""
-    like = next(t for t in tensors if t is not None)
-    return [like.new_zeros((), dtype=torch.float64) if t is None else t.double() for t in tensors]
-
-
-def _standardised(x: Tensor, mu: Tensor, s: Tensor, scale: str) -> Tensor:
-    # (x - mu) / std: of half the difference where that overflows, and in the log forms by the root of 1 / std, which seldom does
-    difference = x - mu
-    over = difference.isinf()
-    difference = torch.where(over, 0.5 * x - 0.5 * mu, difference)
-    if scale in ("std", "var"):
-        z = difference / std(s, scale)
-    else:  # at the mean any scale does: zero times infinity would be NaN
-        root = (-0.5 * torch.where(difference == 0, torch.zeros_like(difference), log_std(s, scale))).exp()
-        z = (difference * root) * root
-    return torch.where(over, 2.0 * z, z)
-
-
-def _compare(s: Tensor, t: Tensor, scale: str) -> tuple[Tensor, Tensor]:
-    # log r and (r^2 - 1) / 2 of the quotient r of two standard deviations, without cancellation where r is near 1
-    if scale not in ("std", "var"):
-        w = log_std(s, scale) - log_std(t, scale)
-        return w.clamp(max=torch.finfo(w.dtype).max), 0.5 * torch.expm1(2.0 * w)
-    near = (s - t).abs() < 0.5 * t
-    excess = torch.where(near, s - t, torch.zeros_like(t)) / t
-    w = torch.where(near, excess.log1p(), s.log() - t.log()) * (1.0 if scale == "std" else 0.5)
-    r = std(s, scale) / std(t, scale)
-    half = torch.where(near, excess * (1.0 + 0.5 * excess) if scale == "std" else 0.5 * excess, (0.5 * r) * r - 0.5)
-    return w, half
 
 
 # --- elementwise terms -----------------------------------------------------------------------------------------------
@@ -199,7 +41,7 @@ def _kl(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tenso
         half = 0.5 * torch.expm1(2.0 * w) if scale in ("logvar", "log_std") else (0.5 * (sd - 1.0)) * (sd + 1.0)
     else:
         t = inputs[3].double()
-        (w, half), z = _compare(wide_s, t, scale), _standardised(m, p, t, scale)
+        (w, half), z = compare(wide_s, t, scale), standardised(m, p, t, scale)
     kl = (half - w + (0.5 * z) * z).to(inputs[0].dtype)
     (floor,) = params
     if isinstance(floor, Tensor):
@@ -271,14 +113,14 @@ def _gaussian_unit(inputs: Sequence[Tensor], variant: str, params: Sequence[Numb
 def _gaussian(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tensor:
     # -log s - log(2 pi) / 2 - ((x - m) / s)^2 / 2
     wide_x, m, wide_s = wide(*inputs)
-    z = _standardised(wide_x, m, wide_s, scale)
+    z = standardised(wide_x, m, wide_s, scale)
     return (-log_std(wide_s, scale) - 0.5 * LOG_2PI - (0.5 * z) * z).to(inputs[0].dtype)
 
 
 def _laplace(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -> Tensor:
     # -log(2 b) - |x - m| / b
     x, m, s = wide(*inputs)
-    size = _standardised(x, m, s, scale).abs()
+    size = standardised(x, m, s, scale).abs()
     density = -size - log_std(s, scale) - math.log(2.0)
     return torch.where(size == math.inf, -size, density).to(inputs[0].dtype)
 
@@ -288,7 +130,7 @@ def _log_normal(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) 
     wide_x, m, wide_s = wide(*inputs)
     outside = wide_x <= 0
     log_x = wide_x.masked_fill(outside, 1.0).log()
-    z = _standardised(log_x, m, wide_s, scale)
+    z = standardised(log_x, m, wide_s, scale)
     density = -(0.5 * z) * z - log_std(wide_s, scale) - 0.5 * LOG_2PI - log_x
     return density.masked_fill(outside & ~density.isnan(), -math.inf).to(inputs[0].dtype)
 
@@ -343,12 +185,12 @@ def _student_t(inputs: Sequence[Tensor], scale: str, params: Sequence[Number]) -
     # A(n / 2) - log(2 pi) / 2 - log s - (n + 1) / 2 log(1 + t^2 / n), whose logarithm is 2 log|t| - log n far out, t in range or not
     x, m, n, s = wide(*inputs)
     with torch.no_grad():
-        t = _standardised(x, m, s, scale)
+        t = standardised(x, m, s, scale)
         far = (t / n) * t > 1e18
     zero, one = torch.zeros_like(t), torch.ones_like(t)
     base = half_step_of_log_gamma(0.5 * n) - 0.5 * LOG_2PI
     inside = torch.where(far, one, s)
-    z = _standardised(torch.where(far, zero, x), torch.where(far, zero, m), inside, scale)
+    z = standardised(torch.where(far, zero, x), torch.where(far, zero, m), inside, scale)
     near = base - log_std(inside, scale) - 0.5 * (n + 1.0) * torch.log1p((z / n) * z)
     log_size = (0.5 * torch.where(far, x, one) - 0.5 * torch.where(far, m, zero)).abs().log() + math.log(2.0)
     beyond = base + n * log_std(torch.where(far, s, one), scale) - (n + 1.0) * (log_size - 0.5 * n.log())

@@ -7,9 +7,9 @@ import torch
 from oracle import assert_refused, bernoulli_logits, gaussian_log_prob, leaves, needs_kernels
 
 import vae_fast
+from vae_fast._scales import SCALES
 from vae_fast.bench.case import Work
 from vae_fast.bench.measure import peak_memory
-from vae_fast.terms import SCALES
 
 
 def problem(k=3, batch=(4,), columns=7, latent=2, dtype=torch.float64, device="cpu"):

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 import vae_fast
-from vae_fast import _backend, reference, terms
+from vae_fast import _backend, _scales, reference
+from vae_fast._scales import SCALES
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import mixture as mixture_functions
 from vae_fast.likelihoods import LIKELIHOODS, Likelihood
 from vae_fast.models import VAE, MixtureDistribution, MixtureOfGaussians, _em
-from vae_fast.terms import SCALES, TERMS, in_order, names
+from vae_fast.terms import TERMS, in_order, names
 from vae_fast.training import warmup
 
 X, MU = torch.rand(3, 4), torch.zeros(3, 2)
@@ -175,7 +176,7 @@ def test_schedules(monkeypatch):
         warmup(1, "step", 10)(5)
 
 
-@pytest.mark.parametrize("form", [terms.std, terms.log_std])
+@pytest.mark.parametrize("form", [_scales.std, _scales.log_std])
 def test_reference_knows_its_scales(form):
     with pytest.raises(ValueError, match="scale='sigma': expected one of logvar, log_std, std, var, softplus"):
         form(X, "sigma")

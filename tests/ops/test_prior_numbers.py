@@ -6,9 +6,9 @@ import torch
 from oracle import assert_refused, needs_kernels, value_and_grads
 
 import vae_fast
+from vae_fast._scales import SCALES
 from vae_fast.bench.case import Work
 from vae_fast.bench.measure import peak_memory
-from vae_fast.terms import SCALES
 
 KINDS = {
     "float": float,

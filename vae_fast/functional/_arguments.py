@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_fast._scales import SCALES
 from vae_fast.likelihoods import CLIPS, LIKELIHOODS, Likelihood
-from vae_fast.terms import SCALES
 
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 TARGETS = FLOATS | {torch.uint8, torch.bool}

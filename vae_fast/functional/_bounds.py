@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vae_fast._scales import BOUND_MODES, Bounds, bounded, scale_input, with_bounds
 from vae_fast.functional import _arguments as check
-from vae_fast.terms import BOUND_MODES, Bounds, bounded, scale_input, with_bounds
 
 #: What ``scale_bounds=`` takes: ``(low, high, mode)``, in units of the scale as it is given.
 ScaleBounds = tuple[float, float, str]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_fast._scales import scale_input, split_bounds
 from vae_fast.functional._dispatch import is_dtensor
-from vae_fast.terms import TERMS, in_order, scale_input, split_bounds
+from vae_fast.terms import TERMS, in_order
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,12 +8,12 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from vae_fast._precision import compute_all, compute_dtype
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce
 from vae_fast.functional.gaussian import gaussian_log_prob
 from vae_fast.functional.mixture import MixtureLogProbs, mixture_log_prob
-from vae_fast.terms import compute_all, compute_dtype
 
 ESTIMATORS = ("mws", "mss")
 FORMULAS = ("beta-tcvae", "disentangling-vae")

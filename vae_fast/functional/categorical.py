@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast._precision import compute_dtype
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import cpu_kernels, overridable
-from vae_fast.terms import compute_dtype
 
 INDICES = frozenset({torch.uint8, torch.int16, torch.int32, torch.int64})
 COUNTS = check.FLOATS | INDICES | {torch.int8, torch.bool}

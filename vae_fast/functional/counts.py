@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from vae_fast._precision import compute_dtype
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
 from vae_fast.functional.logsumexp import logsumexp
-from vae_fast.terms import SPACES, compute_dtype
+from vae_fast.terms import SPACES
 
 
 def _log_prob(family: str, variant: str, x: Tensor, params: list[float], event_dim: int, check_data: bool, **parameters: Tensor) -> Tensor:

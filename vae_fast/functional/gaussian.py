@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from vae_fast._precision import compute_dtype
+from vae_fast._scales import SCALES, UNIT_SCALE, Bounds
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce, row_sum
 from vae_fast.functional._numbers import Number, number
-from vae_fast.terms import SCALES, UNIT_SCALE, Bounds, compute_dtype
 
 
 def prior_of(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vae_fast.functional import _arguments as check
 from vae_fast.functional import _bounds as bounds
-from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import overridable, row_sum
-from vae_fast.terms import SCALES
+from vae_fast.functional._dispatch import overridable
+from vae_fast.functional._location_scale import location_scale_log_prob
 
 
 @overridable
@@ -48,9 +46,5 @@ def laplace_log_prob(
         >>> vae_fast.laplace_log_prob(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(2))
         tensor([-1.3863])
     """
-    check.one_of("scale", scale, SCALES)
-    check.observed(x, event_dim, loc=loc, log_scale=log_scale)
-    name, inputs = bounds.held(f"laplace.{scale}", [x, loc, log_scale], bounds.checked(scale_bounds, scale))
-    if values.wanted(check_data):
-        values.require(*values.term(name, inputs, ("x", "loc", "log_scale")))
-    return row_sum(name, inputs, [], event_dim)
+    parameters = {"loc": loc, "log_scale": log_scale}
+    return location_scale_log_prob("laplace", x, parameters, scale, scale_bounds, event_dim, check_data)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast._precision import compute_dtype
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import cpu_kernels, kernels, overridable
 from vae_fast.functional.categorical import as_counts, log_coefficient
 from vae_fast.likelihoods import term_params
-from vae_fast.terms import compute_dtype
 
 
 @overridable

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vae_fast._precision import compute_all
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable
 from vae_fast.functional._row_chunks import by_rows
-from vae_fast.terms import compute_all
 
 #: The scales that are summed if none are given.
 SCALES = {"imq": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), "rbf": (1.0,)}

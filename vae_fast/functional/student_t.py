@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vae_fast.functional import _arguments as check
 from vae_fast.functional import _bounds as bounds
-from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import overridable, row_sum
-from vae_fast.terms import SCALES, in_order
+from vae_fast.functional._dispatch import overridable
+from vae_fast.functional._location_scale import location_scale_log_prob
 
 
 @overridable
@@ -55,10 +53,5 @@ def student_t_log_prob(
         >>> vae_fast.student_t_log_prob(torch.zeros(1, 2), torch.tensor(1.0), torch.zeros(1, 2), torch.zeros(2))
         tensor([-2.2895])
     """
-    check.one_of("scale", scale, SCALES)
-    check.observed(x, event_dim, loc=loc, df=df, log_scale=log_scale)
-    name = f"student_t.{scale}"
-    name, inputs = bounds.held(name, [x, *in_order(name, [df, loc, log_scale])], bounds.checked(scale_bounds, scale))
-    if values.wanted(check_data):
-        values.require(*values.term(name, inputs, ("x", *in_order(name, ["df", "loc", "log_scale"]))))
-    return row_sum(name, inputs, [], event_dim)
+    parameters = {"df": df, "loc": loc, "log_scale": log_scale}
+    return location_scale_log_prob("student_t", x, parameters, scale, scale_bounds, event_dim, check_data)

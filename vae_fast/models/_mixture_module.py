@@ -16,13 +16,14 @@ from vae_fast import functional as F
 from vae_fast._optional import optional_import
 from vae_fast._world import World
 from vae_fast.functional import _arguments as check
-from vae_fast.functional.mixture import has_factors
+from vae_fast.functional.mixture import COVARIANCE_TYPES, has_factors
 from vae_fast.models import _em
 from vae_fast.models._ascent import constrain, unconstrain
 from vae_fast.models._em import Parameters
-from vae_fast.models._estimator import Estimator, RandomState, generator_of
+from vae_fast.models._estimator import Estimator, RandomState, check_random_state, generator_of
 from vae_fast.models._mixture_data import Rows, block_rows
 from vae_fast.models._mixture_distribution import MixtureDistribution
+from vae_fast.models._mixture_start import INIT_PARAMS
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
@@ -43,6 +44,16 @@ class MixtureModule(Estimator):
     random_state: RandomState
     batch_size: int | None
     dtype: torch.dtype | None
+    device: torch.device | str | None
+    init_params: str
+    distributed: str
+    n_init: int
+    max_iter: int
+    tol: float
+    reg_covar: float
+    warm_start: bool
+    verbose: int
+    verbose_interval: int
     _from_data: bool  # whether the parameters come of data or of a state_dict: else they are a random start
     _gives_numpy: bool
     weight_logits: nn.Parameter | None
@@ -54,6 +65,26 @@ class MixtureModule(Estimator):
         {"weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_", "n_features_in_"}
         | {"converged_", "n_iter_", "lower_bound_", "lower_bounds_", "fit_history_"}
     )
+
+    # --- the settings -------------------------------------------------------------------------------------------------
+
+    def _check_settings(self) -> None:
+        """Refuse constructor arguments that no mixture takes; one that has more of them checks those, too."""
+        check.one_of("covariance_type", self.covariance_type, COVARIANCE_TYPES)
+        check.one_of("init_params", self.init_params, INIT_PARAMS)
+        check.one_of("distributed", self.distributed, ("auto", "none"))
+        check.one_of("dtype", self.dtype, (None, torch.float32, torch.float64))
+        for name in ("n_components", "n_init", "verbose_interval"):
+            check.positive_int(name, getattr(self, name))
+        if self.batch_size is not None:
+            check.positive_int("batch_size", self.batch_size)
+        check.count("max_iter", self.max_iter)
+        check.count("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose)
+        check.flag("warm_start", self.warm_start)
+        check.device("device", self.device)
+        check_random_state(self.random_state)
+        check.real("tol", self.tol, 0.0)
+        check.real("reg_covar", self.reg_covar, 0.0)
 
     # --- the module ---------------------------------------------------------------------------------------------------
 

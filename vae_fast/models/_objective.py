@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vae_fast import functional as F
+from vae_fast._scales import bounded
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._dispatch import reduce
-from vae_fast.terms import bounded
+from vae_fast.models._decoded import with_scale
 
 if TYPE_CHECKING:
     from vae_fast.models.vae import VAE, VAEOutput
@@ -24,7 +25,7 @@ def loss_of(model: VAE, x: Tensor, output: VAEOutput, reduction: str) -> Tensor:
     """:meth:`vae_fast.models.VAE.loss` from what ``forward`` gave."""
     if model.prior is not None:
         return _loss_with(_log_ratio(model, output), model, x, output, reduction)
-    loss: Tensor = F.elbo_loss(x, model._with_scale(output.recon), output.mu, output.logvar, **_head(model), reduction=reduction)
+    loss: Tensor = F.elbo_loss(x, with_scale(model, output.recon), output.mu, output.logvar, **_head(model), reduction=reduction)
     return _regularized(loss, model, output, reduction)
 
 
@@ -34,7 +35,7 @@ def loss_and_kl(model: VAE, x: Tensor, output: VAEOutput, reduction: str) -> tup
         kl = _log_ratio(model, output)
         return _loss_with(kl, model, x, output, reduction), reduce(kl.detach(), reduction)
     if model.free_bits is None:
-        recon = model._with_scale(output.recon)
+        recon = with_scale(model, output.recon)
         loss, _, kl = F.elbo_loss(x, recon, output.mu, output.logvar, **_head(model), reduction=reduction, return_parts=True)
         return _regularized(loss, model, output, reduction), kl
     mu, logvar = output.mu.detach(), output.logvar.detach()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vae_fast._scales import Bounds
 from vae_fast.functional import _arguments as check
 from vae_fast.functional._bounds import ScaleBounds, checked
 from vae_fast.likelihoods import Likelihood
-from vae_fast.terms import Bounds
 
 
 def check_scale(scale: Tensor, entry: Likelihood | None, event_dim: int) -> None:

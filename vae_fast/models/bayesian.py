@@ -18,10 +18,10 @@ from vae_fast import functional as F
 from vae_fast._world import World, current
 from vae_fast.errors import ConvergenceWarning
 from vae_fast.functional import _arguments as check
-from vae_fast.functional.mixture import COVARIANCE_TYPES, has_factors
+from vae_fast.functional.mixture import has_factors
 from vae_fast.models import _em, _mixture_start, _variational
 from vae_fast.models._em import Parameters, Run
-from vae_fast.models._estimator import RandomState, check_random_state, generator_of
+from vae_fast.models._estimator import RandomState, generator_of
 from vae_fast.models._mixture_data import Rows, block_rows, digest_of
 from vae_fast.models._mixture_journal import Journal, settings_of
 from vae_fast.models._mixture_module import MixtureModule
@@ -125,22 +125,8 @@ class BayesianMixtureOfGaussians(MixtureModule):
         self._from_data, self._gives_numpy = False, False
 
     def _check_settings(self) -> None:
-        check.one_of("covariance_type", self.covariance_type, COVARIANCE_TYPES)
-        check.one_of("init_params", self.init_params, _mixture_start.INIT_PARAMS)
+        super()._check_settings()
         check.one_of("weight_concentration_prior_type", self.weight_concentration_prior_type, _variational.WEIGHTS)
-        check.one_of("distributed", self.distributed, ("auto", "none"))
-        check.one_of("dtype", self.dtype, (None, torch.float32, torch.float64))
-        for name in ("n_components", "n_init", "verbose_interval"):
-            check.positive_int(name, getattr(self, name))
-        if self.batch_size is not None:
-            check.positive_int("batch_size", self.batch_size)
-        check.count("max_iter", self.max_iter)
-        check.count("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose)
-        check.flag("warm_start", self.warm_start)
-        check.device("device", self.device)
-        check_random_state(self.random_state)
-        for name in ("tol", "reg_covar"):
-            check.real(name, getattr(self, name), 0.0)
         for name in ("weight_concentration_prior", "mean_precision_prior", "degrees_of_freedom_prior"):
             value = getattr(self, name)
             if value is not None:
@@ -184,7 +170,13 @@ class BayesianMixtureOfGaussians(MixtureModule):
         self._check_settings()
         resumes = bool(self.warm_start) and self._from_data
         world = current() if self.distributed == "auto" else World()
-        how = {"batch_size": self.batch_size, "dtype": self.dtype, "device": self.device, "fallback": self.n_steps.device, "world": world}
+        how: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "dtype": self.dtype,
+            "device": self.device,
+            "fallback": self.n_steps.device,
+            "world": world,
+        }
         rows: Rows = world.together(lambda: Rows(X, n_features=self._now().means.shape[1] if resumes else None, **how))
         world.same({"n_components": self.n_components} | rows.described())
         random = generator_of(self.random_state, torch.device("cpu"))

@@ -17,12 +17,12 @@ from torch import Tensor
 from vae_fast._world import World, current
 from vae_fast.errors import ConvergenceWarning, DeadComponentWarning
 from vae_fast.functional import _arguments as check
-from vae_fast.functional.mixture import COVARIANCE_TYPES, has_factors
+from vae_fast.functional.mixture import has_factors
 from vae_fast.models import _em, _mixture_start
 from vae_fast.models._ascent import gradient_ascent
 from vae_fast.models._em import Parameters, Run
 from vae_fast.models._em_fit import expectation_maximisation
-from vae_fast.models._estimator import RandomState, check_random_state, generator_of
+from vae_fast.models._estimator import RandomState, generator_of
 from vae_fast.models._mixture_data import Rows, block_rows, digest_of
 from vae_fast.models._mixture_journal import Journal, settings_of
 from vae_fast.models._mixture_module import Criteria
@@ -164,23 +164,14 @@ class MixtureOfGaussians(Criteria):
         return eye if self.covariance_type == "tied" else eye.expand(k, d, d)
 
     def _check_settings(self) -> None:
-        check.one_of("covariance_type", self.covariance_type, COVARIANCE_TYPES)
-        check.one_of("init_params", self.init_params, _mixture_start.INIT_PARAMS)
+        super()._check_settings()
         check.one_of("method", self.method, _METHODS)
-        check.one_of("distributed", self.distributed, ("auto", "none"))
-        check.one_of("dtype", self.dtype, (None, torch.float32, torch.float64))
-        for name in ("n_components", "n_init", "verbose_interval", "n_iter_no_change", "batch_size", "n_features"):
-            value = getattr(self, name)
-            if value is not None or name not in ("batch_size", "n_features"):
-                check.positive_int(name, value)
-        check.count("max_iter", self.max_iter)
-        check.count("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose)
-        check.flag("warm_start", self.warm_start)
+        check.positive_int("n_iter_no_change", self.n_iter_no_change)
+        if self.n_features is not None:
+            check.positive_int("n_features", self.n_features)
         check.flag("reseed_dead", self.reseed_dead)
-        check.device("device", self.device)
-        check_random_state(self.random_state)
-        for name, low in (("tol", 0.0), ("reg_covar", 0.0), ("learning_offset", 0.0), ("learning_decay", 0.0)):
-            check.real(name, getattr(self, name), low)
+        for name in ("learning_offset", "learning_decay"):
+            check.real(name, getattr(self, name), 0.0)
         if not 0.5 < self.learning_decay <= 1.0:
             raise ValueError(f"learning_decay={self.learning_decay!r}: expected a number in (0.5, 1]")
         if self.lr is not None:

@@ -15,16 +15,14 @@ from vae_fast.functional._bounds import ScaleBounds
 from vae_fast.functional._bounds import checked as checked_bounds
 from vae_fast.functional._likelihood_term import log_likelihood
 from vae_fast.functional._numbers import Number, setting
-from vae_fast.functional._own_likelihood import LogProb, parameters_of
+from vae_fast.functional._own_likelihood import LogProb
 from vae_fast.likelihoods import Likelihood
+from vae_fast.models._decoded import Recon, parameters_of_x, with_scale
 from vae_fast.models._evidence import log_evidence
 from vae_fast.models._objective import Regularizer, check_regularizer, loss_and_kl, loss_of
 from vae_fast.models._posterior import posterior_of
 from vae_fast.models._vae_arguments import check_recon_bounds, check_scale
 from vae_fast.models._vae_prior import check_prior, gaussian_parameter, log_prior, sample_prior
-from vae_fast.terms import bounded
-
-Recon = Tensor | tuple[Tensor, ...]
 
 
 class VAEOutput(NamedTuple):
@@ -225,26 +223,7 @@ class VAE(nn.Module):
 
     def mean_of(self, recon: Recon) -> Tensor:
         """The mean of ``p(x|z)`` for the decoder's output: pixel values in [0, 1] for the Bernoulli likelihoods; it has gradients."""
-        return self._entry().mean(self._held(self._all_parameters(recon)))
-
-    def _with_scale(self, recon: Recon) -> Recon:
-        """The decoder's output with the model's own scale, if it has one."""
-        if self.scale is None:
-            return recon
-        given, names = parameters_of(recon), self._entry().parameters
-        if len(given) != len(names) - 1:
-            raise ValueError(f"the decoder gives {len(given)} of {', '.join(names)}: expected {len(names) - 1}, as the model has a scale")
-        return (*given, self.scale)
-
-    def _all_parameters(self, recon: Recon) -> Sequence[Tensor]:
-        return parameters_of(self._with_scale(recon))
-
-    def _held(self, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The parameters of p(x|z) with the scale within its bounds, as the likelihood has it."""
-        if self.recon_scale_bounds is None or len(parameters) < len(self._entry().parameters):
-            return parameters
-        *others, scale = parameters
-        return [*others, bounded(scale, self.recon_scale_bounds).to(scale.dtype)]
+        return self._entry().mean(parameters_of_x(self, recon))
 
     def _entry(self) -> Likelihood:
         if callable(self.likelihood):
@@ -265,9 +244,9 @@ class VAE(nn.Module):
             >>> vae.draw_of(vae.decode(torch.zeros(3, 2))).unique()
             tensor([0., 1.])
         """
-        parameters = self._all_parameters(recon)
+        parameters = parameters_of_x(self, recon)
         check.generator(generator, parameters[0].device, "recon")
-        return self._entry().draw([t.detach() for t in self._held(parameters)], generator)
+        return self._entry().draw([t.detach() for t in parameters], generator)
 
     def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> VAEOutput:
         """Encode, draw one z, decode.
@@ -374,7 +353,7 @@ class VAE(nn.Module):
 
     def log_likelihood(self, x: Tensor, recon: Recon) -> Tensor:
         """``log p(x|z)`` in nats for the decoder's output; batch dimensions of ``x`` and ``recon`` broadcast."""
-        return log_likelihood(x, self._with_scale(recon), self.likelihood, self.clip, self.eps, self.event_dim, self.recon_scale_bounds)
+        return log_likelihood(x, with_scale(self, recon), self.likelihood, self.clip, self.eps, self.event_dim, self.recon_scale_bounds)
 
     def log_prob(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None, max_rows: int = 8192) -> Tensor:
         r"""Importance-weighted estimate of ``log p(x)``, in nats (Burda, Grosse and Salakhutdinov 2016, eq. 8).
