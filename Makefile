@@ -61,7 +61,7 @@ native:  ## the kernels' own tests: the CPU's, and CUDA's device code on a host 
 	$(call in_parts,$(BUILD)/native/native_tests)
 
 sanitize:  ## the same under AddressSanitizer and UndefinedBehaviorSanitizer (a third of the random cases: it is ten times slower)
-	cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DVAE_FAST_SANITIZE=ON
+	cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DVAE_FAST_SANITIZE=ON
 	cmake --build $(BUILD)/sanitize
 	$(call in_parts,$(BUILD)/sanitize/native_tests --rounds 13)
 
