@@ -34,3 +34,8 @@ def wide(*tensors: Tensor | None) -> list[Tensor]:
     """In float64, where differences, squares and exponentials of float32 numbers stay in range; None is zero."""
     like = next(t for t in tensors if t is not None)
     return [like.new_zeros((), dtype=torch.float64) if t is None else t.double() for t in tensors]
+
+
+def number_of(size: int) -> int:
+    """A size of a tensor as a number: in a trace of ``torch.jit`` it is a tensor, of which products with numbers are float32."""
+    return int(size) if torch.jit.is_tracing() else size  # type: ignore[attr-defined, no-untyped-call]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast._precision import compute_all, compute_dtype, to_compute, wide
+from vae_fast._precision import compute_all, compute_dtype, number_of, to_compute, wide
 from vae_fast._scales import SCALES, UNIT_SCALE, bounded, split_bounds, std
 from vae_fast.terms import LOG_2PI, Number, discretized_logistic, inputs_to_compute, term
 
@@ -209,7 +209,7 @@ def mixture_log_joint(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Te
         u = _bounded(delta @ factor if covariance_type == "tied" else torch.einsum("...kd,kde->...ke", delta, factor), delta)
         diagonal = factor.diagonal(dim1=-2, dim2=-1)
         log_det = diagonal.masked_fill(diagonal == 0, 1.0).abs().log().masked_fill(diagonal == 0, -math.inf).sum(-1)
-    return weight_logits.log_softmax(-1) + log_det - 0.5 * LOG_2PI * means.shape[-1] - 0.5 * (u * u).sum(-1)
+    return weight_logits.log_softmax(-1) + log_det - 0.5 * LOG_2PI * number_of(means.shape[-1]) - 0.5 * (u * u).sum(-1)
 
 
 def mixture_log_prob(x: Tensor, weight_logits: Tensor, means: Tensor, scale: Tensor, covariance_type: str) -> Tensor:
@@ -225,7 +225,7 @@ def mixture_factorized(x: Tensor, weight_logits: Tensor, means: Tensor, scale: T
     log_s = scale if covariance_type == "diag" else scale.unsqueeze(-1).expand_as(means)
     log_w = weight_logits.log_softmax(-1)
     u = _standardise(_difference(x.unsqueeze(-2), means), log_s)
-    joint = log_w - log_s.sum(-1) - 0.5 * LOG_2PI * means.shape[-1] - 0.5 * (u * u).sum(-1)
+    joint = log_w - log_s.sum(-1) - 0.5 * LOG_2PI * number_of(means.shape[-1]) - 0.5 * (u * u).sum(-1)
     each = log_w.unsqueeze(-1) - log_s - 0.5 * LOG_2PI - 0.5 * u * u
     return logsumexp(joint, -1, None), logsumexp(each, -2, None).sum(-1)
 

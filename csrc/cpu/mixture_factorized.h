@@ -247,17 +247,16 @@ void factorized_sums_loop(const MixtureChunk<T>& c, int64_t k0, int n, const Mix
       T first = T(0), second = T(0), count = T(0);
 #pragma omp simd reduction(+ : first, second, count)
       for (int i = 0; i < c.padded_rows; ++i) {
-        T u = term.standardised(x[i]), square = u * u, exponent = term.template exponent<weighted>(square, w[i]);
+        T u = term.standardised(x[i]), exponent = term.template exponent<weighted>(u * u, w[i]);
         if constexpr (shifted) exponent -= shift[i];
         const T own = coefficient[i] * math::exp2_below(exponent);
         if constexpr (careful) {
           u = u > far ? far : u;
           u = u < -far ? -far : u;
-          square = square > far ? far : square;
         }
         const T all = q[i] + own, moment = all * u;
         first += moment;
-        second += all * (square - one);
+        second += math::fma(moment, u, -(all * one));  // not of the square, which may be out of range where the weight is 0
         count += own;
         grad[i] = math::fma(moment, slope, grad[i]);
         if constexpr (weighted) counts[i] += static_cast<double>(own);

@@ -52,6 +52,7 @@ struct DiscretizedLogistic {
       d_loc = density ? inverse * (t < T(0) ? -tanh_half : tanh_half) : d_loc;
       d_log_scale = density ? size * tanh_half - T(1) : d_log_scale;
     }
+    value = value <= -largest<T>() ? -infinity<T>() : value;  // of a u or v that was out of range
   }
 
  private:

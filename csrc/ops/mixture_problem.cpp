@@ -18,6 +18,13 @@ bool products_wanted(string_view precision) {
   return precision == "tf32x3";
 }
 
+/// What the components' constants, (K, ...), are measured from. Not one beyond 1e8, of a component of no width (log std -1e30): of the
+/// others' constants their distance from it would leave nothing.
+Tensor common_constant(const Tensor& constant) {
+  const Tensor ordinary = constant.masked_fill(constant > 1e8, -std::numeric_limits<double>::infinity());
+  return at::nan_to_num(ordinary.amax(0), 0.0, 0.0, 0.0).clamp_min_(-1e8);
+}
+
 }  // namespace
 
 MixtureProblem::MixtureProblem(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale, string_view name,
@@ -89,8 +96,7 @@ MixtureProblem::MixtureProblem(const Tensor& x, const Tensor& weight_logits, con
   const Tensor scaled = unit.defined() ? means.to(at::kDouble) * unit : means;
   args.means = hold(scaled.to(type).contiguous());
   const Tensor constant = log_weights + log_det;
-  // Bounded, or beside a component of no width (log std -1e30) nothing would be left of the others' constants.
-  const Tensor top = at::nan_to_num(constant.amax(0), 0.0, 0.0, 0.0).clamp_(-1e8, 1e8);
+  const Tensor top = common_constant(constant);
   const double largest = is_double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
   const Tensor relative = (constant - top).clamp_max_(largest), high = relative.to(type);
   args.constant = hold(high);
@@ -100,7 +106,7 @@ MixtureProblem::MixtureProblem(const Tensor& x, const Tensor& weight_logits, con
   if (!factorized) return;
   TORCH_CHECK_VALUE(!args.full, "covariance='", name, "' and factorized: expected diag or spherical");
   const Tensor dim_constant = log_weights.unsqueeze(1) - scale.to(at::kDouble).reshape({k, -1}).expand({k, d});
-  const Tensor dim_top = at::nan_to_num(dim_constant.amax(0), 0.0, 0.0, 0.0).clamp_(-1e8, 1e8);
+  const Tensor dim_top = common_constant(dim_constant);
   const double log2e = 1.4426950408889634;
   args.dim_constant = hold((dim_constant - dim_top).mul_(log2e).clamp_max_(largest).to(type).contiguous());
   args.dim_baseline = static_cast<const double*>(hold(dim_top.sum() - 0.5 * static_cast<double>(d) * 1.8378770664093454836));

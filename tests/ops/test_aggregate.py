@@ -191,6 +191,14 @@ def test_mmd_is_its_formula(kernel, sizes, offset, device, backend, monkeypatch)
             assert (g - w).norm() <= 1e-5 * w.norm()
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_is_as_exact_as_the_call(backend):
+    """The widths of the kernels, which depend on a size, went through float32 in a trace."""
+    z, prior = torch.randn(2, 5, 3, dtype=torch.float64)
+    for f in (lambda z, prior: mmd(z, prior, bandwidth=0.7), lambda z, mu: torch.stack(total_correlation(z, mu, 0.5 * mu, 1000))):
+        torch.testing.assert_close(torch.jit.trace(f, (z, prior), check_trace=False)(z, prior), f(z, prior), rtol=1e-14, atol=1e-14)
+
+
 @KERNELS
 def test_mmd_gradcheck(kernel, device, backend, monkeypatch):
     tensors = leaves([torch.randn(n, 2, dtype=torch.float64, device=device) for n in (3, 4)])

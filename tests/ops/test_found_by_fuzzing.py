@@ -97,3 +97,40 @@ def test_the_slope_of_a_laplace_next_to_its_location(device):
     loc = torch.tensor([0.0, 6e-45], device=device, requires_grad=True)
     vae_fast.laplace_log_prob(x, loc, scale, scale="std").backward()
     torch.testing.assert_close(loc.grad, torch.tensor([0.05, -0.05], device=device))
+
+
+@pytest.mark.parametrize("factorized", [False, True])
+def test_a_component_of_no_width_costs_the_others_no_digit(factorized, device, backend):
+    """Log std -1e30: the other component's constant was measured from that one's, and 1.5 nats of it were lost."""
+    x, means = torch.full((1, 1), 0.9674942, device=device), torch.tensor([[0.9497070], [0.5214844]], device=device)
+    logits, log_std = torch.tensor([80.0, -1.3], device=device), torch.tensor([10.0, -1e30], device=device)
+    value = vae_fast.mixture_log_prob(x, logits, means, log_std, covariance_type="spherical", factorized=factorized)
+    assert value.item() == pytest.approx(-10.0 - 0.5 * math.log(2.0 * math.pi), rel=1e-6)
+
+
+@pytest.mark.parametrize("at", [0.0, 1e15, 1e30])
+def test_a_square_out_of_range_spoils_no_gradient_of_a_factorized_mixture(at, device, backend):
+    """The weight 0 of a component whose distance has no square in float32 was multiplied by that square."""
+    x, means = torch.full((3, 2), at, device=device), torch.tensor([[at, at], [1e15 - at, 1e15 - at]], device=device).requires_grad_()
+    logits = torch.tensor([-4.0, 0.1], device=device, requires_grad=True)
+    log_std = torch.tensor([-10.0, -10.0], device=device, requires_grad=True)
+    vae_fast.mixture_log_prob(x, logits, means, log_std, covariance_type="spherical", factorized=True).sum().backward()
+    torch.testing.assert_close(log_std.grad, torch.tensor([-6.0, 0.0], device=device))
+    assert not means.grad.any()
+    assert logits.grad.isfinite().all()
+
+
+def test_a_bin_whose_log_probability_is_out_of_range_is_impossible(device, backend):
+    """It was -3.4e38, the largest float32, in place of -5e49."""
+    far = torch.full((2,), 1e15, device=device)
+    value = vae_fast.discretized_logistic_log_prob(torch.tensor([0.2, 0.4], device=device), far, torch.full_like(far, -80.0), event_dim=0)
+    assert (value == -math.inf).all()
+
+
+@pytest.mark.parametrize("free_bits", [0.25, torch.tensor(0.25)], ids=["a number", "a tensor"])
+def test_a_half_gradient_of_a_sample_and_its_kl_is_rounded_once(free_bits, device, backend):
+    """Two infinities of opposite signs were added where the sum is out of the halves' range but known, too."""
+    mu = torch.full((1, 4), 1.3, dtype=torch.float16, device=device, requires_grad=True)
+    z, kl = vae_fast.reparameterize_with_kl(mu, torch.zeros_like(mu), num_samples=3, noise=torch.ones(3, 1, 4).to(mu), free_bits=free_bits)
+    torch.autograd.backward([z, kl], [torch.full_like(z, 6e4), torch.full_like(kl, -(2.0**24))])
+    assert (mu.grad == -math.inf).all()  # 3 * 6e4 - 1.3 * 2^24

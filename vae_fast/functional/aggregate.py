@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from vae_fast._precision import compute_all, compute_dtype
+from vae_fast._precision import compute_all, compute_dtype, number_of
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, reduce
@@ -96,7 +96,7 @@ def _log_total(first: float, second: float, others: float, count: int) -> float:
 
 def _weighed(z: Tensor, mu: Tensor, log_std: Tensor, columns: tuple[float, float, float], power: int) -> tuple[Tensor, Tensor]:
     """``log sum_j W_j^power q(z|x_j)`` and ``sum_d log sum_j W_j q(z_d|x_j)``; ``columns``: log weights of j = 0, 1 and others."""
-    count, dims = mu.shape
+    count, dims = map(number_of, mu.shape)
     like: dict[str, Any] = {"dtype": compute_dtype([z, mu, log_std]), "device": z.device}
     log_w = torch.full((count,), columns[2], **like)
     log_w[0], log_w[1] = columns[0], columns[1]
@@ -183,7 +183,7 @@ def total_correlation(
     check.one_of("estimator", estimator, ESTIMATORS)
     check.one_of("formula", formula, FORMULAS)
     check.one_of("reduction", reduction, check.REDUCTIONS)
-    batch, dims = mu.shape
+    batch, dims = map(number_of, mu.shape)
     if estimator == "mss" and batch < 2:
         raise ValueError(f"mu has shape {tuple(mu.shape)}: expected at least 2 rows with estimator='mss'")
     if estimator == "mss" and dataset_size < batch - 1:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vae_fast._precision import compute_all
+from vae_fast._precision import compute_all, number_of
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable
@@ -97,7 +97,7 @@ def mmd(
     if values.wanted(check_data):
         values.require(*values.finite(z=z, prior=prior))
     z, prior = compute_all([z, prior])
-    n, m, dims = len(z), len(prior), z.shape[1]
+    n, m, dims = map(number_of, (len(z), len(prior), z.shape[1]))
     widths = [2.0 * dims * bandwidth**2 * s for s in scales]
     centre = prior.detach().mean(0)
     z, prior = z - centre, prior - centre

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vae_fast import reference
+from vae_fast._precision import compute_all
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
@@ -149,12 +152,16 @@ def reparameterize_with_kl(
     floor = floor_of(free_bits, mu)
     if values.STATE.on:
         values.require(*values.gaussian(mu, logvar, prior_mu, prior_logvar, scale, between is not None), *values.finite(noise=noise))
+    k: Any = kernels()
+    dtype = torch.promote_types(mu.dtype, logvar.dtype)
+    # For a prior with more batch dimensions than the posterior, and for a floor that is read on the device.
+    two_passes = k is None or sample_shape != shape or isinstance(floor, Tensor)
+    if two_passes:
+        mu, logvar = compute_all([mu, logvar])  # the gradient of a half is the sum of two, and rounded once
     name, inputs = kl_term(mu, logvar, prior_mu, prior_logvar, scale, between)
-    k = kernels()
-    # Two passes: for a prior with more batch dimensions than the posterior, and for a floor that is read on the device.
-    if k is None or sample_shape != shape or isinstance(floor, Tensor):
+    if two_passes:
         z = reparameterize(mu, logvar, scale=scale, scale_bounds=scale_bounds, num_samples=num_samples, generator=generator, noise=noise)
-        kl = row_sum(name, inputs, [floor], event_dim)
+        z, kl = z.to(dtype), row_sum(name, inputs, [floor], event_dim)
     else:
         origin = _origin(mu, generator, noise)
         z, kl = k.reparameterize_with_kl(inputs, noise, origin, name, num_samples or 0, floor, event_dim)
