@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vae_fast.bench.case import Bench, Case
-from vae_fast.bench.limits import synchronize
+from vae_fast.bench.device_time import synchronize
 from vae_fast.bench.measure import warm_up
 from vae_fast.bench.options import Options
 from vae_fast.bench.suites import cases

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vae_fast._backend import C
+from vae_fast.bench.device_time import Lead, behind
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Probe:
         """Allocate what is copied."""
         size = (1 << 30) if device != "cpu" else (64 << 20) if quick else (256 << 20)
         self.device = device
+        self.lead = None if device == "cpu" else Lead()
         self.source = torch.rand(size // 4, device=device)
         self.target = torch.empty_like(self.source)
         self.sink = torch.zeros(1, device=device)
@@ -65,17 +67,12 @@ class Probe:
         self.copies.append(2 * self.source.nbytes / seconds)
 
     def _timed(self, f: Callable[[], Any]) -> tuple[float, Any]:
-        synchronize(self.device)
-        if self.device == "cpu":
-            begin = time.perf_counter()
-            out = f()
-            return time.perf_counter() - begin, out
-        start, end = events(2)
-        start.record()
-        out = f()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3, out
+        if self.lead is not None:
+            out: list[Any] = []
+            return behind(self.lead, [lambda: out.append(f())])[0], out[-1]
+        begin = time.perf_counter()
+        done = f()
+        return time.perf_counter() - begin, done
 
     def measure(self, seconds: float) -> None:
         """Both for about so long."""
@@ -91,14 +88,3 @@ class Probe:
         found = [Limits(f(self.copies), f(self.flops) if self.flops else None) for f in (max, statistics.median)]
         self.copies, self.flops = [], []
         return found[0], found[1]
-
-
-def synchronize(device: str) -> None:
-    """Wait for the device."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def events(n: int) -> list[Any]:
-    """CUDA events that can be timed."""
-    return [torch.cuda.Event(enable_timing=True) for _ in range(n)]

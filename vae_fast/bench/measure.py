@@ -8,31 +8,35 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from vae_fast.bench.case import DIRECTIONS, IN_CACHE, Work
-from vae_fast.bench.limits import Probe, events, synchronize
-
-Sample = tuple[float, float, float]  # seconds of DIRECTIONS
-NOT_CAPTURED = ("compile-max", "scikit-learn")  # brings graphs of its own; runs on the CPU
+from vae_fast.bench.case import DIRECTIONS, Work
+from vae_fast.bench.device_time import CLOCK, RanDryError, Sample, Timer, on_idle_stream, synchronize, timer_of
+from vae_fast.bench.limits import Probe
 
 
 @dataclass
 class Times:
-    """Seconds of every call by direction, and what they were taken with: ``clock``, ``events`` or ``graph``."""
+    """Seconds of every call by direction, what they were taken with (one of :data:`.device_time.TIMERS`), and why no graph was replayed."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: {d: [] for d in DIRECTIONS})
-    timer: str = "clock"
+    timer: str = CLOCK
+    not_replayed: str = ""
     host: float | None = None  # seconds to enqueue a call
 
     def add(self, sample: Sample) -> None:
         """One call."""
         for direction, value in zip(DIRECTIONS, sample, strict=True):
             self.seconds[direction].append(value)
+
+    def restart(self, timer: Timer) -> None:
+        """Forget every call: the next are timed in another way."""
+        self.seconds = {d: [] for d in DIRECTIONS}
+        self.timer, self.not_replayed = timer.name, timer.not_replayed
 
     def quantiles(self, direction: str = "both") -> tuple[float, float, float]:
         """Median, 20 % and 80 % quantile.
@@ -56,28 +60,6 @@ class Times:
     def spent(self) -> float:
         """Seconds measured so far."""
         return sum(self.seconds["both"])
-
-
-def _call(work: Work, device: str) -> Sample:
-    """One call, in parts: wall clock on the CPU, device events on CUDA. ``both`` counts dropping the old gradients, as a step does."""
-    if device == "cpu":
-        t0 = time.perf_counter()
-        inputs = work.prepare()
-        t1 = time.perf_counter()
-        out = work.forward(inputs)
-        t2 = time.perf_counter()
-        work.backward(out)
-        t3 = time.perf_counter()
-        return t3 - t0, t2 - t1, t3 - t2
-    start, middle, end = events(3)
-    inputs = work.prepare()
-    start.record()
-    out = work.forward(inputs)
-    middle.record()
-    work.backward(out)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3, start.elapsed_time(middle) / 1e3, middle.elapsed_time(end) / 1e3
 
 
 @contextlib.contextmanager
@@ -113,80 +95,35 @@ def in_turns(
 ) -> dict[str, Times]:
     """Time every contender for about ``seconds``, spread over rounds; a round gives each its turn, so a slow spell of the machine hits all.
 
-    A call that takes longer than its turn is made twice at least, once after the deadline (of ``time.monotonic``). On CUDA, small work is
-    replayed as a graph, so that what is timed is the device, and ``host`` is what it takes to enqueue the call as the user makes it.
+    A call that takes longer than its turn is made twice at least, once after the deadline (of ``time.monotonic``). On CUDA the device
+    is timed (:mod:`.device_time`), and ``host`` is what it takes to enqueue the call as the user makes it.
     """
-    times = {name: Times(timer="clock" if device == "cpu" else "events") for name in works}
-    callers: dict[str, Callable[[], Sample]] = {}
+    times: dict[str, Times] = {}
+    timers: dict[str, Timer] = {}
     for name, work in works.items():
         warm_up(work, device)
-        callers[name] = _caller(work, device, times[name], capture=name not in NOT_CAPTURED)
+        timers[name] = timer_of(name, work, device)
+        times[name] = Times(timer=timers[name].name, not_replayed=timers[name].not_replayed)
         if device != "cpu":
             times[name].host = host_seconds(work)
     with _undisturbed():
         for _ in range(rounds):
             if probe is not None:
                 probe.measure(seconds / rounds / 4)
-            for name, call in callers.items():
-                taken = times[name]
+            for name, taken in times.items():
                 late = time.monotonic() > deadline
                 if (taken.spent > seconds or late) and len(taken.seconds["both"]) >= (1 if late else 2):
                     continue
                 end = time.perf_counter() + seconds / rounds
                 while True:
-                    taken.add(call())
+                    try:
+                        taken.add(timers[name].sample())
+                    except RanDryError as error:  # after samples that did not: all of them are taken again, in the other way
+                        timers[name] = on_idle_stream(works[name], str(error))
+                        taken.restart(timers[name])
                     if time.perf_counter() > end:
                         break
     return times
-
-
-def _caller(work: Work, device: str, times: Times, capture: bool) -> Callable[[], Sample]:
-    small = sum(t.nbytes for t in work.sets[0] if isinstance(t, torch.Tensor)) < IN_CACHE
-    if device != "cpu" and small and capture:
-        try:
-            call = _graphed(work)
-        except RuntimeError:  # what waits for the device cannot be captured
-            torch.cuda.synchronize()
-            return lambda: _call(work, device)
-        times.timer = "graph"
-        return call
-    return lambda: _call(work, device)
-
-
-def _graphed(work: Work) -> Callable[[], Sample]:
-    """Every set of inputs once, forward alone and forward with backward, each captured as a CUDA graph."""
-
-    def all_of(backward: bool) -> None:
-        for _ in work.sets:
-            out = work.forward(work.prepare())
-            if backward:
-                work.backward(out)
-
-    graphs = []
-    for backward in (True, False):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            all_of(backward)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            all_of(backward)
-        graphs.append(graph)
-
-    def replay() -> Sample:
-        start, middle, end = events(3)
-        start.record()
-        graphs[0].replay()
-        middle.record()
-        graphs[1].replay()
-        end.record()
-        end.synchronize()
-        n = len(work.sets) * 1e3
-        both, forward = start.elapsed_time(middle) / n, middle.elapsed_time(end) / n
-        return both, forward, max(0.0, both - forward)
-
-    return replay
 
 
 def host_seconds(work: Work, calls: int = 50) -> float:

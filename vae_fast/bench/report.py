@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vae_fast.bench import machine, promises
+from vae_fast.bench.device_time import EVENTS, TIMERS
 from vae_fast.errors import FileError
 from vae_fast.files import atomic_write, write_json
 
@@ -208,7 +210,18 @@ def footer(facts: dict[str, Any], rows: Sequence[Row]) -> str:
         values = [row[key] for row in rows if row.get(key) and row.get("limit_seconds")]
         if values:
             limits.append(f"{text} {statistics.median(values):,.1f} {unit}")
-    return "; ".join(parts + limits) + "."
+    return "; ".join(parts + limits + _timed(facts, rows)) + "."
+
+
+def _timed(facts: dict[str, Any], rows: Sequence[Row]) -> list[str]:
+    """How many figures of a GPU were taken in which way; those with the host's time in them are named."""
+    if not facts.get("gpu"):
+        return []
+    taken = [(row["timer"], f"{row['case']} ({row['contender']})") for row in rows if row["direction"] == "both" and row.get("timer")]
+    counts = Counter(timer for timer, _ in taken)
+    said = [f"timed by {timer} ({TIMERS[timer]}): {counts[timer]}" for timer in TIMERS if counts[timer]]
+    named = [name for timer, name in taken if timer == EVENTS]
+    return said + [f"with the host's time in them: {', '.join(named)}"] * bool(named)
 
 
 FILES = (".json", ".csv", ".md")

@@ -167,7 +167,8 @@ def _rows(
         least, flops = case.least_bytes.get(direction), case.flops.get(direction)
         row: Row = {"suite": suite, "case": case.label, "name": case.name, "contender": contender, "direction": direction}
         row |= {"shape": dict(case.shape), "dtype": case.dtype, **facts, "threads": torch.get_num_threads()}
-        row |= {"seconds": None, "fastest": None, "q20": None, "q80": None, "timer": None, "calls": None, "host_microseconds": None}
+        row |= {"seconds": None, "fastest": None, "q20": None, "q80": None}
+        row |= {"timer": None, "not_replayed": None, "calls": None, "host_microseconds": None}
         if times is not None:
             middle, low, high = times.quantiles(direction)
             host = None if direction != "both" else middle if times.host is None else times.host
@@ -177,6 +178,7 @@ def _rows(
                 "q20": low,
                 "q80": high,
                 "timer": times.timer,
+                "not_replayed": times.not_replayed or None,
                 "calls": len(times.seconds[direction]),
             }
             row["host_microseconds"] = None if host is None else host * 1e6
