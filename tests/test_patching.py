@@ -175,13 +175,14 @@ def test_unknown_versions_are_refused_by_name(version, monkeypatch):
     before = state()
     monkeypatch.setattr(metadata, "version", lambda name: version)
     with pytest.raises(
-        UnknownVersionError, match=re.escape(f"torch {version} is not known to vae_fast.patch('torch.distributions'): expected 2.13")
+        UnknownVersionError,
+        match=re.escape(f"torch {version} is not known to vae_fast.patch('torch.distributions'): expected 2.11 or 2.13"),
     ):
         vae_fast.patch("torch.distributions")
     assert state() == before
 
 
-@pytest.mark.parametrize("version", ["2.13", "2.13.0", "2.13.1+cpu"])
+@pytest.mark.parametrize("version", ["2.11.0+cu130", "2.13", "2.13.0", "2.13.1+cpu"])
 def test_known_versions(version, monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: version)
     with vae_fast.patched("torch.distributions"):

@@ -185,7 +185,7 @@ def _scvi_mixture(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 # --- scopes -----------------------------------------------------------------------------------------------------------
 
 TARGETS = {
-    "torch.distributions": _Target("torch", ("2.13",), _torch_changes, _torch_after),
+    "torch.distributions": _Target("torch", ("2.11", "2.13"), _torch_changes, _torch_after),
     "pythae": _Target("pythae", ("0.1.2",), _pythae_changes),
     "scvi": _Target("scvi-tools", ("1.4.2",), _scvi_changes),
 }
@@ -218,8 +218,8 @@ def patch(target: str) -> tuple[str, ...]:
     ===================  ==========  ============================================================================================
     target               version     what is replaced
     ===================  ==========  ============================================================================================
-    torch.distributions  torch 2.13  ``log_prob`` of the classes that :mod:`vae_fast.distributions` has, ``MixtureSameFamily.expand``
-                                     and the KL of Normal from Normal and of Independent from Independent
+    torch.distributions  torch 2.11  ``log_prob`` of the classes that :mod:`vae_fast.distributions` has, ``MixtureSameFamily.expand``
+                         or 2.13     and the KL of Normal from Normal and of Independent from Independent
     pythae               0.1.2       ``loss_function`` of ``VAE`` and ``BetaVAE``
     scvi                 scvi-tools  the log-probabilities of ``scvi.distributions.NegativeBinomial``, of its zero-inflated form and of
                          1.4.2       the mixture of two: ``log_nb_positive``, ``log_zinb_positive``, ``log_mixture_nb``
