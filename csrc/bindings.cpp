@@ -191,6 +191,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("softmax", &ops::softmax, release);
   m.def("reduce", &ops::reduce, release);
   m.def("fma_probe", &ops::fma_probe, release);
+  m.def("set_cuda_tuning", &ops::set_cuda_tuning);
   m.def("ordinary_head", &ops::ordinary_head);
   m.def("isa_in_use", [] { return std::string(vae_fast::cpu::table().isa); });
   m.def("isa_available", [] {

@@ -257,6 +257,14 @@ bool is_uniform(const RowGrad& by, int64_t rows, bool is_double);
 
 #if defined(__CUDACC__) || defined(VF_WITH_CUDA)
 namespace cuda {
+/// What the host chooses for kernels, held at other values to compare them; 0 leaves the choice to the host.
+struct Tuning {
+  int32_t lanes = 0;                 // of rows that take several passes: 8, 16, 32, 64, 128 or 256
+  int32_t blocks_per_processor = 0;  // the most, of a grid
+  int64_t chunk_bytes = 0;           // of a mixture's responsibilities at once
+};
+/// For all calls from now on; not while another thread makes one.
+cudaError_t set_tuning(const Tuning& to);
 /// Partial sums that row_terms needs: one per thread block of the loss, and of each of its parts.
 int64_t row_terms_partials(const RowTermsArgs& args);
 cudaError_t row_terms(const RowTermsArgs& args, cudaStream_t stream);

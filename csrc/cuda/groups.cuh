@@ -37,6 +37,7 @@ struct Groups {
       }
       return of_lanes(best);
     }
+    if (tuning().lanes > 0) return of_lanes(tuning().lanes);
     // Where rows are enough to fill the device a quarter or half of a warp may waste less: the last of its passes is nearly full, and what
     // is to be done once a row (a third of a pass) is done for several at once. Eight lanes still read whole lines of memory.
     const int64_t enough = static_cast<int64_t>(processors()) * 32 * kWarp;

@@ -30,9 +30,13 @@ constexpr int kBlocksPerProcessor = 64;
 /// Multiprocessors of the current device.
 int processors();
 
+/// What set_tuning was last given.
+const Tuning& tuning();
+
 /// Blocks for `units` units of work: one each, up to the cap.
 inline unsigned capped_grid(int64_t units) {
-  const int64_t cap = static_cast<int64_t>(processors()) * kBlocksPerProcessor;
+  const int32_t per_processor = tuning().blocks_per_processor > 0 ? tuning().blocks_per_processor : kBlocksPerProcessor;
+  const int64_t cap = static_cast<int64_t>(processors()) * per_processor;
   return static_cast<unsigned>(units < cap ? units : cap);
 }
 

@@ -102,7 +102,8 @@ MixturePlan plan_of(const MixtureBackwardArgs& args) {
     return at;
   };
   if (args.weights == nullptr) {
-    const int64_t row = m.components * static_cast<int64_t>(sizeof(C)), wave = 2 * tile * processors(), most = kWeightsBytes / row;
+    const int64_t row = m.components * static_cast<int64_t>(sizeof(C)), wave = 2 * tile * processors(),
+                  most = (tuning().chunk_bytes > 0 ? tuning().chunk_bytes : kWeightsBytes) / row;
     p.chunk = std::min(m.rows, most >= wave ? most / wave * wave : std::max(most / tile * tile, tile));
     p.weights = part(p.chunk * row);
   }

@@ -21,6 +21,20 @@ int processors() {
 }
 
 namespace {
+Tuning chosen;
+}
+
+const Tuning& tuning() { return chosen; }
+
+cudaError_t set_tuning(const Tuning& to) {
+  const bool power_of_two = (to.lanes & (to.lanes - 1)) == 0;
+  if (to.lanes != 0 && (to.lanes < kWarp / 4 || to.lanes > kThreads || !power_of_two)) return cudaErrorInvalidValue;
+  if (to.blocks_per_processor < 0 || to.blocks_per_processor > 1024 || to.chunk_bytes < 0) return cudaErrorInvalidValue;
+  chosen = to;
+  return cudaSuccess;
+}
+
+namespace {
 
 /// Whether the first term can go through the kernel of A.
 template <typename A>

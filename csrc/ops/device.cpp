@@ -71,6 +71,19 @@ double fma_probe(at::Tensor sink, int64_t iterations) {
   return cpu::fma_probe(iterations, sink.data_ptr<float>());
 }
 
+void set_cuda_tuning(int64_t lanes, int64_t blocks_per_processor, int64_t chunk_bytes) {
+#if defined(VF_WITH_CUDA)
+  constexpr int64_t kMost = int64_t{1} << 30;
+  const auto narrow = [](int64_t n) { return n < 0 || n > kMost ? int32_t{-1} : static_cast<int32_t>(n); };
+  const cuda::Tuning tuning{narrow(lanes), narrow(blocks_per_processor), chunk_bytes};
+  TORCH_CHECK_VALUE(cuda::set_tuning(tuning) == cudaSuccess, "lanes=", lanes, ", blocks_per_processor=", blocks_per_processor,
+                    ", chunk_bytes=", chunk_bytes, ": expected 0, 8, 16, 32, 64, 128 or 256; 0 to 1024; at least 0");
+#else
+  (void)lanes, (void)blocks_per_processor, (void)chunk_bytes;
+  TORCH_CHECK(false, "set_cuda_tuning: the extension was built without CUDA");
+#endif
+}
+
 void scale_unless_one(at::Tensor& grad, const at::Tensor& upstream, bool only_exactly) {
 #if defined(VF_WITH_CUDA)
   if (grad.is_cuda()) {

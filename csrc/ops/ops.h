@@ -165,6 +165,9 @@ Tensor reduce(const Tensor& t, bool mean);
 /// Runs multiply-adds on sink's device and returns how many floating-point operations that were: a benchmark's limit.
 double fma_probe(Tensor sink, int64_t iterations);
 
+/// Holds the host's choices for CUDA kernels at other values, to compare them; 0 leaves one. Not while another thread makes a call.
+void set_cuda_tuning(int64_t lanes, int64_t blocks_per_processor, int64_t chunk_bytes);
+
 // Mixture density networks: the parameters come with each row.
 //   y (*batch, D), weight_logits (*batch, K), means (*batch, K, D), log_scale (*batch, K, D) or (*batch, K); result (*batch)
 Tensor mdn_kernel(const Tensor& y, const Tensor& weight_logits, const Tensor& means, const Tensor& log_scale, double floor);

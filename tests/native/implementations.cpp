@@ -109,6 +109,7 @@ Implementation cuda_implementation() {
     require(cuda::scale_unless_one(data, dtype, count, scale.data(), is_double, false, nullptr), "scale_unless_one"),
         finish("scale_unless_one");
   };
+  i.tune = [](int lanes, int blocks, long chunk) { return cuda::set_tuning({lanes, blocks, chunk}) == cudaSuccess; };
 #if defined(__CUDACC__)
   i.name = "cuda";
   i.device = true;

@@ -27,6 +27,9 @@ struct Implementation {
   std::function<void(const vae_fast::SoftmaxArgs&)> softmax_terms = {};
   /// Changes what must not change a result: the order of threads, say. May be empty.
   std::function<void(unsigned)> disturb;
+  /// Holds the host's choices at other values: lanes, blocks of a processor, bytes of a chunk (0: its own); whether they are any. May be
+  /// empty.
+  std::function<bool(int lanes, int blocks, long chunk)> tune = {};
   bool device = false;  // a real device: large inputs are affordable
 };
 

@@ -1,10 +1,34 @@
 // Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31
-// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_products, mdn, groups or gamma).
+// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_products, mdn, tunings, groups or gamma).
 #include <cstdlib>
 #include <cstring>
 
 #include "check.h"
 #include "implementations.h"
+
+namespace {
+
+/// The kernels are right whatever the host chooses for them.
+void check_tunings(native::Implementation& implementation, int rounds) {
+  struct Choice {
+    int lanes, blocks;
+    long chunk;
+    bool any;
+  };
+  for (const Choice& c : {Choice{256, 1, 1 << 12, true}, Choice{8, 3, 1 << 20, true}, Choice{12, 0, 0, false}, Choice{4, 0, 0, false},
+                          Choice{512, 0, 0, false}, Choice{0, -1, 0, false}, Choice{0, 0, -1, false}}) {
+    tally.check(implementation.tune(c.lanes, c.blocks, c.chunk) == c.any, "set_tuning " + std::to_string(c.lanes));
+    if (!c.any) continue;
+    native::check_row_terms(implementation, rounds);
+    native::check_sample(implementation, rounds);
+    native::check_logsumexp(implementation, rounds);
+    native::check_mixture(implementation, rounds);
+    native::check_mdn(implementation, rounds);
+    tally.check(implementation.tune(0, 0, 0), "set_tuning 0");
+  }
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   int rounds = 40;
@@ -36,6 +60,7 @@ int main(int argc, char** argv) {
     if (wanted("mixture_products")) native::check_mixture_products(implementation);
     if (wanted("mdn")) native::check_mdn(implementation, rounds);
     if (wanted("groups")) native::check_groups(implementation, rounds);
+    if (wanted("tunings") && implementation.tune) check_tunings(implementation, rounds / 20 + 1);
     if (huge) native::check_huge(implementation);
     std::printf("%-12s %ld passed, %ld failed\n", implementation.name.c_str(), tally.passed - before.passed, tally.failed - before.failed);
   }
