@@ -42,6 +42,23 @@ DEVICES = _devices()
 BACKENDS = ["reference"] if _backend.C is None else ["compiled", "reference"]
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests of a GPU are skipped where there is none; VAE_FAST_TEST_DEVICE=cuda leaves out all others."""
+    for item in items:
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+    if DEVICES == ["cuda"]:
+        kept = [item for item in items if on_cuda(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
+def on_cuda(item):
+    """Whether a test has a GPU in it: it is marked so, or one of its parameters is the device."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return item.get_closest_marker("cuda") is not None or any(isinstance(p, str) and p == "cuda" for p in parameters)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return request.param

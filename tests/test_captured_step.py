@@ -12,8 +12,6 @@ from vae_fast import training
 from vae_fast.training import capture
 from vae_fast.training import step as steps
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
 
 def weights_after(steps, *, batch_sizes=(20,), recorder=None, schedule=None, touch=None):
     """A linear model's weights after some steps, plain or captured; ``touch(step, optimizer)`` runs before each."""
@@ -202,7 +200,7 @@ def test_bad_arguments(options, kind, words):
 # --- CUDA ---------------------------------------------------------------------------------------------------------------
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize(
     "options",
     [{}, {"schedule": training.warmup(6)}, {"max_grad_norm": 1.0}, {"drop_last": False}],
@@ -221,7 +219,7 @@ def test_a_captured_run_learns_as_one_that_is_not(options, capsys):
     assert len(set(captured.tolist())) == len(captured)  # and fresh at each replay
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_a_model_that_waits_for_the_device_falls_back_with_one_line(capsys):
     class Waits(torch.nn.Linear):
         def loss(self, x):

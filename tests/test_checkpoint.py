@@ -293,7 +293,7 @@ def test_unwritable_place(tmp_path):
         run(tmp_path / "file", 1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_cuda_run_resumes_with_its_noise(tmp_path):
     def cuda_run(epochs, resume, seed, name):
         model = small(seed).cuda()
