@@ -6,18 +6,19 @@ BIN := $(VENV)/bin
 BUILD ?= build
 OUT ?= runs/demo
 DATASET ?= digits
+GPU_OUT ?= runs/gpu-check
 SEED ?= $(shell date +%s)
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 # Every kind of native test, the longest first, a core for each.
-in_parts = printf '%s\n' mixture mdn row_terms mixture_products groups logsumexp sample gamma | xargs -P $(JOBS) -n 1 $(1) --only
+in_parts = printf '%s\n' mixture mdn row_terms tunings mixture_products groups logsumexp sample gamma | xargs -P $(JOBS) -n 1 $(1) --only
 # A file's tests share what is costly to set up, and run in one process.
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check bench bench-results lint format clean
+.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check gpu-bundle bench bench-results lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,8 +72,11 @@ cuda-gate: $(BIN)/.installed  ## compile all CUDA code for sm_80 and sm_90 and r
 cuda-static: $(BIN)/.installed  ## predict from the sm_90 machine code what the hot kernels reach; fails where one got 3% heavier (benchmarks/static/sm_90.json)
 	$(BIN)/python tools/cuda_static.py -j $(JOBS) --out $(BUILD)/cuda
 
-gpu-check:  ## on a machine with a GPU and its own torch: build, test, sanitize, measure; writes benchmarks/results/<gpu>/
-	$(PYTHON) tools/gpu_check.py
+gpu-check:  ## on a machine with a GPU and its own torch, in stages of eight minutes: STAGE=1..5 (all), GPU_OUT=folder of results, COMMIT=, BUNDLE=
+	$(PYTHON) tools/gpu_check.py --stage $(or $(STAGE),all) --out $(GPU_OUT) $(if $(COMMIT),--commit $(COMMIT)) $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(EARLIER),--earlier $(EARLIER))
+
+gpu-bundle:  ## without a GPU: one archive for such a machine, with binaries for torch 2.11.0+cu130, Python 3.12 (GPU_PYTHON), capability 9.0
+	$(PYTHON) tools/gpu_bundle.py -j $(JOBS) $(if $(GPU_PYTHON),--python $(GPU_PYTHON))
 
 bench: build  ## the performance tables, against PyTorch, torch.compile, torch.distributions and scikit-learn: ten minutes at most
 	$(BIN)/vae-fast bench

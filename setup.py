@@ -2,7 +2,7 @@
 
 Environment: VAE_FAST_CUDA=0|1 forces the CUDA kernels off or on; TORCH_CUDA_ARCH_LIST picks their targets (default 8.0 and 9.0 with PTX);
 VAE_FAST_NO_EXTENSION=1 installs without an extension (reference backend); VAE_FAST_DEBUG=1 keeps debugging symbols, nineteen twentieths of
-the file.
+the file; VAE_FAST_COMMIT names the commit of sources that lie outside a checkout.
 
 In a checkout (`pip install -e .`, `python setup.py build_ext --inplace`) objects are kept in build/extension: an edit compiles what it
 touches. Where ccache is found, torch compiles through it, and clones of the repository share what was compiled.
@@ -29,9 +29,9 @@ def sources(pattern):
 
 
 def commit():
-    """The checkout's, or None: an unpacked source distribution may lie inside a repository that is not ours."""
+    """The checkout's, else what VAE_FAST_COMMIT says: an unpacked archive may lie inside a repository that is not ours."""
     if not (ROOT / ".git").exists():
-        return None
+        return os.environ.get("VAE_FAST_COMMIT") or None
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         dirty = subprocess.run(["git", "status", "--porcelain", "--", "csrc", "setup.py"], cwd=ROOT, capture_output=True, text=True)

@@ -60,13 +60,12 @@ def find_nvcc() -> str | None:
     return str(usual) if usual.exists() else None
 
 
-def toolkit_include(nvcc: str) -> Path | None:
-    """The toolkit's headers; nvcc may be a link or a wrapper, so it is asked."""
+def toolkit(nvcc: str) -> Path | None:
+    """The toolkit's folder, with bin and include; nvcc may be a link or a wrapper, so it is asked."""
     said = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull], capture_output=True, text=True)
     for root in re.findall(r"TOP=(\S+)", said.stderr):
-        include = Path(root).resolve() / "include"
-        if (include / "cuda_runtime_api.h").exists():
-            return include
+        if (Path(root).resolve() / "include" / "cuda_runtime_api.h").exists():
+            return Path(root).resolve()
     return None
 
 
@@ -101,8 +100,8 @@ def glue_unit(nvcc: str, out: Path) -> Unit:
         from torch.utils import cpp_extension
     except ImportError:
         sys.exit("cuda_gate: torch is not importable, and its headers are needed for the host code (or pass --no-glue)")
-    include = toolkit_include(nvcc)
-    if include is None:
+    home = toolkit(nvcc)
+    if home is None:
         sys.exit(f"cuda_gate: {nvcc} does not say where its headers are")
     together = out / "host.cpp"
     together.write_text("".join(f'#include "{p}"\n' for p in sources))
@@ -116,7 +115,7 @@ def glue_unit(nvcc: str, out: Path) -> Unit:
         "-DC10_USING_CUSTOM_GENERATED_MACROS",
     ]
     command += ["-DTORCH_EXTENSION_NAME=_C", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", f"-I{CSRC}"]
-    for header in [*cpp_extension.include_paths(), str(include), sysconfig.get_paths()["include"]]:
+    for header in [*cpp_extension.include_paths(), str(home / "include"), sysconfig.get_paths()["include"]]:
         command += ["-isystem", header]
     return Unit(f"{len(sources)} host files", [*command, str(together)])
 
