@@ -18,7 +18,7 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check gpu-bundle bench bench-results lint format clean
+.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check gpu-bundle bench bench-results docs lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,7 +41,7 @@ demo: build  ## train a VAE on real data (DATASET=digits|mnist|frey), print the 
 experiments: build  ## every example with --quick, into runs/experiments, and a table of their numbers
 	$(BIN)/python examples/all.py --quick --out runs/experiments
 
-test: build  ## every Python test, and every example in the README and the docstrings, on every core
+test: build  ## every Python test, and every example in the README, docs/ and the docstrings, on every core
 	$(PYTEST)
 
 test-ops: build  ## the functions: values, gradients, layouts, compile, errors
@@ -81,10 +81,13 @@ gpu-bundle:  ## without a GPU: one archive for such a machine, with binaries for
 bench: build  ## the performance tables, against PyTorch, torch.compile, torch.distributions and scikit-learn: ten minutes at most
 	$(BIN)/vae-fast bench
 
-bench-results: build  ## the same, the sweeps, training to a loss and in two processes, written to benchmarks/results/<machine>/ and from there into the README: a quiet machine
+bench-results: build  ## the same, the sweeps, training to a loss and in two processes, written to benchmarks/results/<machine>/ and from there into the README and docs/: a quiet machine
 	$(BIN)/vae-fast bench --suite all --full --threads $(JOBS) --budget 3600 --out 'benchmarks/results/{machine}'
 	$(BIN)/python benchmarks/distributed.py --threads $(JOBS) --out 'benchmarks/results/{machine}'
 	$(BIN)/python benchmarks/readme.py
+
+docs: $(BIN)/.installed  ## the documentation, in build/site: a broken link or an example that cannot be read fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir $(BUILD)/site
 
 lint: $(BIN)/.installed  ## formatters, linters and type checks
 	$(BIN)/ruff format --check .

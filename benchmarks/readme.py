@@ -1,7 +1,8 @@
-"""Puts the committed results into README.md: no figure there is typed by hand. Run: python benchmarks/readme.py [--check]
+"""Puts the committed results into README.md and docs/benchmarks.md: no figure is typed by hand. Run: python benchmarks/readme.py [--check]
 
 The tables are those of the machine that measured last (of the same day, the later folder's name), one CPU and one GPU; a second, short
-table has the ranges over all machines in benchmarks/results.
+table has the ranges over all machines in benchmarks/results. The front page shows four rows, also as bars, and leaves out what was
+measured with other code than that of this checkout.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vae_fast.bench import machine, ranges, report, sources  # noqa: E402
+from vae_fast.bench import bars, machine, ranges, report, sources  # noqa: E402
 from vae_fast.errors import FileError  # noqa: E402  of this checkout
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,6 +26,16 @@ SHOWN = ("kernels", "mixtures", "likelihoods", "linear", "memory", "training")
 CHANGED = " The code it measured has changed since."
 SINCE = " (changed since)"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+THESIS = 'F. Arribas Jara, "Aprendizaje no-supervisado con modelos generativos profundos", Universidad Autónoma de Madrid, 2018'
+#: The rows of the front page: suite, case, in words, and which contender is the usual way to write it.
+FRONT = (
+    ("kernels", "elbo_loss, logits, B=8192 D=784 L=20", "ELBO of 8,192 images, 784 pixels", "eager"),
+    ("kernels", "elbo_loss, logits, B=100 D=784 L=20", "ELBO of 100 images, 784 pixels", "eager"),
+    ("mixtures", "mixture_log_prob, N=100000 K=64 D=16", "64 Gaussians at 100,000 points in 16 dimensions", "distributions"),
+    ("mixtures", "EM iteration, N=100000 K=64 D=16", "One EM iteration of the same", "scikit-learn"),
+)
+USUAL = {"eager": "PyTorch", "distributions": "torch.distributions", "scikit-learn": "scikit-learn"}
+PICTURE = Path("docs/images/speed.svg")
 
 
 def note(facts: dict, suite: str) -> str:
@@ -104,26 +116,74 @@ def mnist(results: Path = RESULTS) -> str:
     facts = r["machine"]
     epochs = ", ".join(f"{e['loss']:.2f} (epoch {e['epoch']})" for e in r["epochs"])
     return (
-        f"MNIST as in the source (55,000 grey images, latent 20, batch 100), mean training loss in nats: {epochs}; "
-        f"the source's own {r['source_loss']:.2f} at epoch 50, the entropy floor of grey targets {r['entropy_floor']:.2f}. "
+        f"`vae-fast train` in the setting of {THESIS} (55,000 grey images, latent 20, batch 100). Mean training loss in nats: {epochs}; "
+        f"the thesis reports {r['source_loss']:.2f} at epoch 50. The entropy of the grey targets, which no loss can be below, is "
+        f"{r['entropy_floor']:.2f}. "
         f"Test ELBO {-r['test_loss']:.2f}, importance-weighted log p(x) {r['test_log_prob']:.2f} ({r['num_samples']} samples). "
         f"{r['samples_per_second']:,.0f} images per second on {machine.label(facts)}; commit {facts['commit']}." + note(facts, "mnist")
     )
 
 
-def main() -> int:
-    """Rewrite, or with --check fail if a rewrite would change anything."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    text = "change nothing; exit 1 if README.md does not show the results (whether the code has changed since aside)"
-    parser.add_argument("--check", action="store_true", help=text)
-    args = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = text = readme.read_text()
-    try:
-        sections = {"table": tables(), "mnist": mnist()}
-    except FileError as error:
-        print(error, file=sys.stderr)
-        return 2
+class Front(NamedTuple):
+    """A row of the front page."""
+
+    words: str
+    usual: str
+    group: dict[str, report.Row]
+
+
+def front_rows(measured: ranges.Measured, *, changed: bool = False) -> list[Front]:
+    """The rows of FRONT that this machine has measured; ``changed``: those too whose code has changed since."""
+    rows = []
+    for suite, case, words, usual in FRONT:
+        result = measured.results.get(suite)
+        if result and (changed or not sources.stale(result["machine"], sources.of_suite(suite))):
+            group = report.grouped(result["rows"]).get(case, {})
+            if "ours" in group and usual in group:
+                rows.append(Front(words, usual, group))
+    return rows
+
+
+def front(results: Path = RESULTS, *, changed: bool = False) -> tuple[str, str]:
+    """The table of the front page with its picture, and the picture; both empty if no result is of this checkout's code."""
+    machines = ranges.load(results)
+    rows = front_rows(machines[0], changed=changed) if machines else []
+    if not rows:
+        return "", ""
+    cells = [["forward + backward", "vae_fast", "the usual way", "the formula, compiled", "memory: vae_fast / the usual way"]]
+    groups = []
+    for row in rows:
+        ours = row.group["ours"]
+
+        def cell(name: str, ours: report.Row = ours, group: dict[str, report.Row] = row.group) -> str:
+            seconds = group[name]["seconds"]
+            return f"{report.seconds(seconds)}: {report.times(seconds / ours['seconds'])}"
+
+        others = [(row.usual, USUAL[row.usual])] + [("compile", "torch.compile")] * ("compile" in row.group)
+        shown = [f"{words} {cell(name)}" for name, words in others]
+        sizes = [report.size(bytes) for name in ("ours", row.usual) if (bytes := row.group[name]["peak_bytes"])]
+        cells.append(
+            [row.words, report.seconds(ours["seconds"]), shown[0], cell("compile") if len(others) == 2 else "–", " / ".join(sizes)]
+        )
+        drawn = [bars.Bar(words, row.group[name]["seconds"], report.seconds(row.group[name]["seconds"])) for name, words in others]
+        gain = report.times(row.group[row.usual]["seconds"] / ours["seconds"])
+        drawn.append(bars.Bar("vae_fast", ours["seconds"], f"{report.seconds(ours['seconds'])} ({gain})", ours=True))
+        groups.append((row.words, drawn))
+    facts = machines[0].facts
+    where = f"{machines[0].label}; torch {facts['torch']}; {facts['date']}; commit {facts['commit']}"
+    picture = bars.svg("Time of one forward and backward pass (shorter is better)", where, groups)
+    best = "; ".join(f"{row.words}: {group[-1].label}" for row, (_, group) in zip(rows, groups, strict=True))
+    image = f"![Time of one forward and backward pass. {best}]({PICTURE.as_posix()})"
+    return f"{image}\n\n{report.markdown(cells)}\n\n{where}.", picture
+
+
+def filled(path: Path, sections: dict[str, str]) -> str:
+    """The page with its sections written anew.
+
+    Raises:
+        FileError: if a section's marks are not in the page exactly once.
+    """
+    text = path.read_text()
     for name, section in sections.items():
         text, count = re.subn(
             rf"(<!-- {name}:begin[^\n]*-->\n).*?(<!-- {name}:end -->)",
@@ -132,14 +192,48 @@ def main() -> int:
             flags=re.DOTALL,
         )
         if count != 1:
-            print(f"README.md: holds {count} blocks between {name}:begin and {name}:end; expected one", file=sys.stderr)
-            return 2
+            raise FileError(f"{path.relative_to(ROOT)}: holds {count} blocks between {name}:begin and {name}:end; expected one")
+    return text
+
+
+def pages(*, changed: bool = False) -> dict[Path, str]:
+    """Each file that shows results, as it should be."""
+    table, picture = front(changed=changed)
+    return {
+        ROOT / "README.md": filled(ROOT / "README.md", {"front": table}),
+        ROOT / "docs" / "benchmarks.md": filled(ROOT / "docs" / "benchmarks.md", {"table": tables(), "mnist": mnist()}),
+        ROOT / PICTURE: picture,
+    }
+
+
+def differing(wanted: dict[Path, str]) -> list[Path]:
+    """The files that are otherwise, what depends on the code as it is now aside."""
+    return [path for path, text in wanted.items() if plain(text) != plain(path.read_text() if path.exists() else "")]
+
+
+def main() -> int:
+    """Rewrite, or with --check fail if a rewrite would change anything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    text = "change nothing; exit 1 if the pages do not show the results (whether the code has changed since aside)"
+    parser.add_argument("--check", action="store_true", help=text)
+    args = parser.parse_args()
+    try:
+        wanted = pages()
+        differ = differing(wanted) and differing(pages(changed=True)) if args.check else []
+    except FileError as error:
+        print(error, file=sys.stderr)
+        return 2
     if args.check:
-        differs = plain(text) != plain(old)
-        if differs:
-            print("README.md does not show the committed results: run python benchmarks/readme.py", file=sys.stderr)
-        return int(differs)
-    readme.write_text(text)
+        for path in differ:
+            print(f"{path.relative_to(ROOT)} does not show the committed results: run python benchmarks/readme.py", file=sys.stderr)
+        return int(bool(differ))
+    for path, text in wanted.items():
+        if text:
+            path.write_text(text)
+        else:
+            path.unlink(missing_ok=True)
+    if front(changed=True)[0] != front()[0]:
+        print("README.md: rows were left out whose code has changed since they were measured: run make bench-results", file=sys.stderr)
     return 0
 
 

@@ -427,6 +427,36 @@ def test_of_one_day_the_later_name_is_shown_whatever_the_code(tmp_path, monkeypa
     assert "tale" not in shown[1].replace("gaussian", "")
 
 
+def test_the_front_page_leaves_out_what_other_code_gave(tmp_path, monkeypatch):
+    """Four rows at most with their picture, of this checkout's code; the page is checked without that."""
+    found = machine_with(tmp_path, "2026-01-01", 2.0)
+    module = load_readme()
+    monkeypatch.setattr(sources, "stale", lambda facts, what: False)
+    table, picture = module.front(tmp_path)
+    assert "| ELBO of 8,192 images, 784 pixels | 2.0 s | PyTorch 10.0 s: 5.0x | 4.0 s: 2.0x |" in table
+    assert table.endswith(f"{machine.label(found)}; torch {found['torch']}; 2026-01-01; commit {found['commit']}.")
+    assert f"]({module.PICTURE.as_posix()})" in table and "vae_fast: 2.0 s (5.0x)" in picture
+    assert [width for width in ("500", "200", "100") if f'width="{width}"' in picture] == ["500", "200", "100"]
+    monkeypatch.setattr(sources, "stale", lambda facts, what: True)
+    assert module.front(tmp_path) == ("", "")
+    assert module.front(tmp_path, changed=True) == (table, picture)
+
+
+def test_a_page_that_is_otherwise_is_found(tmp_path, monkeypatch):
+    module = load_readme()
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table:begin -->\nold. The code it measured has changed since.\n<!-- table:end -->\n")
+    text = module.filled(page, {"table": "old."})
+    assert text == "a\n<!-- table:begin -->\nold.\n<!-- table:end -->\n"
+    assert module.differing({page: text}) == []
+    assert module.differing({page: module.filled(page, {"table": "new"})}) == [page]
+    assert module.differing({tmp_path / "speed.svg": ""}) == []
+    assert module.differing({tmp_path / "speed.svg": "<svg/>"}) == [tmp_path / "speed.svg"]
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    with pytest.raises(FileError, match=r"page\.md: holds 0 blocks between mnist:begin and mnist:end; expected one"):
+        module.filled(page, {"mnist": "new"})
+
+
 @pytest.mark.parametrize(
     ("options", "folder", "words"), [(QUICK, "{}", "was measured with --quick"), (FULL, "other", "expected in a folder named")]
 )

@@ -135,8 +135,9 @@ def test_nobody_here_goes_by_a_path_that_has_moved(folder):
         assert ours <= {*MODULES, "vae_fast._built_for"}, path
 
 
-def test_the_readme_imports_nothing_private():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("path", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+def test_the_pages_import_nothing_private(path):
+    text = (ROOT / path).read_text()
     assert not re.search(r"(?:from|import) vae_fast(?:\.\w+)*\._|vae_fast\._", text)
 
 

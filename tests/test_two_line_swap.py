@@ -1,5 +1,6 @@
 """Swapping two lines of the ordinary VAE example for vae_fast's changes nothing but the speed and the safety."""
 
+import ast
 import difflib
 import re
 import types
@@ -79,8 +80,9 @@ def readme_swaps():
     """The two lines as the README prints them, in the names of the frozen example."""
     blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).resolve().parent.parent / "README.md").read_text(), flags=re.DOTALL)
     after = next(block for block in blocks if block.startswith("# after"))
-    z, loss = (re.search(rf"^{name} = (.*)$", after, flags=re.MULTILINE).group(1) for name in ("z", "loss"))
-    return dict(zip(SWAPS, (f"return {z}", f"return {loss.replace('recon_x', 'recon')}"), strict=True))
+    lines = {node.targets[0].id: ast.unparse(node.value) for node in ast.parse(after).body}
+    assert lines.keys() == {"z", "loss"}
+    return dict(zip(SWAPS, (f"return {lines['z']}", f"return {lines['loss'].replace('recon_x', 'recon')}"), strict=True))
 
 
 def of_images(module):

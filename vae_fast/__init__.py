@@ -33,7 +33,7 @@ from vae_fast.functional import *  # noqa: F403
 from vae_fast.functional import __all__ as _functional
 from vae_fast.patching import patch, patched, unpatch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [*_functional, "build_info", "patch", "patched", "unpatch"]  # noqa: PLE0604
 
 _install()

@@ -25,15 +25,13 @@ def mdn_log_prob(
     ``min_scale`` is the floor that stops it. Where it holds, the gradient in ``log_scale`` is zero.
 
     Args:
-        y: targets, any floating dtype, ``(..., D)`` with D >= 1.
+        y: targets, any floating dtype, ``(..., D)`` with D >= 1. Leading (batch) dimensions broadcast.
         weight_logits: ``(..., K)``.
         means: ``(..., K, D)``.
         log_scale: log standard deviations: ``(..., K, D)``, or ``(..., K)`` for one per component (as many dimensions as ``means``, or one
             fewer).
         min_scale: least standard deviation; 0 for none.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
-
-        Leading (batch) dimensions broadcast.
 
     Returns:
         float32 (float64 if any argument is), the batch shape. Differentiable in all four tensors.
