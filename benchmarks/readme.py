@@ -29,10 +29,10 @@ DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 THESIS = 'F. Arribas Jara, "Aprendizaje no-supervisado con modelos generativos profundos", Universidad Autónoma de Madrid, 2018'
 #: The rows of the front page: suite, case, in words, and which contender is the usual way to write it.
 FRONT = (
-    ("kernels", "elbo_loss, logits, B=8192 D=784 L=20", "ELBO of 8,192 images, 784 pixels", "eager"),
-    ("kernels", "elbo_loss, logits, B=100 D=784 L=20", "ELBO of 100 images, 784 pixels", "eager"),
-    ("mixtures", "mixture_log_prob, N=100000 K=64 D=16", "64 Gaussians at 100,000 points in 16 dimensions", "distributions"),
-    ("mixtures", "EM iteration, N=100000 K=64 D=16", "One EM iteration of the same", "scikit-learn"),
+    ("kernels", "elbo_loss, logits, B=8192 D=784 L=20", "ELBO, 8,192 images of 784 pixels", "eager"),
+    ("kernels", "elbo_loss, logits, B=100 D=784 L=20", "ELBO, 100 images of 784 pixels", "eager"),
+    ("mixtures", "mixture_log_prob, N=100000 K=64 D=16", "64 Gaussians, 100,000 points, 16 dimensions", "distributions"),
+    ("mixtures", "EM iteration, N=100000 K=64 D=16", "one EM iteration of the same", "scikit-learn"),
 )
 USUAL = {"eager": "PyTorch", "distributions": "torch.distributions", "scikit-learn": "scikit-learn"}
 PICTURE = Path("docs/images/speed.svg")
