@@ -18,7 +18,7 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check gpu-bundle bench bench-results docs lint format clean
+.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check gpu-bundle bench bench-results docs wheel wheel-check lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,12 @@ bench-results: build  ## the same, the sweeps, training to a loss and in two pro
 
 docs: $(BIN)/.installed  ## the documentation, in build/site: a broken link or an example that cannot be read fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir $(BUILD)/site
+
+wheel: $(BIN)/.installed  ## the wheel of this Python and this torch, in dist/
+	VAE_FAST_WHEEL=1 CFLAGS=-g0 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+
+wheel-check: wheel  ## its size and content; installed into a fresh environment without a compiler, it runs the README's swap on the kernels
+	$(BIN)/python tools/wheel_check.py
 
 lint: $(BIN)/.installed  ## formatters, linters and type checks
 	$(BIN)/ruff format --check .

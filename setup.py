@@ -1,11 +1,12 @@
 """Builds the extension. CUDA kernels are built when nvcc is found and torch is a CUDA build; the sources are whatever lies in csrc/.
 
 Environment: VAE_FAST_CUDA=0|1 forces the CUDA kernels off or on; TORCH_CUDA_ARCH_LIST picks their targets (default 8.0 and 9.0 with PTX);
-VAE_FAST_NO_EXTENSION=1 installs without an extension (reference backend); VAE_FAST_DEBUG=1 keeps debugging symbols, nineteen twentieths of
-the file; VAE_FAST_COMMIT names the commit of sources that lie outside a checkout.
+VAE_FAST_NO_EXTENSION=1 installs without an extension (reference backend); VAE_FAST_WHEEL=1 puts the torch that a wheel is for into its
+version; VAE_FAST_DEBUG=1 keeps debugging symbols, nineteen twentieths of the file; VAE_FAST_COMMIT names the commit of sources that lie
+outside a checkout.
 
-In a checkout (`pip install -e .`, `python setup.py build_ext --inplace`) objects are kept in build/extension: an edit compiles what it
-touches. Where ccache is found, torch compiles through it, and clones of the repository share what was compiled.
+In a checkout (`pip install -e .`, `python setup.py build_ext --inplace`, `make wheel`) objects are kept in build/extension: an edit
+compiles what it touches. Where ccache is found, torch compiles through it, and clones of the repository share what was compiled.
 """
 
 import os
@@ -126,7 +127,7 @@ def extension():
     class Build(cpp_extension.BuildExtension):
         def finalize_options(self):
             super().finalize_options()
-            if self.editable_mode or self.inplace:
+            if self.editable_mode or self.inplace or (ROOT / ".git").exists():
                 self.build_temp = str(ROOT / "build" / "extension")
 
         def run(self):
@@ -137,5 +138,14 @@ def extension():
     return [module], {"build_ext": Build.with_options(use_ninja=shutil.which("ninja") is not None)}
 
 
+def local_version():
+    """What a wheel's version ends in: its extension is of one minor release of torch, and of its CPU or CUDA build."""
+    if os.environ.get("VAE_FAST_WHEEL") != "1":
+        return {}
+    from torch import __version__, version
+
+    return {"egg_info": {"tag_build": f"+torch{'.'.join(__version__.split('.')[:2])}.{'cuda' if version.cuda else 'cpu'}"}}
+
+
 ext_modules, cmdclass = extension()
-setup(ext_modules=ext_modules, cmdclass=cmdclass)
+setup(ext_modules=ext_modules, cmdclass=cmdclass, options=local_version())

@@ -46,7 +46,7 @@ def _load() -> tuple[ModuleType | None, str]:
         raise SettingError(f"VAE_FAST_BACKEND={choice!r}: expected one of {', '.join(_BACKENDS)}")
     if choice == "reference":
         return None, "VAE_FAST_BACKEND=reference"
-    reason = "the extension was not built"
+    reason, wheel = "the extension was not built", ""
     try:
         built, here = _built_for().TORCH, str(torch.__version__)
         # The C++ ABI of torch holds within a minor release: 2.13.0 and 2.13.1, CPU or CUDA builds apart.
@@ -54,6 +54,8 @@ def _load() -> tuple[ModuleType | None, str]:
             reason += f": {_built_for().REASON}"
         elif _abi(built) != _abi(here):
             reason = f"the extension was built for torch {built} and this is torch {here}"
+            number, kind = _abi(here)
+            wheel = f"install the wheel with +torch{'.'.join(number)}.{kind} in its name, or " if kind == "cpu" else ""
         else:
             return _checked(_extension()), ""
     except ModuleNotFoundError as error:
@@ -61,7 +63,7 @@ def _load() -> tuple[ModuleType | None, str]:
             raise
     except ImportError as error:
         reason = f"the extension does not load: {error}"
-    again = "For the kernels, reinstall with: pip install --no-build-isolation --force-reinstall --no-deps ."
+    again = f"For the kernels, {wheel}reinstall with: pip install --no-build-isolation --force-reinstall --no-deps ."
     if choice == "compiled":
         raise ExtensionError(f"vae_fast: {reason}. {again}")
     warnings.warn(f"vae_fast: {reason}; every function runs, slower, in plain torch (backend 'reference'). {again}", stacklevel=4)
@@ -69,6 +71,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def _abi(version: str) -> tuple[list[str], str]:
+    """The minor release, and "cpu", "cuda" or what else the build is named."""
     number, _, local = version.partition("+")
     return number.split(".")[:2], "cuda" if local.startswith("cu") else local
 

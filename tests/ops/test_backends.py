@@ -101,6 +101,9 @@ def test_an_extension_for_another_torch_is_not_loaded(tmp_path, python):
     assert want in warned[0][1]
     done = python("import vae_fast", check=False, path=folder, VAE_FAST_BACKEND="compiled")
     assert f"ExtensionError: vae_fast: {want}" in done.stderr
+    minor, _, kind = str(torch.__version__).partition("+")
+    wheel = f"install the wheel with +torch{'.'.join(minor.split('.')[:2])}.cpu in its name, or reinstall with: pip install"
+    assert (wheel in warned[0][1]) == (kind == "cpu")
 
 
 @needs_kernels
