@@ -1,8 +1,8 @@
-"""The source's experiment: `vae-fast train` on MNIST, latent 20, 50 epochs; its curve and test figures as a result for the README.
+"""The experiment of F. Arribas Jara's thesis: `vae-fast train` on MNIST, latent 20, 50 epochs; for docs/benchmarks.md.
 
 python benchmarks/mnist.py [--out runs/mnist] [--threads 2]     (needs the MNIST files: VAE_FAST_DATA, or --data-dir)
 
-The result goes to benchmarks/results/<machine>/mnist.json; that of fewer epochs or samples than the source's, to the run's own folder.
+The result goes to benchmarks/results/<machine>/mnist.json; that of fewer epochs or samples than the thesis's, to the run's own folder.
 """
 
 from __future__ import annotations

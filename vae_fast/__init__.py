@@ -1,8 +1,8 @@
 """Fused kernels for the arithmetic of variational autoencoders and Gaussian mixtures.
 
 ``vae_fast.models``, ``vae_fast.nn``, ``vae_fast.distributions``, ``vae_fast.training``, ``vae_fast.data`` and the other public modules are
-imported when they are first named. The package is a house of rooms; a room imports from those to the right of it and from no other, which
-a test compares with what the files say. ``base`` is errors, files and what has to be there first; ``backend`` loads the kernels;
+imported when they are first named. Each part of the package imports only from those to the right of its arrow, which a test compares with
+the files. ``base`` is errors, files and what has to be there first; ``backend`` loads the kernels;
 ``vae_fast`` is this file.
 
     base       <- nothing

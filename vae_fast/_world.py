@@ -1,4 +1,4 @@
-"""The processes of a run: who is there, what they agree on, and sums over all of them.
+"""The processes of a run: how many there are, what they agree on, and sums over all of them.
 
 A process that is in no group is a :class:`World` of one, in which every method is free. Tensors go over the group's backend (NCCL for
 CUDA), everything said between hosts over gloo.

@@ -26,7 +26,7 @@ class Case:
         shape: its sizes by name, e.g. ``{"B": 8192, "D": 784, "L": 20}``.
         inputs: builds one set of inputs on a device from a generator; those that require gradients get them.
         contenders: by name; each entry makes the function when it is its turn, or raises ``ImportError``. The first is ours.
-        least_bytes: by direction, what no version can avoid moving: every input read and every result and gradient written once.
+        least_bytes: by direction, the least that has to be moved: every input read once, every result and gradient written once.
         flops: by direction, the operations of the formula; an exponential, logarithm or division counts as one.
         dtype: of the inputs, as on the command line.
         threads: CPU threads; None is the run's.
@@ -88,7 +88,7 @@ class Work:
         return self.function(*inputs)
 
     def backward(self, out: Any) -> None:
-        """The gradients of every input that wants one."""
+        """The gradients of every input that requires one."""
         if not self.differentiable:
             return
         outs = [out] if isinstance(out, Tensor) else list(out)
@@ -129,7 +129,7 @@ class Bench:
 
 
 def plain(function: Function) -> Maker:
-    """A contender that is there already."""
+    """A contender that needs no preparation."""
     return lambda: function
 
 

@@ -22,7 +22,7 @@ class Limits:
     fma: float | None
 
     def seconds(self, least_bytes: int | None, flops: int | None) -> tuple[float | None, str]:
-        """The time no version can beat, by these limits, and which of the two it is.
+        """The least time for this many bytes and operations, and which of the two limits sets it.
 
         Example:
             >>> Limits(copy=1e9, fma=1e9).seconds(2_000_000, 1_000_000)

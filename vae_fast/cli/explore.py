@@ -31,8 +31,8 @@ def add_command(commands: Any) -> None:
     explore = commands.add_parser(
         "explore",
         help="move through the latent plane of a trained VAE",
-        description="Open a window with the latent plane of a VAE, two sliders and the image that is decoded where they stand; a press "
-        "or a drag on the plane moves there. Or write the same as a page that a browser opens without a server or network.",
+        description="Open a window with the latent plane of a VAE, two sliders and the image decoded there; click or drag on the plane "
+        "to move. Or write the same as a page that a browser opens without a server or network.",
         epilog="With --page or --png the file is written and no window opens. Exit code: 0, 2 for an error (one line on stderr), 130 when "
         "interrupted. Example: vae-fast explore runs/digits --page digits.html",
     )

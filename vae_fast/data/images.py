@@ -187,7 +187,7 @@ def spread_split(name: str, x: Tensor, labels: Tensor, label_name: str, shape: t
 
 
 def load_mnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool = True, validation: int = 5000) -> Dataset:
-    """MNIST with the source's split: the first 5,000 training images are validation, the other 55,000 train.
+    """MNIST: the first 5,000 training images are validation, the other 55,000 train.
 
     The four IDX files (``train-images-idx3-ubyte`` and so on, gzip or plain) are looked for in ``data_dir`` and in
     ``data_dir/mnist``. What is missing is downloaded there over https, checked against a checksum, and only then given

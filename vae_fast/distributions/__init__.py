@@ -1,6 +1,6 @@
-"""``torch.distributions`` on our kernels: the same classes with the same arguments, shapes and errors, to be had by another import.
+"""``torch.distributions`` on our kernels: the same classes with the same arguments, shapes and errors, from another import.
 
-Each is a subclass of torch's class of the same name, so that ``isinstance`` holds and whatever is not in this table is inherited from it:
+Each is a subclass of torch's class of the same name, so that ``isinstance`` holds; what is not in this table is inherited from it:
 
 ===================  ==============================================================  ==================================================
 class                ours                                                            torch's arithmetic

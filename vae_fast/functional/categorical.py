@@ -22,12 +22,12 @@ def categorical_log_prob(x: Tensor, logits: Tensor, *, dim: int = -1, event_dim:
     .. math:: \log p(x) = \sum_j l_{j x_j} - \log \sum_k e^{l_{jk}}
 
     Exact for logits of any finite size: the largest is subtracted first. Where a gradient is wanted, the forward pass writes it,
-    :math:`[k = x_j] - \mathrm{softmax}(l_j)_k`, and the backward pass multiplies each sample's by what comes; nothing else is made.
+    :math:`[k = x_j] - \mathrm{softmax}(l_j)_k`, and the backward pass multiplies it by the sample's upstream gradient.
     (On a GPU the plain-torch formula runs: it has no CUDA kernel yet.)
 
     Args:
         x: class indices from 0 to C - 1, uint8, int16, int32 or int64, shape ``(*batch, *event)``. On the CPU an index out of range is
-            refused; on a GPU nobody waits to look: give ``check_data=True`` there.
+            refused; on a GPU that would mean waiting for the device: give ``check_data=True`` there.
         logits: any floating dtype; the shape of ``x`` with the C classes in an additional dimension ``dim``; batch dimensions broadcast.
         dim: where the classes are among the dimensions of ``logits``: the last one (default), or one of the event's, such as -3 or 1 for
             ``(B, C, H, W)`` and x ``(B, H, W)``.

@@ -207,7 +207,7 @@ def elbo_loss(
             values are lost: no second buffer of its size is allocated. It is refused where that is known to be unsafe (below); whatever
             else saved ``recon`` for its own backward pass raises torch's error about an in-place change there. A bfloat16 gradient is
             rounded once more by an upstream factor that is no power of two. There is no second
-            backward pass over a retained graph and no second derivative. Permission, not an order: nothing is overwritten when no
+            backward pass over a retained graph and no second derivative. It is a permission: nothing is overwritten when no
             gradient is wanted, on the reference backend, or under ``torch.compile``, which plans memory itself.
 
     Returns:

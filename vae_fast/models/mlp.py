@@ -1,4 +1,4 @@
-"""The fully connected VAE of the source: 784-500-500-(mu, logvar), z-500-500-784."""
+"""The fully connected VAE of F. Arribas Jara's thesis: 784-500-500-(mu, logvar), z-500-500-784."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from vae_fast.models.vae import VAE
 
 
 class MLPVAE(VAE):
-    """A VAE with two hidden ReLU layers on each side, built, initialised and clipped as the source does.
+    """A VAE with two hidden ReLU layers on each side.
+
+    Built, initialised and clipped as in F. Arribas Jara, "Aprendizaje no-supervisado con modelos generativos profundos" (Universidad
+    Autónoma de Madrid, 2018), section 5.1.
 
     Weights are drawn from N(0, 1/fan_in) and biases from N(0, 1/fan_out), as variances. The Bernoulli likelihood is
-    evaluated from logits with probabilities clipped to [1e-9, 1 - 1e-9]. The source trains it with Adam at 1e-3 on
+    evaluated from logits with probabilities clipped to [1e-9, 1 - 1e-9]. The thesis trains it with Adam at 1e-3 on
     batches of 100 (the defaults of :func:`vae_fast.training.fit`).
 
     Args:

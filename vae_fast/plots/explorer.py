@@ -141,7 +141,7 @@ def _colours(plane: LatentPlane) -> tuple[np.ndarray[Any, Any], list[str]]:
 
 
 class Explorer:
-    """The plane, the decoded image and two sliders on a figure; moving a slider or pressing the mouse on the plane decodes anew.
+    """The plane, the decoded image and two sliders on a figure; move a slider or click on the plane to decode another image.
 
     Args:
         figure: of matplotlib; of ``pyplot`` to be shown as a window.

@@ -155,7 +155,7 @@ def make_capturable(optimizer: Optimizer) -> None:
 
 
 def make_plain(optimizer: Optimizer) -> None:
-    """Learning rates as numbers again, as a checkpoint of a captured run may leave tensors that belong to another device.
+    """Learning rates as numbers again: a checkpoint of a captured run may hold tensors of another device.
 
     Example:
         >>> adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], lr=0.5)

@@ -1,4 +1,4 @@
-"""Training in many processes on PyTorch's own engine: who is there, what they agree on, and the gradient they share.
+"""Training in many processes with PyTorch's own engine: joining them, agreeing on settings, and the common gradient.
 
 A process of a job that ``torchrun`` started joins the others with :func:`join`; any other process is a :class:`World` of
 one, in which every method below is free. Tensors go over the group's backend (NCCL for CUDA), everything said between

@@ -76,9 +76,9 @@ def fit(
     processes: Processes | None = None,
     **keywords: Unpack[Keywords],
 ) -> list[Record]:
-    """Minimise ``model.loss`` with Adam; the defaults are the source's.
+    """Minimise ``model.loss`` with Adam; the defaults are those of the thesis that :class:`vae_fast.models.MLPVAE` is from.
 
-    The data stay on the model's device in the dtype they come in (uint8 is read as ``x / 255`` by the models here) and
+    The data stay on the model's device in the dtype that they have (uint8 is read as ``x / 255`` by the models here) and
     each batch is gathered once. The loss is summed on the device: there is no host synchronisation inside an epoch.
 
     Started by ``torchrun``, the processes train one model: each takes its part of every batch, and the loss and the
@@ -237,7 +237,7 @@ def _settings(run: Run, epochs: int, n: int) -> dict[str, Any]:
 
 
 def adam(model: nn.Module, lr: float = 1e-3) -> Optimizer:
-    """Adam with the source's constants, in its fused form: one pass over the weights, several times as fast on CPUs.
+    """Adam with its usual constants, in torch's fused form: one pass over the weights.
 
     Example:
         >>> adam(nn.Linear(2, 1)).defaults["lr"]

@@ -121,7 +121,7 @@ class _Linear(TorchFunctionMode):
         self.copies = copies
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # types: of arguments that have a say of their own in what a function does
+        # types: of the arguments that override functions themselves
         ours = func is F.linear and not types and _backend.kernels_apply() and not torch.compiler.is_compiling()
         # What is checkpointed runs again in the backward pass, where the mode is off, and has to save as many tensors then.
         if ours and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:

@@ -34,8 +34,9 @@ class Batches:
 
     Attributes:
         batch_size: rows per step, of all processes together.
-        drop_last: True, as in the source: ``n // batch_size`` batches per epoch, the rest of the shuffled rows is left
-            out of that epoch. False: the last batch is smaller, and its loss counts by its size.
+        drop_last: True: ``n // batch_size`` batches per epoch, the rest of the shuffled rows is left
+            out of that epoch, as in the thesis that :class:`vae_fast.models.MLPVAE` is from. False: the last batch is smaller, and its
+            loss counts by its size.
         seed: of the generator that shuffles. The noise comes from torch's own generator: call ``torch.manual_seed`` for
             it.
         accumulate: number of pieces each batch is computed in, one after the other: for batches that do not fit.

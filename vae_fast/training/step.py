@@ -241,12 +241,12 @@ class Saver:
         return partial
 
     def begin(self, partial: Mapping[str, float] | None) -> None:
-        """An epoch begins, or goes on."""
+        """Start an epoch, or continue one."""
         self._order = self.shuffle.get_state()
         self._start = time.perf_counter() - (0.0 if partial is None else partial["seconds"])
 
     def seconds(self) -> float:
-        """How long the epoch has trained."""
+        """Seconds that the epoch has trained."""
         return time.perf_counter() - self._start
 
     def after_step(self, number: int, steps: int, total: Tensor) -> None:
