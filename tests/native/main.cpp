@@ -15,15 +15,13 @@ void check_tunings(native::Implementation& implementation, int rounds) {
     long chunk;
     bool any;
   };
-  for (const Choice& c : {Choice{256, 1, 1 << 12, true}, Choice{8, 3, 1 << 20, true}, Choice{12, 0, 0, false}, Choice{4, 0, 0, false},
-                          Choice{512, 0, 0, false}, Choice{0, -1, 0, false}, Choice{0, 0, -1, false}}) {
+  for (const Choice& c : {Choice{8, 1, 1 << 15, true}, Choice{12, 0, 0, false}, Choice{4, 0, 0, false}, Choice{512, 0, 0, false},
+                          Choice{0, -1, 0, false}, Choice{0, 0, -1, false}}) {
     tally.check(implementation.tune(c.lanes, c.blocks, c.chunk) == c.any, "set_tuning " + std::to_string(c.lanes));
     if (!c.any) continue;
-    native::check_row_terms(implementation, rounds);
-    native::check_sample(implementation, rounds);
-    native::check_logsumexp(implementation, rounds);
-    native::check_mixture(implementation, rounds);
-    native::check_mdn(implementation, rounds);
+    native::check_row_terms_edges(implementation);
+    native::check_logsumexp(implementation, 3 * rounds);
+    native::check_mixture(implementation, 3 * rounds);
     tally.check(implementation.tune(0, 0, 0), "set_tuning 0");
   }
 }
@@ -60,7 +58,7 @@ int main(int argc, char** argv) {
     if (wanted("mixture_products")) native::check_mixture_products(implementation);
     if (wanted("mdn")) native::check_mdn(implementation, rounds);
     if (wanted("groups")) native::check_groups(implementation, rounds);
-    if (wanted("tunings") && implementation.tune) check_tunings(implementation, rounds / 20 + 1);
+    if (wanted("tunings") && implementation.tune) check_tunings(implementation, rounds / 80 + 1);
     if (huge) native::check_huge(implementation);
     std::printf("%-12s %ld passed, %ld failed\n", implementation.name.c_str(), tally.passed - before.passed, tally.failed - before.failed);
   }
