@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import subprocess
 import sys
 import tarfile
 from dataclasses import asdict, replace
@@ -312,6 +313,71 @@ def test_a_failed_build_ends_the_stage(bench, monkeypatch):
     assert bench.run(1) == 1
     assert "nvcc was not found" in bench.steps(1)["binaries"]["detail"]
     assert bench.calls() == []
+
+
+@pytest.fixture
+def bundler(tool, tmp_path, monkeypatch):
+    """tools/gpu_bundle.py over a small repository, with a compiler that copies."""
+    found, repository = tool("gpu_bundle"), tmp_path / "repository"
+    for name in ("csrc/a.h", "tests/native/a.cpp", "setup.py", "CMakeLists.txt", "vae_fast/__init__.py"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(name)
+    for command in (["init"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "a"]):
+        subprocess.run(["git", *command], cwd=repository, check=True, capture_output=True)
+    tag = "cpython-312-x86_64-linux-gnu"
+    made = ("build/gpu/native_tests_cuda", f"vae_fast/_C.{tag}.so", "vae_fast/_built_for.py")
+    code = f"import pathlib\nfor n in {made!r}: p = pathlib.Path(n); p.parent.mkdir(parents=True, exist_ok=True); p.write_text(n)"
+    commands = {"build": ([sys.executable, "-c", code], {"CUDA_HOME": "there"})}
+    monkeypatch.setattr(found, "ROOT", repository)
+    monkeypatch.setattr(found, "TRY", "print('the extension loads')")
+    monkeypatch.setattr(found, "with_torch", lambda python: sys.executable)
+    monkeypatch.setattr(found, "ask", lambda python: ("2.11.0+cu130", "13.0", tag))
+    monkeypatch.setattr(found.cuda_gate, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(found.binaries, "build_commands", lambda python, nvcc, here, jobs, root: commands)
+    found.commands = commands
+    return found
+
+
+def test_a_bundle_is_of_a_clean_clone_and_fits_where_it_was_made_for(bundler, tmp_path, capsys):
+    (bundler.ROOT / "setup.py").write_text("not committed")
+    (bundler.ROOT / "untracked").write_text("")
+    assert bundler.main(["--out", str(tmp_path / "dist")]) == 0
+    said = capsys.readouterr().out
+    assert "changes that are not committed" in said and "the extension loads" in said and "MB, torch 2.11.0+cu130, CUDA 13.0" in said
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=bundler.ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    archive = tmp_path / "dist" / f"vae_fast-gpu-{commit[:12]}.tar.xz"
+    with tarfile.open(archive) as opened:
+        names = {n.partition("/")[2] for n in opened.getnames()}
+        assert opened.extractfile(f"vae_fast-{commit[:12]}/setup.py").read() == b"setup.py"
+    assert {"csrc/a.h", "tests/native/a.cpp", "build/gpu/manifest.json", "vae_fast/_built_for.py"} <= names and "untracked" not in names
+    binaries, tree = bundler.binaries, tmp_path / "machine"
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    (tmp_path / f"vae_fast-{commit[:12]}").rename(tree)
+    here = replace(manifest(binaries), python="cpython-312-x86_64-linux-gnu", sources=binaries.sources_digest(tree))
+    assert binaries.in_tree(here, tree) == ""
+    assert binaries.Manifest.read((tree / binaries.MANIFEST).read_bytes()).commit == commit
+
+
+def test_a_bundle_that_fails_leaves_no_archive(bundler, tmp_path, monkeypatch):
+    out = tmp_path / "dist"
+    monkeypatch.setattr(bundler, "MOST", 10)
+    with pytest.raises(SystemExit, match="expected at most 10"):
+        bundler.main(["--out", str(out)])
+    monkeypatch.setattr(bundler, "TRY", "raise ImportError('undefined symbol')")
+    with pytest.raises(SystemExit, match=r"does not work:(.|\n)*undefined symbol"):
+        bundler.main(["--out", str(out)])
+    bundler.commands["build"] = ([sys.executable, "-c", "raise SystemExit(3)"], {})
+    with pytest.raises(SystemExit, match="exit 3"):
+        bundler.main(["--out", str(out)])
+    assert not list(out.glob("*"))
+
+
+def test_a_bundle_needs_the_python_it_is_for(tool, monkeypatch):
+    found = tool("gpu_bundle")
+    monkeypatch.setattr(found, "PYTHON", (2, 7))
+    with pytest.raises(SystemExit, match=r"--python .*: expected Python 2\.7, got 3\."):
+        found.with_torch(sys.executable)
 
 
 # --- its parts --------------------------------------------------------------------------------------------------------

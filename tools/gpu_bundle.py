@@ -68,7 +68,7 @@ def with_torch(python: str) -> str:
         return python
     place = ROOT / "build" / "gpu-python"
     own = str(place / "bin" / "python")
-    if ask(own) is None if Path(own).exists() else True:
+    if not Path(own).exists() or ask(own) is None:
         say(f"installing {', '.join(NEEDED)} in {place}")
         run([python, "-m", "venv", str(place)], ROOT)
         run([own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *NEEDED], ROOT)
@@ -99,12 +99,12 @@ def pack(tree: Path, archive: Path, commit: str, here: binaries.Manifest) -> Non
     temporary.replace(archive)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="python3.12", help="a Python 3.12, with or without that torch (default: python3.12)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the archive (default: dist)")
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     nvcc = cuda_gate.find_nvcc()
     if nvcc is None:
         sys.exit("gpu_bundle: nvcc was not found (CUDA_HOME, PATH, /usr/local/cuda)")
@@ -132,7 +132,8 @@ def main() -> int:
     pack(tree, archive, commit, here)
     size = archive.stat().st_size
     if size > MOST:
-        sys.exit(f"gpu_bundle: {archive} has {size} bytes: expected at most {MOST}")
+        archive.unlink()
+        sys.exit(f"gpu_bundle: {archive.name} has {size} bytes: expected at most {MOST}")
     # what a machine of that kind would say of it
     unpacked = ROOT / "build" / "gpu-bundle" / "tried"
     shutil.rmtree(unpacked, ignore_errors=True)
