@@ -20,6 +20,7 @@ import cuda_gate
 ROOT = cuda_gate.ROOT
 FOLDER = Path("build") / "gpu"
 MANIFEST, NATIVE = FOLDER / "manifest.json", FOLDER / "native_tests_cuda"
+BUILD = ("build extension", "configure kernel tests", "build kernel tests")  # the first beside the other two
 BUILT_FROM = ("csrc", "tests/native", "setup.py", "CMakeLists.txt")
 
 
@@ -138,11 +139,8 @@ def build_commands(python: str, nvcc: str, here: Manifest, jobs: int, root: Path
     configure += [f"-DCMAKE_CUDA_ARCHITECTURES={capability.replace('.', '')}"]
     if ccache:
         configure += [f"-DCMAKE_CUDA_COMPILER_LAUNCHER={ccache}"]
-    return {
-        "build extension": ([python, "setup.py", "build_ext", "--inplace"], environment),
-        "configure kernel tests": (configure, environment),
-        "build kernel tests": (["cmake", "--build", str(FOLDER), "-j", str(jobs)], environment),
-    }
+    commands = ([python, "setup.py", "build_ext", "--inplace"], configure, ["cmake", "--build", str(FOLDER), "-j", str(jobs)])
+    return {name: (command, environment) for name, command in zip(BUILD, commands, strict=True)}
 
 
 def default_jobs() -> int:

@@ -49,6 +49,8 @@ x = torch.rand(64, 784, device="cuda")
 vae_fast.bernoulli_log_prob(x, x).cpu()
 print("loaded:", found["torch_built"], "CUDA", found["cuda"], *found["arch_list"], "commit", found["commit"])
 """
+BUILT = "load what was built"
+PREPARATION = ("binaries", "load", BUILT, *binaries.BUILD)
 Row = dict[str, Any]
 
 
@@ -203,7 +205,7 @@ class Check:
 def prepare(check: Check, machine: Machine, bundle: Path | None, here: binaries.Manifest) -> bool:
     """The extension and the kernels' tests, in the tree and loaded: as they are, else a bundle's, else built here."""
     load = Step("load", [machine.python, "-c", LOAD], 120, r"^(loaded: .*)")
-    check.rows = {name: row for name, row in check.rows.items() if name not in ("binaries", "load")}  # a fresh machine has none
+    check.rows = {name: row for name, row in check.rows.items() if name not in PREPARATION}  # a fresh machine has none
     why = binaries.in_tree(here)
     if why:
         refused = "no bundle was given" if bundle is None else binaries.adopt(bundle, here)
@@ -211,8 +213,8 @@ def prepare(check: Check, machine: Machine, bundle: Path | None, here: binaries.
             check.note("binaries", "ok", detail=f"from {bundle.name}")
             if check.run(load):
                 return True
-            refused = f"{bundle.name}: its extension does not load"
-        return build(check, machine, here, f"{refused}; in the tree: {why}") and check.run(replace(load, name="load what was built"))
+            refused = f"{bundle.name}: its extension does not load ({check.rows.pop('load')['detail']})"
+        return build(check, machine, here, f"{refused}; in the tree: {why}") and check.run(replace(load, name=BUILT))
     check.note("binaries", "ok", detail="those in the tree fit")
     return check.run(load)
 
@@ -225,12 +227,10 @@ def build(check: Check, machine: Machine, here: binaries.Manifest, why: str) -> 
         commands = binaries.build_commands(machine.python, machine.nvcc, here, binaries.default_jobs())
     except FileNotFoundError as error:
         return check.note("binaries", "failed", detail=f"{why}; and {error}")
-    for name in (*commands, "load what was built"):
-        check.rows.pop(name, None)
-    steps = {name: Step(name, command, 420, environment=environment) for name, (command, environment) in commands.items()}
+    steps = [Step(name, command, 420, environment=environment) for name, (command, environment) in commands.items()]
     with ThreadPoolExecutor(2) as pool:
-        extension = pool.submit(check.run, steps["build extension"])
-        tests = pool.submit(lambda: check.run(steps["configure kernel tests"]) and check.run(steps["build kernel tests"]))
+        extension = pool.submit(check.run, steps[0])
+        tests = pool.submit(lambda: check.run(steps[1]) and check.run(steps[2]))
         both = extension.result() and tests.result()
     if both:
         binaries.seal(here)
