@@ -436,7 +436,7 @@ def test_the_front_page_leaves_out_what_other_code_gave(tmp_path, monkeypatch):
     assert "| ELBO, 8,192 images of 784 pixels | 2.0 s | PyTorch 10.0 s: 5.0x | 4.0 s: 2.0x |" in table
     assert table.endswith(f"{machine.label(found)}; torch {found['torch']}; 2026-01-01; commit {found['commit']}.")
     assert f"]({module.PICTURE.as_posix()})" in table and "vae_fast: 2.0 s (5.0x)" in picture
-    assert [width for width in ("500", "200", "100") if f'width="{width}"' in picture] == ["500", "200", "100"]
+    assert [width for width in (528, 211, 106) if f'width="{width}"' in picture] == [528, 211, 106]
     monkeypatch.setattr(sources, "stale", lambda facts, what: True)
     assert module.front(tmp_path) == ("", "")
     assert module.front(tmp_path, changed=True) == (table, picture)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_WIDTH, _LEFT, _FULL, _BAR, _GAP, _HEAD = 760, 16, 500, 16, 10, 38
+_WIDTH, _LEFT, _FULL, _BAR, _GAP, _HEAD = 560, 16, 528, 16, 10, 38
 _STYLE = """text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #1f2328; }
 .title { font-size: 15px; font-weight: 600; } .name { font-weight: 600; } .note { font-size: 11px; fill: #59636e; }
 .ours { fill: #0a7d4b; } .other { fill: #b6bec8; }
@@ -23,20 +23,20 @@ class Bar(NamedTuple):
     ours: bool = False
 
 
-def svg(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
+def svg(title: str, notes: Sequence[str], groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
     """Groups of bars, the longest of each group at full width.
 
     Args:
         title: of the picture.
-        note: below the bars: the machine.
+        notes: lines below the bars: the machine.
         groups: what was computed, and its bars from top to bottom.
 
     Returns:
         The SVG; it follows the reader's light or dark mode.
 
     Example:
-        >>> text = svg("Time", "a CPU", [("the ELBO", [Bar("plain", 4.0, "4.0 s"), Bar("ours", 1.0, "1.0 s", ours=True)])])
-        >>> 'width="500"' in text and 'width="125"' in text
+        >>> text = svg("Time", ["a CPU"], [("the ELBO", [Bar("plain", 4.0, "4.0 s"), Bar("ours", 1.0, "1.0 s", ours=True)])])
+        >>> 'width="528"' in text and 'width="132"' in text
         True
     """
     lines, y = [], _HEAD
@@ -54,7 +54,10 @@ def svg(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> s
             lines.append(f'<text x="{place}" y="{y + 13}">{escape(text)}</text>')
             y += _BAR + 3
         y += _GAP
-    height = y + 18
+    for note in notes:
+        y += 14
+        lines.append(f'<text class="note" x="{_LEFT}" y="{y}">{escape(note)}</text>')
+    height = y + 10
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img">'
     return "\n".join(
         [
@@ -63,7 +66,6 @@ def svg(title: str, note: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> s
             f"<style>{_STYLE}</style>",
             f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>',
             *lines,
-            f'<text class="note" x="{_LEFT}" y="{height - 8}">{escape(note)}</text>',
             "</svg>\n",
         ]
     )
