@@ -90,7 +90,7 @@ docs: $(BIN)/.installed  ## the documentation, in build/site: a broken link or a
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir $(BUILD)/site
 
 wheel: $(BIN)/.installed  ## the wheel of this Python and this torch, in dist/
-	VAE_FAST_WHEEL=1 CFLAGS=-g0 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	VAE_FAST_WHEEL=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 
 wheel-check: wheel  ## its size and content; installed into a fresh environment without a compiler, it runs the README's swap on the kernels
 	$(BIN)/python tools/wheel_check.py

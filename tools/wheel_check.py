@@ -30,7 +30,7 @@ def content(wheel):
     faults += [f"holds {name}, which is torch's" for name in names if Path(name).name.startswith(TORCHS)]
     faults += [f"holds {name}" for name in names if not name.startswith(("vae_fast/", "vae_fast-"))]
     if sum(name.startswith("vae_fast/_C") for name in names) != 1:
-        faults.append("holds no extension")
+        faults.append("holds not one extension")
     if "+torch" not in wheel.name:
         faults.append("does not name its torch")
     return faults
