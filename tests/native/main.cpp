@@ -20,8 +20,8 @@ void check_tunings(native::Implementation& implementation, int rounds) {
     tally.check(implementation.tune(c.lanes, c.blocks, c.chunk) == c.any, "set_tuning " + std::to_string(c.lanes));
     if (!c.any) continue;
     native::check_row_terms_edges(implementation);
-    native::check_logsumexp(implementation, 3 * rounds);
-    native::check_mixture(implementation, 3 * rounds);
+    native::check_logsumexp(implementation, rounds);
+    native::check_mixture(implementation, rounds);
     tally.check(implementation.tune(0, 0, 0), "set_tuning 0");
   }
 }
