@@ -1,4 +1,4 @@
-"""The VAE of pytorch/examples: two lines, and a sigmoid that goes.
+"""The VAE of pytorch/examples: two lines change, and the sigmoid goes.
 
 The decoder's sigmoid is left out, since the loss takes logits: exact where a probability would round to 0 or 1.
 """

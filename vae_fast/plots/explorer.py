@@ -219,7 +219,7 @@ def _draw_plane(axes: Any, plane: LatentPlane, names: Sequence[str]) -> None:
         drawn = axes.scatter(*plane.points.T.numpy(), c=plane.labels.numpy(), cmap="viridis", **how)
         axes.figure.colorbar(drawn, ax=axes, label=plane.label_name, location="left", shrink=0.75)
     axes.set(xlim=(-plane.half, plane.half), ylim=(-plane.half, plane.half), xlabel=names[0], ylabel=names[1], aspect="equal")
-    axes.set_title("press or drag to move", loc="left", fontsize="medium")
+    axes.set_title("click or drag to move", loc="left", fontsize="medium")
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     bare(axes)
