@@ -288,9 +288,9 @@ Of the {total:.2f} nats between ELBO and evidence of a test image the encoder lo
 
 *Missing pixels, and noise.* p(x) of the same model says what is probable where nothing was seen. The thesis's reference repeats encoding
 and decoding, with the pixels that were seen put back each time; importance samples (z from q, weighted by p(seen | z) p(z) / q(z)) give
-E[x | seen] itself, and show by the number of effective ones, of {r["samples"]:,}, whether they may be trusted. With {r["flipped"]:.0%} of
-the pixels flipped nothing is known to be missing, and p(seen | z) holds the noise. Root mean square error of the pixels in question; read:
-share that a classifier reads as the digit it was ({r["read_clean"]:.1%} of the originals).
+the mean of x given what was seen, and show by the number of effective ones, of {r["samples"]:,}, whether they may be trusted. With
+{r["flipped"]:.0%} of the pixels flipped nothing is known to be missing, and p(seen | z) holds the noise. Root mean square error of the
+pixels in question; read: share that a classifier reads as the digit it was ({r["read_clean"]:.1%} of the originals).
 
 {table(["damage", "method", "error", "read", "effective samples"], restored_rows)}
 

@@ -283,7 +283,6 @@ def test_bayesian_neural_networks(tmp_path):
         assert hmc["within_95"] > one["within_95"]
         assert all(fit["error_rate"] < 0.25 for fit in results["classification"]["fits"])
     assert results["regression"]["r_hat_median"] < 1.05
-    assert all(results[name]["leapfrog_least"] >= 5 for name in ("regression", "classification"))  # a trajectory, not a random walk
 
 
 def test_metropolis_hastings(tmp_path):
@@ -297,6 +296,7 @@ def test_metropolis_hastings(tmp_path):
         assert all(fit["accepted"] == pytest.approx(results["accepted"], abs=0.1) for fit in fits)
         assert all(curve[0] == pytest.approx(1.0, abs=1e-5) for curve in results["autocorrelation"].values())
     assert all(fit["error_rate"] < 0.3 for fit in results["fits"])
+    assert all(fit["leapfrog_least"] >= 5 for fit in results["fits"] if fit["method"] == "hmc")  # a trajectory, not a random walk
 
 
 def test_a_walk_draws_from_its_density(monkeypatch):
