@@ -16,7 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 
 from vae_fast import data
-from vae_fast.bench.sources import commit
+from vae_fast.bench import sources
 from vae_fast.errors import VaeFastError
 from vae_fast.files import write_json
 from vae_fast.training import fit
@@ -94,6 +94,11 @@ def load(name: str) -> data.Dataset:
 def unit(x: Tensor) -> Tensor:
     """Grey values in [0, 1], float32."""
     return x.float() / 255.0 if x.dtype == torch.uint8 else x.float()
+
+
+def commit() -> str:
+    """The commit of the package and of the examples, which share code: marked where either differs from it."""
+    return sources.commit(also=("examples/*.py",))
 
 
 def finish(args: argparse.Namespace, results: dict[str, Any], pictures: Iterable[str]) -> None:

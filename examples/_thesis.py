@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import PICTURES, load, options, unit
+from _common import PICTURES, commit, load, options, unit
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from vae_fast import data
-from vae_fast.bench.sources import commit
 from vae_fast.errors import VaeFastError
 from vae_fast.files import write_json
 from vae_fast.models import MLPVAE

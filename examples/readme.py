@@ -10,9 +10,12 @@ import importlib
 import json
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 from _common import EXAMPLES, PICTURES
+
+from vae_fast.bench.sources import DIRTY
 
 HEAD = """\
 # Examples
@@ -26,9 +29,30 @@ setting and take hours; they go on where they were stopped, and keep their model
 """
 
 
+def commits(value: object) -> Iterator[str]:
+    """Every commit that a result names, at any depth."""
+    if isinstance(value, list):
+        for part in value:
+            yield from commits(part)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if key in ("commit", "commits"):
+                yield from [part] if isinstance(part, str) else part
+            else:
+                yield from commits(part)
+
+
 def page(results: Path = PICTURES) -> str:
-    """The README's text."""
+    """The README's text.
+
+    Raises:
+        ValueError: naming the file and the commit, if a result is of code that no commit holds.
+    """
     found = [json.loads((results / f"{name}.json").read_text()) for name in EXAMPLES]
+    for name, values in zip(EXAMPLES, found, strict=True):
+        for commit in commits(values):
+            if commit.endswith(DIRTY) or commit == "unknown":
+                raise ValueError(f"{name}.json has commit {commit!r}: expected one that holds its code; commit, run the example again")
     sections = [importlib.import_module(name).section(values) for name, values in zip(EXAMPLES, found, strict=True)]
     blocks = [block for part in (HEAD, *sections) for block in part.strip().split("\n\n")]
     return "\n\n".join(block if block[0] in "#|!" else filled(block) for block in blocks) + "\n"
@@ -45,9 +69,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not up to date")
     args = parser.parse_args()
     path = Path(__file__).parent / "README.md"
+    try:
+        text = page()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if not args.check:
-        path.write_text(page())
-    elif not path.exists() or path.read_text() != page():
+        path.write_text(text)
+    elif not path.exists() or path.read_text() != text:
         print(f"{path} is not up to date: run python examples/readme.py", file=sys.stderr)
         return 1
     return 0

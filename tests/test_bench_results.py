@@ -269,8 +269,16 @@ def test_the_commit_is_marked_where_the_code_differs(checkout, monkeypatch):
     assert sources.commit(root) == third[:12] + "+changes"  # built from the sources of before
     built(third)
     assert sources.commit(root) == third[:12]
+    (root / "examples").mkdir()
+    (root / "examples/e.py").write_text("e = 1\n")
+    (root / "examples/e.json").write_text("{}\n")
+    assert sources.commit(root) == third[:12]
+    assert sources.commit(root, ("examples/*.json",)) == sources.commit(root, ("examples/*.py",)) == third[:12] + "+changes"
+    git(root, "add", "examples/e.py")
+    git(root, "commit", "-q", "-m", "step")
+    assert sources.commit(root, ("examples/*.py",)) == git(root, "rev-parse", "HEAD")[:12]
     built(third + "+changes")
-    assert sources.commit(root) == third[:12] + "+changes"
+    assert sources.commit(root) == git(root, "rev-parse", "HEAD")[:12] + "+changes"
 
 
 def test_a_copy_inside_another_repository_has_no_commit_of_it(checkout, monkeypatch):

@@ -91,6 +91,23 @@ def test_page_is_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "place, said",
+    [({"commit": "0123456789ab+changes"}, "'0123456789ab+changes'"), ({"times": [{"commits": ["unknown"]}]}, "'unknown'")],
+    ids=["its own", "of a part"],
+)
+def test_the_page_refuses_results_of_no_commit(tmp_path, monkeypatch, place, said):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    readme = importlib.import_module("readme")
+    for path in (EXAMPLES / "pictures").glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    readme.page(tmp_path)
+    faces = tmp_path / "faces.json"
+    faces.write_text(json.dumps(json.loads(faces.read_text()) | place))
+    with pytest.raises(ValueError, match=f"faces.json has commit {re.escape(said)}: expected one that holds its code"):
+        readme.page(tmp_path)
+
+
 @pytest.mark.parametrize("script", ["mixtures.py", "autoencoders.py", "all.py", "readme.py"])
 def test_help(script):
     done = run(script, "--help")

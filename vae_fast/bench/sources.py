@@ -9,7 +9,7 @@ import io
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +160,14 @@ def digest_at(commit: str, what: str, device: str, root: Path = ROOT) -> str | N
         return _digest({name: file.read().decode() for name, file in files.items() if file is not None})
 
 
-def commit(root: Path = ROOT) -> str:
+def commit(root: Path = ROOT, also: Sequence[str] = ()) -> str:
     """The commit that is checked out, marked ``+changes`` if the code, or what the extension was built from, differs from it.
 
     Where there is no checkout it is the commit that was built.
+
+    Args:
+        root: the checkout.
+        also: what else must be as that commit has it, as git names paths: ``"examples/*.py"``.
 
     Example:
         >>> len(commit()) >= 7
@@ -175,7 +179,7 @@ def commit(root: Path = ROOT) -> str:
     found = said.decode().split()
     if code != 0 or len(found) != 1:
         return built
-    code, changed = _git(root, "status", "--porcelain", "--", "csrc", "vae_fast", "setup.py")
+    code, changed = _git(root, "status", "--porcelain", "--", "csrc", "vae_fast", "setup.py", *also)
     differs = code != 0 or bool(changed.strip()) or not built_from_here(built, root)
     return found[0] + (DIRTY if differs else "")
 
