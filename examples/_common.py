@@ -35,6 +35,7 @@ EXAMPLES = (
     "evidence",
     "gradient_estimators",
     "vamp_prior",
+    "vae_inference",
     "bayesian_networks",
     "bayesian_neural_networks",
     "batch_size",

@@ -24,6 +24,7 @@ NAMES = (
     "vamp_prior",
     "bayesian_networks",
     "gradient_estimators",
+    "vae_inference",
 )
 
 
@@ -122,6 +123,38 @@ def test_vamp_prior(quick):
             assert fit["elbo"] < fit["log_prob"] < 0 < fit["kl"]
             assert fit["active"] > 0
     assert vamp["log_prob"] > normal["log_prob"] + 0.5
+
+
+def test_vae_inference(quick):
+    for results in both(quick, "vae_inference"):
+        for gap in results["gaps"]:
+            assert gap["elbo"] < gap["elbo_refined"] < gap["log_prob"]
+            assert gap["amortisation"] + gap["approximation"] == pytest.approx(gap["log_prob"] - gap["elbo"], abs=1e-9)
+            assert gap["log_prob_by_encoder"] < gap["log_prob"] + 0.05  # the better proposal, the tighter bound
+        rows = results["restored"]
+        assert len(rows) == 14
+        for damage in {row["damage"] for row in rows}:
+            guesses = [row for row in rows if row["damage"] == damage]
+            assert guesses[-1]["method"] == "importance samples from a refined q"
+            assert guesses[-1]["rmse"] == min(row["rmse"] for row in guesses)
+            assert 1.0 <= guesses[-1]["effective_samples"] <= results["samples"]
+            assert guesses[-1]["read"] > guesses[0]["read"]
+
+
+def test_inference_sees_what_it_is_given(monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module("vae_inference")
+    x, logits = torch.bernoulli(torch.full((5, 12), 0.5)), torch.randn(3, 5, 12)
+    mask = (torch.rand(5, 12) < 0.5).float()
+    p = logits.double().sigmoid()
+    white = module.FLIPPED * (1.0 - p) + (1.0 - module.FLIPPED) * p
+    for seen, probability in ((module.all_of(x), p), (module.noise_of(x), white)):
+        expected = torch.where(x > 0, probability, 1.0 - probability).log().sum(-1)
+        torch.testing.assert_close(seen(logits).double(), expected, rtol=1e-5, atol=1e-5)
+    expected = (torch.where(x > 0, p, 1.0 - p).log() * mask).sum(-1)
+    torch.testing.assert_close(module.part_of(x, mask)(logits).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_denoising(quick):
@@ -232,5 +265,5 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 15
+    assert len(pictures) == 17
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
