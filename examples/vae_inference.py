@@ -14,7 +14,6 @@ import torch
 from _common import Reader, draw_sheet, finish, learn, load, options, save, table, unit
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from vamp_prior import Binarised
 
 import vae_fast
 from vae_fast.models import VAE
@@ -25,13 +24,21 @@ Q = tuple[Tensor, Tensor]
 Seen = Callable[[Tensor], Tensor]
 
 
-class Denoising(Binarised):
+class Binarised(VAE):
+    """A VAE of grey values that are read as probabilities: each pixel is drawn black or white anew whenever an image is seen."""
+
+    def loss(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Of one draw of x."""
+        return super().loss(torch.bernoulli(x), *args, **kwargs)
+
+
+class Denoising(VAE):
     """Its encoder sees pixels of which some were flipped; its ELBO is that of the clean ones (Im and others 2017)."""
 
     def loss(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Of one draw of x and of the noise."""
         x = torch.bernoulli(x)
-        return VAE.losses_of(self, x, self(flipped(x))).loss
+        return self.losses_of(x, self(flipped(x))).loss
 
 
 def build(kind: type[VAE], pixels: int, hidden: int, latent: int) -> VAE:
@@ -180,7 +187,7 @@ def main() -> None:
     n = min(len(found.train), 20_000)
     grey, test_grey, labels, shape = unit(found.train[:n]), unit(found.test), found.test_labels, found.image_shape
     hidden, latent, epochs, images, steps, count, draws, rounds = (
-        (100, 8, 80, 60, 100, 200, 100, 20) if args.quick else (300, 20, 40, 200, 400, 1000, 200, 50)
+        (100, 8, 80, 60, 100, 200, 100, 20) if args.quick else (300, 20, 30, 200, 400, 1000, 200, 50)
     )
     x, test = torch.bernoulli(grey), torch.bernoulli(test_grey)
     held = len(test) // 2

@@ -1,4 +1,4 @@
-"""Three priors of one VAE on black and white digits: N(0, I), a mixture of Gaussians, and the VampPrior with its learned pseudo-inputs.
+"""Three priors of one VAE of digits: N(0, I), a mixture of Gaussians, and the VampPrior with its learned pseudo-inputs.
 
     python examples/vamp_prior.py [--quick] [--out DIR] [--dataset mnist]
 
@@ -18,15 +18,7 @@ from vae_fast.models import VAE, MixtureOfGaussians, VampPrior
 PRIORS = {"normal": "N(0, I)", "mixture": "mixture of Gaussians", "vamp": "VampPrior"}
 
 
-class Binarised(VAE):
-    """A VAE of grey values that are read as probabilities: each pixel is drawn black or white anew whenever an image is seen."""
-
-    def loss(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Of one draw of x."""
-        return super().loss(torch.bernoulli(x), *args, **kwargs)
-
-
-def build(kind: str, pixels: int, hidden: int, latent: int, components: int, x: Tensor) -> Binarised:
+def build(kind: str, pixels: int, hidden: int, latent: int, components: int, x: Tensor) -> VAE:
     """Two hidden layers on either side; pseudo-inputs start as training images."""
     encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
     decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, pixels))
@@ -35,7 +27,7 @@ def build(kind: str, pixels: int, hidden: int, latent: int, components: int, x: 
         prior = VampPrior(encoder, components, pixels, pseudo_inputs=x[torch.randperm(len(x))[:components]])
     elif kind == "mixture":
         prior = MixtureOfGaussians(components, covariance_type="diag", n_features=latent)
-    return Binarised(encoder, decoder, latent_dim=latent, prior=prior)
+    return VAE(encoder, decoder, latent_dim=latent, prior=prior)
 
 
 @torch.no_grad()
@@ -120,14 +112,15 @@ def section(r: dict[str, Any]) -> str:
 
 Tomczak and Welling (2018) put the average of the encoder's posteriors at learned *pseudo-inputs* in place of N(0, I): `VampPrior`. One
 network (two hidden layers of {r["hidden"]} units on either side, {r["latent"]} latents), {r["train_images"]:,} training images of
-{r["dataset"]} made black and white anew at every step, {r["epochs"]} epochs; the mixture and the VampPrior have {r["components"]}
-components. log p(x) by {r["samples"]} importance samples for each of {r["test_images"]:,} test images; a latent is active if the variance
-of its posterior mean over the test images is above 0.01.
+{r["dataset"]} as grey values, {r["epochs"]} epochs; the mixture and the VampPrior have {r["components"]} components. log p(x) by
+{r["samples"]} importance samples for each of {r["test_images"]:,} test images, made black and white by one draw; a latent is active if the
+variance of its posterior mean over the test images is above 0.01.
 
 {table(head, rows)}
 
 Against N(0, I) the VampPrior {"gains" if gain > 0 else "loses"} {abs(gain):.2f} nats per image. The paper reports 85.6 nats for a VampPrior
-on MNIST that was made black and white once, by networks and training of its own: a figure to be near, not to be equal to.
+on MNIST that was made black and white once, for training too, by networks and training of its own: a figure to be near, not to be equal
+to.
 
 ![Decoded draws from three priors](pictures/vamp_prior.png)
 

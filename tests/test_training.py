@@ -40,6 +40,30 @@ def test_it_learns(device):
     assert all(r["samples_per_second"] == pytest.approx(400 / r["seconds"]) for r in history)
 
 
+class Own(type(small())):
+    """A VAE whose loss is not that of the class it comes from."""
+
+    def loss(self, x, *args, **kwargs):
+        return 3.0 + 0.0 * sum(p.sum() for p in self.parameters())
+
+
+class Both(Own):
+    """One that has both."""
+
+    def losses(self, x, *args, **kwargs):
+        return self.loss(x) + 1.0, torch.tensor(2.0)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind, loss, kl", [(Own, 3.0, math.nan), (Both, 4.0, 2.0)], ids=["loss", "losses"])
+def test_a_subclass_is_trained_on_its_own_loss(kind, loss, kl, compiled):
+    model = kind(latent_dim=2, hidden_dim=8)
+    trained = torch.compile(model, backend="eager") if compiled else model
+    (record,) = training.fit(trained, images(20), valid=images(20), epochs=1, batch_size=10, progress=False)
+    assert (record["loss"], record["valid_loss"]) == (loss, loss)
+    assert record["kl"] == pytest.approx(kl, nan_ok=True)
+
+
 def test_last_partial_batch_is_left_out_as_in_the_source():
     model = Constant()
     x = torch.arange(230.0)[:, None]

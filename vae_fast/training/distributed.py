@@ -179,19 +179,31 @@ class Objective(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Anything with ``loss(x)``, and with ``losses(x) -> (loss, kl)`` if it has a KL."""
+        """Anything with ``loss(x)``, and with ``losses(x) -> (loss, kl)`` if it has a KL.
+
+        A class that redefines ``loss`` alone is trained on its own loss: the ``losses`` that it inherits are of another.
+        """
         super().__init__()
         self.model = model
+        self.with_kl = hasattr(model, "losses") and _depth(model, "losses") <= _depth(model, "loss")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and (loss, kl) without gradients in one tensor."""
-        losses = getattr(self.model, "losses", None)
-        if losses is not None:
-            loss, kl = losses(x)
+        if self.with_kl:
+            loss, kl = self.model.losses(x)  # type: ignore[operator]
         else:
             loss = self.model.loss(x)  # type: ignore[operator]
             kl = torch.full_like(loss, torch.nan)
         return loss, torch.stack((loss.detach(), kl.to(loss.dtype)))
+
+
+def _depth(model: nn.Module, name: str) -> int:
+    """How many classes above the model's own a method is defined; what an object has for itself comes before all of them."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's module passes names on
+    if name in vars(model):
+        return -1
+    kinds = type(model).__mro__
+    return next((i for i, kind in enumerate(kinds) if name in vars(kind)), len(kinds))
 
 
 class Engine:

@@ -90,7 +90,8 @@ def fit(
 
     Args:
         model: anything with ``loss(x)``, a mean over the batch. If it has ``losses(x) -> (loss, kl)``, as
-            :class:`vae_fast.models.VAE`, the KL is recorded too. It is trained in place, on the device it is on.
+            :class:`vae_fast.models.VAE`, the KL is recorded too, unless a subclass has a ``loss`` of its own: that is minimised.
+            It is trained in place, on the device it is on.
         train: ``(n, *event)``.
         valid: ``(m, *event)``: evaluated after each epoch, see :func:`evaluate`; it does not disturb the training's
             random numbers.
