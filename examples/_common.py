@@ -27,6 +27,7 @@ EXAMPLES = (
     "mdn_inverse_sine",
     "autoencoders",
     "generation",
+    "autoencoder_and_vae",
     "denoising",
     "probability",
     "faces",

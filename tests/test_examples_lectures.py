@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = (
     "autoencoders",
     "generation",
+    "autoencoder_and_vae",
     "denoising",
     "probability",
     "faces",
@@ -86,6 +87,20 @@ def test_generation(quick):
             assert fits[0]["test_log_likelihood_of_codes"] < fits[-1]["test_log_likelihood_of_codes"]
             assert fits[0]["distance"] > fits[-1]["distance"]  # the mixture's digits are nearer to real ones
     assert results["fits"][0]["confidence"] < results["fits"][2]["confidence"] < results["confidence_test"]
+
+
+def test_autoencoder_and_vae(quick):
+    for results in both(quick, "autoencoder_and_vae"):
+        fits = {(f["dim"], f["model"]): f for f in results["fits"]}
+        assert len(fits) == 4
+        for dim in {dim for dim, _ in fits}:
+            ae, vae = fits[dim, "ae"], fits[dim, "vae"]
+            assert ae["error"] < vae["error"] < vae["error_of_codes"]
+            assert ae["error_of_codes"] == pytest.approx(ae["error"])
+            assert ae["deviation_most"] > 1.5 > vae["deviation_most"]  # nothing holds the autoencoder's codes near N(0, I)
+            prior, one, many = ae["densities"]
+            assert prior["log_likelihood"] < one["log_likelihood"] < many["log_likelihood"]
+            assert many["distance"] < prior["distance"]
 
 
 def test_bayesian_networks(quick):
@@ -265,5 +280,5 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 17
+    assert len(pictures) == 19
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
