@@ -37,6 +37,7 @@ EXAMPLES = (
     "gradient_estimators",
     "vamp_prior",
     "vae_inference",
+    "generative_and_discriminative",
     "bayesian_networks",
     "bayesian_neural_networks",
     "batch_size",

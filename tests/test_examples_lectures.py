@@ -26,6 +26,7 @@ NAMES = (
     "bayesian_networks",
     "gradient_estimators",
     "vae_inference",
+    "generative_and_discriminative",
 )
 
 
@@ -101,6 +102,20 @@ def test_autoencoder_and_vae(quick):
             prior, one, many = ae["densities"]
             assert prior["log_likelihood"] < one["log_likelihood"] < many["log_likelihood"]
             assert many["distance"] < prior["distance"]
+
+
+def test_generative_and_discriminative(quick):
+    for results in both(quick, "generative_and_discriminative"):
+        few, most = results["sizes"][0], results["sizes"][-1]
+        fits = {(f["name"], f["labels"]): f for f in results["fits"]}
+        for name in {name for name, labels in fits if labels == few}:
+            assert fits[name, few]["right"] < fits[name, most]["right"]
+        assert all(fit["log_prob"] < 0.0 for fit in results["fits"])
+        assert fits["a Gaussian for each class, full", most]["right"] > fits["logistic regression, p(y given x)", most]["right"]
+        by_name = {o["name"]: o for o in results["outliers"]}
+        for noise in ("pixels in another order", "black for white"):
+            assert by_name[noise]["vae"] > max(0.99, by_name[noise]["certainty"])
+    assert by_name["nothing at all"]["log_prob"] > results["log_prob_digits"]  # simple images are probable
 
 
 def test_bayesian_networks(quick):
@@ -280,5 +295,5 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 19
+    assert len(pictures) == 21
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
