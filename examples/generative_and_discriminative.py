@@ -207,8 +207,8 @@ def section(r: dict[str, Any]) -> str:
 ## Generative or discriminative: `{r["command"]}`
 
 The deck: a discriminative model learns p(y | x), where the labels compete for each image; a generative one learns p(x | y), where the
-images compete for each label, and classifies by p(x | y) p(y). {r["train_images"]:,} images of {r["dataset"]}, made black and white, on their
-{r["dim"]} leading principal directions; the mixtures of a class have a component for every ten of its images, at most {r["most"]}
+images compete for each label, and classifies by p(x | y) p(y). {r["train_images"]:,} images of {r["dataset"]}, made black and white, on
+their {r["dim"]} leading principal directions; the mixtures of a class have a component for every ten of its images, at most {r["most"]}
 (`MixtureOfGaussians`); the conditional VAE sees all pixels, and the class as ten more inputs of both its networks ({r["latent"]} latents,
 {r["epochs"]} epochs, log p(x | y) by {r["samples"]} importance samples). Share of {r["test_images"]:,} test images read right, and the mean
 of log p(y | x), by the number of labelled images:
@@ -218,8 +218,8 @@ of log p(y | x), by the number of labelled images:
 Most are read right by: {best[few]} ({few} labels), {best[most]} ({most:,}).
 
 *A generative model can detect outliers*, says the deck, *and a discriminative one cannot*: it has to give some label to everything. How
-well each score tells digits from what is none (area under the ROC curve: 1 always, ½ by chance, 0 always the wrong way round); certainty is the
-logistic regression's highest probability:
+well each score tells digits from what is none (area under the ROC curve: 1 always, ½ by chance, 0 always the wrong way round); certainty
+is the logistic regression's highest probability:
 
 {table(head, strange)}
 
