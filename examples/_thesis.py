@@ -163,11 +163,12 @@ def trained(args: argparse.Namespace, name: str) -> Trained:
     film = _Film(folder / "film.json", model, unit(found.test if setting.group == "mnist" else found.train)[FILMED[setting.group]])
     try:
         resume = file.exists()
-        done = 0
+        done, about = 0, {"dataset": setting.dataset}  # which the explorer goes by
         if resume:
             state = checkpoint.load(file)
             model.load_state_dict(state["model"])
             done = int(state["epoch"])
+            about = {key: value for key, value in about.items() if key in state["config"]}  # a run goes on with the settings it began with
         if not resume or "partial" not in state:
             film.take(done)  # the first; or that of a run that was stopped between its checkpoint and its picture
         made = _made(args, folder, seed, done < setting.epochs)
@@ -180,7 +181,7 @@ def trained(args: argparse.Namespace, name: str) -> Trained:
             seed=seed,
             checkpoint=file,
             resume=resume,
-            config={"thesis": name, "latent": setting.latent, "hidden": setting.hidden},
+            config={"thesis": name, "latent": setting.latent, "hidden": setting.hidden, **about},
             callbacks=[lambda history: film.take(len(history)), lambda history: _tell(name, setting, history)],
         )
     except (VaeFastError, RuntimeError) as error:  # RuntimeError: weights of another shape

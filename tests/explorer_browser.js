@@ -32,18 +32,18 @@ const world = {
 };
 vm.createContext(world);
 for (const id of ["decoder", "page"]) vm.runInContext(block(id), world);
-const out = [];
+const out = [], half = JSON.parse(block("data")).half;
 function look() {
   const waiting = frames.length;
   frames.splice(0).forEach((f) => f());
-  const values = [0, 1].map((i) => [Number(byId("slider" + i).value), byId("value" + i).textContent]);
+  const values = [0, 1].map((i) => [(Number(byId("slider" + i).value) * half) / 100, byId("value" + i).textContent]);
   out.push({ waiting, values, image: [...byId("image").pixels.data].filter((_, i) => i % 4 === 0), dots: made[0].calls.arc || 0 });
   made[0].calls = {};
 }
 const plane = byId("plane"), key = (k, shiftKey) => plane.listeners.keydown({ key: k, shiftKey, preventDefault() {} });
 const pointer = (kind, x, y) => plane.listeners["pointer" + kind]({ clientX: x, clientY: y, button: 0, pointerId: 7 });
 look();
-byId("slider0").value = 1.5; byId("slider0").listeners.input(); look();
+byId("slider0").value = (100 * 1.5) / half; byId("slider0").listeners.input(); look();
 pointer("move", 30, 30); look(); // without a press: nothing moves
 pointer("down", 10 + 150, 20 + 50); pointer("move", 10 + 50, 20 + 150); look();
 pointer("move", 900, -900); look(); // past the corner

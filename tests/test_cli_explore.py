@@ -13,6 +13,7 @@ from one_line_errors import one_line
 
 from vae_fast import cli, plots
 from vae_fast.data import load
+from vae_fast.models import MLPVAE
 from vae_fast.training import checkpoint
 
 
@@ -152,6 +153,30 @@ def test_without_the_images_of_the_training(tmp_path, capsys, monkeypatch):
     assert (len(planes[0].points), planes[0].image_shape) == (0, (28, 20))
     one_line(capsys, explore(out, "--data-dir", tmp_path, "--images", "frey", "--page", tmp_path / "q.html"), "frey_faces.npy")
     assert not (tmp_path / "q.html").exists()
+
+
+@pytest.mark.parametrize(
+    "pixels, shape, words",
+    [
+        (560, (28, 20), "560 pixels taken as 28 x 20, those of frey"),
+        (81, (9, 9), "81 pixels taken as 9 x 9"),
+        (6, (1, 6), "6 pixels taken as 1 x 6"),
+    ],
+)
+def test_a_checkpoint_that_names_no_data_set(tmp_path, capsys, monkeypatch, pixels, shape, words):
+    """As `fit` writes them: the shape is assumed, and that is said; a data set that is named has its own."""
+    model = MLPVAE(2, pixels, 16)
+    states = {"model": model, "optimizer": torch.optim.Adam(model.parameters()), "shuffle": torch.Generator(), "history": []}
+    checkpoint.save(tmp_path / "a.pt", **states, config={"thesis": "frey-2"})
+    planes = seen(monkeypatch)
+    assert explore(tmp_path / "a.pt", "--page", tmp_path / "p.html") == 0
+    assert planes[0].image_shape == shape
+    assert f"a.pt does not say how its images are laid out: {words}\n" in capsys.readouterr().out
+    if pixels == 560:
+        checkpoint.save(tmp_path / "a.pt", **states, config={"dataset": "frey"})
+        assert explore(tmp_path / "a.pt", "--images", "none", "--page", tmp_path / "q.html") == 0
+        assert planes[1].image_shape == shape
+        assert "does not say" not in capsys.readouterr().out
 
 
 def test_nothing_is_downloaded(run, tmp_path, capsys, monkeypatch):

@@ -254,7 +254,7 @@ def test_page_moves(tmp_path, node):
     how = plots.explorer_page(tmp_path / "p.html", plane)
     seen = node(tmp_path / "p.html")
     half, out = plane.half, seen["out"]
-    assert seen["limits"] == [-half, half]
+    assert (seen["limits"], seen["step"]) == ([-100, 100], 1)  # whole steps reach both ends, which half's hundredths need not
     want = [(0, 0), (1.5, 0), (1.5, 0), (-half / 2, -half / 2), (half, half), (0, 0), (half / 50, -half / 10)]
     for frame, place in zip(out, want, strict=False):
         assert [value for value, _ in frame["values"]] == pytest.approx(place)

@@ -104,11 +104,10 @@ def _plane(args: argparse.Namespace) -> plots.LatentPlane:
     if first == second or max(first, second) > latent:
         raise RunError(f"--dims {first} {second}: expected two different dimensions of 1 to {latent}")
     images = _images(args, config)
-    side = math.isqrt(model.data_dim)
-    shape = _SETS.get(config.get("dataset", ""), (side, side))
-    shape = shape if math.prod(shape) == model.data_dim else (1, model.data_dim)
     points: dict[str, Any] = {}
-    if images is not None:
+    if images is None:
+        shape = _shape(file, config, model.data_dim)
+    else:
         name, x, labels, label_name, shape = images
         if x.shape[1] != model.data_dim:
             raise RunError(f"--images {name}: images of {x.shape[1]} pixels: {file} was trained on {model.data_dim}")
@@ -120,6 +119,18 @@ def _plane(args: argparse.Namespace) -> plots.LatentPlane:
         points["at"] = points["images"][args.image]
     title = f"{config.get('dataset', 'VAE')}, {latent} latent dimensions"
     return plots.latent_plane(model, shape, (first - 1, second - 1), title=title, **points)
+
+
+def _shape(file: Path, config: dict[str, Any], pixels: int) -> tuple[int, int]:
+    """Height and width of an image, by the data set that a checkpoint names; if it names none, what is likely, and that it was assumed."""
+    shape = _SETS.get(config.get("dataset", _NONE))
+    if shape is not None and math.prod(shape) == pixels:
+        return shape
+    side = math.isqrt(pixels)
+    like = next((f", those of {name}" for name, (h, w) in _SETS.items() if h * w == pixels), "")
+    shape = next((s for s in _SETS.values() if math.prod(s) == pixels), (side, side) if side**2 == pixels else (1, pixels))
+    print(f"{file} does not say how its images are laid out: {pixels} pixels taken as {shape[0]} x {shape[1]}{like}", flush=True)
+    return shape
 
 
 def _model(path: Path) -> tuple[MLPVAE, dict[str, Any], Path]:
