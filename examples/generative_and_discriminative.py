@@ -5,13 +5,14 @@
 The generative models lecture deck's first chapter. Writes conditional_digits.png, outliers.png and generative_and_discriminative.json.
 """
 
+import math
 import time
 import warnings
 from typing import Any
 
 import torch
 from _autoencoder import PCA
-from _common import draw_sheet, finish, learn, load, options, save, table, unit
+from _common import Reader, draw_sheet, finish, learn, load, options, save, table, unit
 from _thesis import train_labels
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
@@ -24,6 +25,7 @@ from vae_fast.models import ConvergenceWarning, MixtureOfGaussians
 
 CLASSES = 10
 MOST = 10  # components for each class
+DRAWN = 100  # of each class
 DISCRIMINATIVE = "logistic regression, p(y given x)"
 NAIVE, FULL, MIXTURE = "a Gaussian for each class, diagonal", "a Gaussian for each class, full", "a mixture for each class, full"
 CONDITIONAL = "conditional VAE"
@@ -165,21 +167,31 @@ def main() -> None:
         rows.append(images[:16])
 
     with torch.no_grad():
-        z = torch.randn(16, latent)
+        z = torch.randn(DRAWN, latent)
         demanded = [model.decode(z, y).sigmoid() for y in torch.eye(CLASSES)]
+    reader = Reader(unit(found.test), found.test_labels)
+    read = [reader.accuracy(made, torch.full((DRAWN,), y)) for y, made in enumerate(demanded)]
+    results |= {"drawn": DRAWN, "read_as_asked": read}
+    print("read as asked:", read)
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    draw_sheet(figure.add_subplot(), demanded, shape, [str(y) for y in range(CLASSES)], "Written on demand: a z in each column")
+    draw_sheet(
+        figure.add_subplot(),
+        [made[:16] for made in demanded],
+        shape,
+        [str(y) for y in range(CLASSES)],
+        "Written on demand: a z in each column",
+    )
     save(figure, args.out / "conditional_digits.png")
     figure = Figure(figsize=(7.2, 6.2), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(1.0, 1.1))
     draw_sheet(above, rows, shape, list(shown))
+    ends = [torch.cat(list(shown.values())).neg().aminmax()[i].item() for i in (0, 1)]
+    bins = torch.logspace(math.log10(0.9 * ends[0]), math.log10(1.1 * ends[1]), 80).tolist()
     for (name, log_p), colour in zip(shown.items(), ("#222222", "#1f5fa8", "#b3352c", "#5a8f3c", "#d9772b", "#7d4fa0"), strict=True):
-        spread = log_p.std() > 0.5
-        if spread:
-            below.hist(log_p, bins=40, density=True, histtype="step", color=colour, label=name, linewidth=1.5)
-        else:
-            below.axvline(log_p.mean(), color=colour, label=name, linewidth=1.5)
-    below.set(xlabel="log p(x) by the conditional VAE, nats", ylabel="density")
+        below.hist(
+            -log_p, bins=bins, weights=torch.full_like(log_p, 1.0 / len(log_p)), histtype="step", color=colour, label=name, linewidth=1.5
+        )
+    below.set(xscale="log", xlabel="$-$log p(x) by the conditional VAE, nats: to the left is more probable", ylabel="share of images")
     below.legend(frameon=False, fontsize="small")
     below.spines[["top", "right"]].set_visible(False)
     save(figure, args.out / "outliers.png")
@@ -228,7 +240,9 @@ what lies outside of them.
 
 ![What is no digit, and its log p(x)](pictures/outliers.png)
 
-The conditional VAE writes the digit that it is told to; the columns share z, which is left with the hand: slant, width, stroke.
+The conditional VAE is told which digit to write; a column shares z, which is left with the hand: slant, width, stroke. Of
+{r["drawn"]} draws of each, a classifier of clean digits reads {min(r["read_as_asked"]):.0%} to {max(r["read_as_asked"]):.0%} as the digit
+that was asked for ({sum(r["read_as_asked"]) / 10:.0%} in the mean); in some columns the class does not overrule the shape.
 
 ![Digits on demand](pictures/conditional_digits.png)
 """

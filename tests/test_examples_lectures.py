@@ -115,6 +115,7 @@ def test_generative_and_discriminative(quick):
         by_name = {o["name"]: o for o in results["outliers"]}
         for noise in ("pixels in another order", "black for white"):
             assert by_name[noise]["vae"] > max(0.99, by_name[noise]["certainty"])
+        assert sum(results["read_as_asked"]) / 10 > 0.5  # by chance 0.1
     assert by_name["nothing at all"]["log_prob"] > results["log_prob_digits"]  # simple images are probable
 
 
