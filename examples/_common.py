@@ -40,6 +40,7 @@ EXAMPLES = (
     "generative_and_discriminative",
     "bayesian_networks",
     "bayesian_neural_networks",
+    "metropolis_hastings",
     "batch_size",
     "thesis_training",
     "thesis_classifier",

@@ -266,9 +266,9 @@ def test_evidence(quick):
         assert results["slope"] == pytest.approx(-0.9, abs=0.25)
 
 
-def run_bayesian(out, **environment):
+def run_bayesian(out, name="bayesian_neural_networks", **environment):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*environment.values(), str(EXAMPLES.parent)])}
-    return interpreters.run(EXAMPLES / "bayesian_neural_networks.py", "--quick", "--out", out, environment=environment)
+    return interpreters.run(EXAMPLES / f"{name}.py", "--quick", "--out", out, environment=environment)
 
 
 def test_bayesian_neural_networks(tmp_path):
@@ -283,6 +283,36 @@ def test_bayesian_neural_networks(tmp_path):
         assert hmc["within_95"] > one["within_95"]
         assert all(fit["error_rate"] < 0.25 for fit in results["classification"]["fits"])
     assert results["regression"]["r_hat_median"] < 1.05
+    assert all(results[name]["leapfrog_least"] >= 5 for name in ("regression", "classification"))  # a trajectory, not a random walk
+
+
+def test_metropolis_hastings(tmp_path):
+    if importlib.util.find_spec("pyro") is None:
+        pytest.skip("Pyro is not installed")
+    done = run_bayesian(tmp_path, "metropolis_hastings")
+    assert done.returncode == 0, done.stderr
+    for results in (json.loads((tmp_path / "metropolis_hastings.json").read_text()), committed("metropolis_hastings")):
+        fits = [fit for fit in results["fits"] if fit["method"] == "mh"]
+        assert len(fits) == results["sets"]
+        assert all(fit["accepted"] == pytest.approx(results["accepted"], abs=0.1) for fit in fits)
+        assert all(curve[0] == pytest.approx(1.0, abs=1e-5) for curve in results["autocorrelation"].values())
+    assert all(fit["error_rate"] < 0.3 for fit in results["fits"])
+
+
+def test_a_walk_draws_from_its_density(monkeypatch):
+    from types import SimpleNamespace
+
+    import torch
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    torch.manual_seed(0)
+    scale = torch.tensor([0.5, 1.0, 2.0])
+    problem = SimpleNamespace(size=3, log_joint=lambda theta: -0.5 * ((theta - 1.0) / scale).square().sum(-1))
+    drawn, accepted = importlib.import_module("metropolis_hastings").walk(problem, 500, 500, 10, 50)
+    assert drawn.shape == (50, 500, 3)
+    assert accepted == pytest.approx(0.234, abs=0.03)
+    torch.testing.assert_close(drawn.mean((0, 1)), torch.ones(3), atol=0.06, rtol=0.0)
+    torch.testing.assert_close(drawn.flatten(0, 1).std(0), scale, rtol=0.05, atol=0.0)
 
 
 def test_bayesian_neural_networks_say_what_is_missing(tmp_path):
