@@ -25,6 +25,7 @@ __all__ = [
     "FileError",
     "MissingExtraError",
     "NotFittedError",
+    "RanDryError",
     "RunError",
     "SettingError",
     "SingularCovarianceError",
@@ -48,6 +49,10 @@ class MissingExtraError(VaeFastError, ImportError):
 
 class ExtensionError(VaeFastError, ImportError):
     """``VAE_FAST_BACKEND=compiled`` asks for the compiled extension, and it is not there or does not load."""
+
+
+class RanDryError(VaeFastError, RuntimeError):
+    """Of the benchmarks: the device had caught up with the host before all was enqueued, however long it was kept busy."""
 
 
 class SettingError(VaeFastError, ValueError):

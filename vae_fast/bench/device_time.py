@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vae_fast.bench.case import Work
+from vae_fast.errors import RanDryError
 from vae_fast.training.capture import Graph
 
 Sample = tuple[float, float, float]  # seconds of case.DIRECTIONS
@@ -33,10 +34,6 @@ REPLAY = 2e-3  # seconds that a replay should take, so that its start counts for
 MOST_CALLS = 512  # in a graph
 LEAD = 2e-4  # seconds that the stream is kept busy at first; as often as that is too short, twice as long
 TRIES = 9
-
-
-class RanDryError(RuntimeError):
-    """The device had caught up with the host before all was enqueued, however long it was kept busy: the call waits for it, say."""
 
 
 def synchronize(device: str) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from vae_fast.bench.case import DIRECTIONS, Work
-from vae_fast.bench.device_time import CLOCK, RanDryError, Sample, Timer, on_idle_stream, synchronize, timer_of
+from vae_fast.bench.device_time import CLOCK, Sample, Timer, on_idle_stream, synchronize, timer_of
 from vae_fast.bench.limits import Probe
+from vae_fast.errors import RanDryError
 
 
 @dataclass
