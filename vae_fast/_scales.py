@@ -67,8 +67,10 @@ def standardised(x: Tensor, mu: Tensor, s: Tensor, scale: str) -> Tensor:
     difference = torch.where(over, 0.5 * x - 0.5 * mu, difference)
     if scale in ("std", "var"):
         z = difference / std(s, scale)
-    else:  # at the mean any scale does: zero times infinity would be NaN
-        root = (-0.5 * torch.where(difference == 0, torch.zeros_like(difference), log_std(s, scale))).exp()
+    else:  # at the mean 1 / std is held finite, or zero times infinity would be NaN; by the clamp alone, for second derivatives need it
+        exponent = log_std(s, scale)
+        held = exponent.clamp(min=-math.log(torch.finfo(exponent.dtype).max) + 1.0)
+        root = (-0.5 * torch.where(difference == 0, held, exponent)).exp()
         z = (difference * root) * root
     return torch.where(over, 2.0 * z, z)
 
