@@ -114,7 +114,9 @@ def bounded(t: Tensor, bounds: Bounds) -> Tensor:
         return low + softplus((high - softplus(high - t)) - low)
     if mode == "tanh":
         middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
-        return middle + half * ((t - middle) / half).tanh()
+        u = (t - middle) / half
+        left = (high - low) * torch.sigmoid(-2.0 * u.abs())  # from the bound, of which m may know little: h (1 - tanh |u|)
+        return torch.where(u.abs() < 0.5, middle + half * u.tanh(), torch.where(u < 0, low + left, high - left))
     raise ValueError(f"bounds {mode!r}: expected one of {', '.join(BOUND_MODES)}")
 
 

@@ -11,7 +11,7 @@ template <typename T>
 void add_rows(const void* from, int64_t rows, int64_t inner, double* acc) {
   const T* a = static_cast<const T*>(from);
   if (inner == 1) {
-    for (int64_t i = 0; i < rows; i += kTile) *acc += sum(a + i, static_cast<int>(rows - i < kTile ? rows - i : kTile));
+    for (int64_t i = 0; i < rows; i += kTile) *acc += sum_in_double(a + i, static_cast<int>(rows - i < kTile ? rows - i : kTile));
     return;
   }
   for (int64_t i = 0; i < inner; i += kTile) {

@@ -10,13 +10,14 @@ VF_MATH_BEGIN
 /// The bounds in the compute type, and what follows from them.
 template <typename T>
 struct Bounds {
-  T low, high, middle, half, inverse_half;
+  T low, high, middle, half, width, inverse_half;
 
   VF_INLINE explicit Bounds(const Bound& b)
       : low(static_cast<T>(b.low)),
         high(static_cast<T>(b.high)),
         middle(static_cast<T>(0.5 * b.low + 0.5 * b.high)),
         half(static_cast<T>(0.5 * b.high - 0.5 * b.low)),
+        width(static_cast<T>(b.high - b.low)),
         inverse_half(static_cast<T>(1.0 / (0.5 * b.high - 0.5 * b.low))) {}
 };
 
@@ -24,7 +25,8 @@ struct Bounds {
 ///   clamp             as torch.clamp has it: 1 from low to high, edges included, 0 outside
 ///   straight-through  the same value; 1 everywhere
 ///   softclip          low + softplus(u - low) with u = high - softplus(high - x) (Chua et al. 2018, appendix A.1)
-///   tanh              m + h tanh((x - m) / h), m the middle and h half the width
+///   tanh              m + h tanh((x - m) / h), m the middle and h half the width; far from m as the distance from the bound, or the
+///                     value would be known to the rounding of m, many times that of a small bound
 template <BoundMode mode, typename T>
 VF_INLINE void hold(T x, const Bounds<T>& b, T& value, T& slope) {
   if constexpr (mode == BoundMode::kSoftClip) {
@@ -37,7 +39,9 @@ VF_INLINE void hold(T x, const Bounds<T>& b, T& value, T& slope) {
   } else if constexpr (mode == BoundMode::kTanh) {
     const T t = (x - b.middle) * b.inverse_half;
     const T e = exp_minus_abs(t + t), inverse = ratio(T(1), T(1) + e), size = (T(1) - e) * inverse;
-    value = fma(b.half, t < T(0) ? -size : size, b.middle);
+    const T left = b.width * (e * inverse);  // h (1 - tanh |t|)
+    const T near = fma(b.half, t < T(0) ? -size : size, b.middle), far = t < T(0) ? b.low + left : b.high - left;
+    value = e > T(0.37) ? near : far;  // |t| < 1/2
     slope = (T(4) * e) * (inverse * inverse);
   } else {
     value = x < b.low ? b.low : (x > b.high ? b.high : x);

@@ -340,3 +340,17 @@ def test_bounds_of_what_is_not_there_are_refused(backend):
         ValueError,
         ["recon_scale_bounds", "function"],
     )
+
+
+@pytest.mark.parametrize("low, high", [(0.5, 80.0), (-80.0, -0.5), (-1.0, 1.0)])
+def test_tanh_knows_the_smaller_bound_to_its_own_rounding(low, high, device, backend):
+    """By the formula from the middle, 40, a scale near 0.5 is known to the rounding of 40."""
+    t = torch.linspace(low - 100, high + 100, 4001, device=device)
+    u = (t.double() - (low + high) / 2) / ((high - low) / 2)
+    value = torch.where(u < 0, low + (high - low) * (2 * u).sigmoid(), high - (high - low) * (-2 * u).sigmoid())
+    got = vae_fast.gaussian_log_prob(torch.zeros_like(t), 0.0 * t, t, scale="log_std", scale_bounds=(low, high, "tanh"), event_dim=0)
+    found = -got.double() - 0.5 * math.log(2 * math.pi)
+    near = u.abs() > 1.0  # the value's own rounding, that of the constant, and of t and u
+    error = (found - value).abs()[near]
+    allowed = (2.0 * value.abs() + 1.0 + 3.0 * (value - torch.where(u < 0, low, high)).abs() * (1 + u.abs()))[near] * 2.0**-24 * 2
+    assert (error <= allowed).all(), (error / allowed).max()
