@@ -1,6 +1,7 @@
 """Mixtures of each dimension or with weights of each sample, aggregate posteriors, total correlation and mean discrepancy."""
 
 import math
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.distributions import Normal
 
 from .case import Case, Spec, extents
 from .family import Family, Tensors, rounding_of_exponents, start
-from .mixture_families import log_sum_exp
+from .mixture_families import log_sum_exp, weight_terms
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
@@ -46,6 +47,14 @@ def _mixture_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
 def _mixture_plain(case: Case, t: Tensors) -> Any:
     scale = t["scale"] if case.options["covariance"] == "diag" else t["scale"].unsqueeze(-1)
     return _densities(t["weight_logits"].log_softmax(-1), _elements(t["x"], t["means"], scale), case.options["factorized"])
+
+
+def _mixture_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    def both(leaves: Tensors) -> Tensor:
+        joint, product = _mixture_plain(replace(case, options=case.options | {"factorized": "both"}), leaves)
+        return joint + product
+
+    return weight_terms(both, t, upstream, 1 + t["means"].shape[-1])
 
 
 def _make_aggregate(rng: Random) -> Case:
@@ -173,6 +182,7 @@ FAMILIES = (
         _mixture_call,
         _mixture_plain,
         {"factorized": True},
+        terms=_mixture_terms,
         by_tensor=True,
         weighs=True,
         loses_rows=True,

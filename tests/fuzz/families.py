@@ -72,6 +72,16 @@ def _linear_plain(case: Case, t: Tensors) -> Tensor:
     return reduced(rows, case.options["reduction"])
 
 
+def _linear_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    """Of the gradients, which are products of a matrix with those of the logits: the products of the sizes."""
+    logits = F.linear(t["h"], t["weight"], t.get("bias")).requires_grad_()
+    rows = reduced(likelihood(case, t["x"], (logits,)), case.options["reduction"])
+    (slope,) = torch.autograd.grad(rows, logits, upstream.double())
+    sizes = {n: t[n].abs().requires_grad_() for n in ("h", "weight")}
+    grads = torch.autograd.grad((slope.nan_to_num(0.0).abs() * F.linear(*sizes.values())).sum(), list(sizes.values()))
+    return dict(zip(sizes, grads, strict=True))
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 FAMILIES = {
@@ -87,6 +97,7 @@ FAMILIES = {
             _linear_call,
             _linear_plain,
             BERNOULLI | {"reduction": "none"},
+            terms=_linear_terms,
             by_tensor=True,
             products=True,
             rows=False,

@@ -47,7 +47,7 @@ class Judge:
         """``unit`` is the size of the upstream gradient: what is small beside it is zero, to the truth's own rounding."""
         self.what, self.want, self.slack, self.by_tensor = what, want.detach().double(), slack, by_tensor
         self.plain = None if plain is None else plain.detach().double()
-        self.floor = unit * (1e-4 if slack < 1e-7 else 1e-9 if self.plain is None or self.plain.isfinite().all() else 1e-2)
+        self.floor = unit * (1e-4 if slack < 5e-7 else 1e-9 if self.plain is None or self.plain.isfinite().all() else 1e-2)
         self.plain_error = 0.0
         self.terms = torch.zeros_like(self.want) if terms is None else terms
 
@@ -71,7 +71,7 @@ class Judge:
         if not self.plain_error:
             self.plain_error = self._error_of_plain(inside)
         scale = self._scale(inside)
-        allowed = (self.slack + self.plain_error) * scale + self._rounding(info) * want.abs() + self._tiny(info)
+        allowed = (self.slack + self.plain_error) * scale + self._rounding(info) * self._size() + self._tiny(info)
         # what is allowed may be out of a half's range: a gradient that is left over from terms far out of it
         if (bad := inside & value.isinf() & (want.abs() + allowed < info.max)).any():
             return self._finding("inf", bad, value)
@@ -95,6 +95,10 @@ class Judge:
         within = self.want[inside]
         typical = within.abs().max() if self.by_tensor else within.square().mean().sqrt()
         return torch.maximum(self.want.abs(), self.terms).clamp(min=max(typical.item(), self.floor, 1e-300))
+
+    def _size(self) -> Tensor:
+        """Of what is rounded to the tensor's dtype: the truth, or the number that the plain formula has for it."""
+        return self.want.abs() if self.plain is None else torch.maximum(self.want.abs(), self.plain.nan_to_num(0.0, 0.0, 0.0).abs())
 
     def _error_of_plain(self, inside: Tensor) -> float:
         if self.plain is None:

@@ -1,6 +1,7 @@
 """Mixtures of Gaussians and density networks: their axes, calls and plain formulas."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -128,18 +129,29 @@ def _mdn_plain(case: Case, t: Tensors) -> Tensor:
     return log_sum_exp(log_n + t["weight_logits"].log_softmax(-1))
 
 
-def _weight_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+def weight_terms(log_prob: Callable[[Tensors], Tensor], t: Tensors, upstream: Tensor, sums: int = 1) -> Tensors:
     """The gradient of a weight's logit is sum g (q - w), of probabilities that each have a rounding: sum |g| (q + w).
 
-    With L the log-density, whose derivative is q - w, and that of log sum_k e^{a_k} being w, it is a derivative of L + 2 log sum_k e^{a_k}.
+    With L the log-density, of so many sums over components, whose derivative is q - w, and that of log sum_k e^{a_k} being w, it is a
+    derivative of L + 2 log sum_k e^{a_k} (for each sum).
     """
-    if case.options.get("of", "log_prob") != "log_prob":
-        return {}
     leaves = {n: v.detach().double().requires_grad_(n == "weight_logits") for n, v in t.items()}
     logits = leaves["weight_logits"]
-    log_prob = (_mixture_plain if case.family == "mixture" else _mdn_plain)(case, leaves)
-    total = upstream.abs().double() * (log_prob + 2.0 * logits.logsumexp(-1))
+    total = upstream.abs().double() * (log_prob(leaves) + 2.0 * sums * logits.logsumexp(-1))
     return {"weight_logits": torch.autograd.grad(total.sum(), logits)[0].nan_to_num(0.0)}
+
+
+def _mixture_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    if case.options["of"] == "log_prob":
+        return weight_terms(lambda leaves: _mixture_plain(case, leaves), t, upstream)
+    if case.options["of"] == "responsibilities" and case.options["covariance"] in ("tied", "full"):
+        # sum g q (e_k - sum q e), of whose exponents e each has the logarithm of the determinant
+        return {"scale": 2.0 * upstream.double().abs().sum() / t["scale"].abs()}
+    return {}
+
+
+def _mdn_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    return weight_terms(lambda leaves: _mdn_plain(case, leaves), t, upstream)
 
 
 FAMILIES = (
@@ -150,7 +162,7 @@ FAMILIES = (
         _mixture_plain,
         {"of": "log_prob"},
         _mixture_ordinary,
-        terms=_weight_terms,
+        terms=_mixture_terms,
         by_tensor=True,
         weighs=True,
         loses_rows=True,
@@ -162,7 +174,7 @@ FAMILIES = (
         _mdn_call,
         _mdn_plain,
         {"min_scale": 0.0},
-        terms=_weight_terms,
+        terms=_mdn_terms,
         by_tensor=True,
         weighs=True,
         loses_rows=True,

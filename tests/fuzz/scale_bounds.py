@@ -2,6 +2,7 @@
 
 from random import Random
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,6 +30,12 @@ def _bounded(t: Tensor, bounds: Bounds) -> Tensor:
     low, high, mode = bounds
     if mode == "clamp":
         return t.clamp(low, high)
+    if mode == "straight_through":  # not drawn: for the derivative by the scale that is held
+        return t + (t.clamp(low, high) - t).detach()
     if mode == "tanh":
-        return (low + high) / 2 + (high - low) / 2 * ((t - (low + high) / 2) / ((high - low) / 2)).tanh()
+        u = (t - (low + high) / 2) / ((high - low) / 2)
+        if t.dtype != torch.float64:
+            return (low + high) / 2 + (high - low) / 2 * u.tanh()
+        above = high - (high - low) * (-2 * u).sigmoid()  # the same, and neither it nor its derivative cancels, as 1 - tanh^2 does
+        return torch.where(u < 0, low + (high - low) * (2 * u).sigmoid(), above)
     return low + F.softplus(high - F.softplus(high - t, threshold=40) - low, threshold=40)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .case import Case, exact, is_wild, stable_hash
+from .case import Case, exact, full_shape, is_wild, stable_hash
 from .families import FAMILIES
 from .family import MOST_ROUNDING, rounding_of_exponents
 from .judge import NEIGHBOURS, Finding, Judge, neighbour, same_bits
@@ -33,21 +34,30 @@ def against_truth(
         slack *= 3
     want, want_grads = run_plain(case, numbers, torch.float64, upstreams)
     if family.loses_rows:
-        kept = [g.masked_fill(w.isnan() | (w.abs() > torch.finfo(o.dtype).max), 0.0) for g, w, o in zip(upstreams, want, outs, strict=True)]
+        # documented: the sum of squares, twice the value, is what has to be in range
+        half = [torch.finfo(o.dtype).max / 2 for o in outs]
+        kept = [g.masked_fill(w.isnan() | (w.abs() > r), 0.0) for g, w, r in zip(upstreams, want, half, strict=True)]
+        unsure = [(w.abs() > 0.98 * r) & (w.abs() < 2 * r) for w, r in zip(want, half, strict=True)]
+        if case.options.get("of") == "statistics" and unsure[0].any():  # sums over rows, of which one may be lost
+            return None
+        want = [w.masked_fill(u, torch.nan) for w, u in zip(want, unsure, strict=True)]
         if not all(torch.equal(a, b) for a, b in zip(kept, upstreams, strict=True)):
             upstreams = kept
-            _, want_grads = run_plain(case, numbers, torch.float64, upstreams)
+            want_grads = run_plain(case, numbers, torch.float64, upstreams)[1]
     plain, plain_grads = ([None] * len(want), {}) if double else run_plain(case, numbers, torch.float32, upstreams)
     if len(outs) != len(want):
         return Finding("count", "outputs", f"{len(outs)} outputs, expected {len(want)}")
-    unit = max([1e-30, *(g.abs().max().item() for g in upstreams if g.numel())])
+    unit = max([1e-30, *(g.abs().max().item() for g in upstreams if g.numel())]) * max(1.0, abs(case.options.get("beta", 1.0)))
     of_exponents = 0.0
     if family.weighs:
         if family.rounding:
             size = family.rounding(case, {n: exact(t) for n, t in numbers.items()})
             of_exponents = size.masked_fill(size > MOST_ROUNDING, 0.0).max().item() if size.numel() else 0.0  # the plain formula has those
         else:
-            size = max([0.0, *(w.abs().nan_to_num(0.0, 0.0, 0.0).max().item() for w in want if w.numel())])
+            logs = want
+            if case.options.get("of") == "responsibilities":  # which are weights themselves: their exponents are the density's
+                logs = run_plain(replace(case, options=case.options | {"of": "log_prob"}), numbers, torch.float64, upstreams)[0]
+            size = max([0.0, *(w.abs().nan_to_num(0.0, 0.0, 0.0).max().item() for w in logs if w.numel())])
             of_exponents = size * rounding_of_exponents(double)
             of_exponents = math.inf if of_exponents > MOST_ROUNDING else of_exponents
     judged: list[tuple[Judge, Tensor]] = []
@@ -71,21 +81,38 @@ def against_truth(
         judged.append((judge, grads[name]))
     failed = [(j, got) for j, got in judged if j.verdict(got)]
     if failed and is_wild(case):
-        _exempt(case, numbers, upstreams, {j.what[5:]: j for j, _ in failed if j.what.startswith("grad")})
+        _exempt(case, numbers, upstreams, {j.what: j for j, _ in failed})
     if any(found.kind == "error" for j, got in failed if (found := j.verdict(got))) and not double:
         _appeal(case, numbers, upstreams, {j.what: j for j, _ in failed})
     return next((found for j, got in failed if (found := j.verdict(got))), None) or _undefined(case, numbers, outs, grads, want, want_grads)
 
 
 def _exempt(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[str, Judge]) -> None:
-    """Where the derivative itself is out of range, its product with a small upstream gradient, or with zero, need not be in it."""
-    rows = next(iter(numbers.values())).numel() if case.options.get("reduction") == "mean" else 1
-    unit = [torch.full_like(g, float(rows)) for g in upstreams]
-    _, derivatives = run_plain(case, numbers, torch.float64, unit)
-    for name, judge in judges.items():
-        slope = derivatives[name]
-        out_of_range = slope.isnan() | (slope.abs() > torch.finfo(numbers[name].dtype).max)
-        judge.want = judge.want.masked_fill(out_of_range, torch.nan)
+    """Documented: what is out of range on the way stays so. A row in the mean or sum of the batch; a derivative that a small factor (an
+    upstream gradient, beta, the slope of a bound) multiplies; an element of the gradient of a broadcast argument."""
+    options = case.options
+    if options.get("reduction") in ("mean", "sum"):
+        rows, _ = run_plain(replace(case, options=options | {"reduction": "none"}), numbers, torch.float64, upstreams)
+        for name, judge in judges.items():
+            if name.startswith("out") and (rows[int(name[3:])].abs() > _largest(numbers)).any():
+                judge.want = torch.full_like(judge.want, torch.nan)
+    count = max(1, next(iter(numbers.values())).numel()) if options.get("reduction") == "mean" else 1
+    unit = [torch.full_like(g, count / min(1.0, abs(options.get("beta", 1.0)) or 1.0)) for g in upstreams]
+    if options.get("bounds"):
+        case = replace(case, options=options | {"bounds": (*options["bounds"][:2], "straight_through")})
+    whole = {s.name: numbers[s.name].expand(full_shape(case, s)).clone() for s in case.specs}
+    for given, factors in ((numbers, unit), (whole, unit), (whole, upstreams)):
+        _, derivatives = run_plain(case, given, torch.float64, factors)
+        for name, judge in judges.items():
+            if name.startswith("grad"):
+                slope = derivatives[name[5:]]
+                beyond = slope.isnan() | (slope.abs() > torch.finfo(numbers[name[5:]].dtype).max / 8)  # it is itself a product of a few
+                judge.want = judge.want.masked_fill(beyond.double().sum_to_size(judge.want.shape) > 0, torch.nan)
+
+
+def _largest(numbers: Tensors) -> float:
+    """The largest number of the type that a case is computed in."""
+    return torch.finfo(torch.float64 if any(t.dtype == torch.float64 for t in numbers.values()) else torch.float32).max
 
 
 def _appeal(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[str, Judge]) -> None:
