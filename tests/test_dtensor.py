@@ -83,6 +83,44 @@ CASES = {
     "mixture, second batch dim": (MIXTURE | {"x": (2, "n", 2)}, vae_fast.mixture_log_prob, "S1"),
     "responsibilities": (MIXTURE, vae_fast.mixture_responsibilities, "S0"),
     "statistics": (MIXTURE, lambda **t: tuple(vae_fast.mixture_statistics(**t)), "S0 P P P"),
+    "mixture, weights of each row": (MIXTURE | {"weight_logits": ("n", K)}, vae_fast.mixture_log_prob, "S0"),
+    "mixture, joint and factorized": (MIXTURE, lambda **t: tuple(vae_fast.mixture_log_prob(**t, factorized="both")), "S0 S0"),
+    "aggregate": ({"z": ("n", 2), "mu": (K, 2), "logvar": (K, 2)}, vae_fast.aggregate_log_prob, "S0"),
+    "laplace": ({"x": ("n", 4), "loc": ("n", 4), "log_scale": (4,)}, vae_fast.laplace_log_prob, "S0"),
+    "log-normal": ({"x": ("n", 4), "loc": ("n", 4), "log_scale": ("n", 4)}, vae_fast.log_normal_log_prob, "S0"),
+    "student t": ({"x": ("n", 4), "df": (), "loc": ("n", 4), "log_scale": (4,)}, vae_fast.student_t_log_prob, "S0"),
+    "continuous bernoulli": ({"x": ("n", 4), "logits": ("n", 4)}, vae_fast.continuous_bernoulli_log_prob, "S0"),
+    "gaussian, bounded scale": (
+        {"x": ("n", 4), "mu": ("n", 4), "logvar": (4,)},
+        lambda **t: vae_fast.gaussian_log_prob(**t, scale_bounds=(0.3, 0.8, "softclip")),
+        "S0",
+    ),
+    "poisson": ({"noise": ("n", 4), "rate": ("n", 4)}, lambda noise, rate: vae_fast.poisson_log_prob(noise.round(), rate), "S0"),
+    "negative binomial": (
+        {"noise": ("n", 4), "mu": ("n", 4), "theta": (4,)},
+        lambda noise, **t: vae_fast.negative_binomial_log_prob(noise.round(), **t),
+        "S0",
+    ),
+    "zero-inflated": (
+        {"noise": ("n", 4), "mu": ("n", 4), "theta": (4,), "zi_logits": ("n", 4)},
+        lambda noise, **t: vae_fast.zero_inflated_negative_binomial_log_prob(noise.round(), **t),
+        "S0",
+    ),
+    "mixture of counts": (
+        {"noise": ("n", 4), "mu_1": ("n", 4), "mu_2": ("n", 4), "theta_1": (4,), "pi_logits": ("n", 4)},
+        lambda noise, **t: vae_fast.negative_binomial_mixture_log_prob(noise.round(), theta_2=None, **t),
+        "S0",
+    ),
+    "categorical": (
+        {"noise": ("n", 4), "logits": ("n", 4, 3)},
+        lambda noise, logits: vae_fast.categorical_log_prob(noise.round().long(), logits),
+        "S0",
+    ),
+    "discretised logistic": (
+        {"noise": ("n", 4), "loc": ("n", 4), "log_scale": (4,)},
+        lambda noise, **t: vae_fast.discretized_logistic_log_prob(noise.clamp(max=1.0), **t),
+        "S0",
+    ),
     "mdn": ({"y": ("n", 2), "weight_logits": (K,), "means": ("n", K, 2), "log_scale": ("n", K)}, vae_fast.mdn_log_prob, "S0"),
     "mdn, fixed": ({"y": ("n", 2), "weight_logits": ("n", K), "means": (K, 2), "log_scale": (K, 2)}, vae_fast.mdn_log_prob, "S0"),
     "mixture over pixels": (
@@ -283,6 +321,8 @@ def errors(mesh):
         "mixed": message(lambda: vae_fast.gaussian_kl(mu, torch.zeros(4, 2))),
         "meshes": message(lambda: vae_fast.gaussian_kl(mu, other)),
         "checks": message(checked),
+        "total correlation": message(lambda: vae_fast.total_correlation(mu, mu, mu, 100)),
+        "discrepancy": message(lambda: vae_fast.mmd(mu, mu)),
         "plain torch": message(reference_draws),
     }
 
@@ -394,6 +434,8 @@ def test_a_training_step_is_that_of_one_process(ranks, name, n):
         ("meshes", "ValueError", r"inputs\[1\] is on DeviceMesh.*: expected one mesh"),
         ("plain torch", "ValueError", r"noise=None: expected the caller's own"),
         ("checks", "ValueError", r"x\[3, 0\] = 255.0: expected values in \[0, 1\]"),
+        ("total correlation", "TypeError", r"z is a DTensor: expected a plain tensor, for total_correlation compares all rows"),
+        ("discrepancy", "TypeError", r"z is a DTensor: expected a plain tensor, for mmd compares all rows"),
     ],
 )
 def test_one_line_in_every_process(ranks, name, kind, words):

@@ -43,6 +43,13 @@ def is_dtensor(t: torch.Tensor) -> bool:
     return tensors is not None and isinstance(t, tensors.DTensor)
 
 
+def refuse_dtensors(function: str, **tensors: torch.Tensor) -> None:
+    """For functions that compare every row with every other: no process has all rows."""
+    for name, t in tensors.items():
+        if is_dtensor(t):
+            raise TypeError(f"{name} is a DTensor: expected a plain tensor, for {function} compares all rows (full_tensor() gathers them)")
+
+
 _dtensor_admitted = False
 
 

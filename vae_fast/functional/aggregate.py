@@ -11,7 +11,7 @@ from torch import Tensor
 from vae_fast._precision import compute_all, compute_dtype, number_of
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import overridable, reduce
+from vae_fast.functional._dispatch import overridable, reduce, refuse_dtensors
 from vae_fast.functional.gaussian import gaussian_log_prob
 from vae_fast.functional.mixture import MixtureLogProbs, mixture_log_prob
 
@@ -83,7 +83,7 @@ def aggregate_log_prob(
     if values.wanted(check_data):
         values.require(*values.finite(z=z, mu=mu, logvar=logvar))
     dtype = compute_dtype([z, mu, logvar])
-    equal = torch.zeros(len(mu), dtype=dtype, device=z.device)
+    equal = mu.new_zeros(len(mu), dtype=dtype)  # a DTensor where mu is one
     # not half of a half: the gradient of the log standard deviation is twice that of logvar, and out of range sooner
     return mixture_log_prob(z, equal, mu, 0.5 * logvar.to(dtype), factorized=factorized)  # type: ignore[arg-type]
 
@@ -177,6 +177,7 @@ def total_correlation(
         A model's loss holds it by ``VAE(..., regularizer=)``, see :class:`vae_fast.models.VAE`.
     """
     _posteriors(z, mu, logvar)
+    refuse_dtensors("total_correlation", z=z, mu=mu, logvar=logvar)
     if z.shape != mu.shape:
         raise ValueError(f"z has shape {tuple(z.shape)}: expected {tuple(mu.shape)}, the shape of mu")
     check.positive_int("dataset_size", dataset_size)

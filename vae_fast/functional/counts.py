@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from vae_fast._precision import compute_dtype
+from vae_fast._scales import softplus
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
 from vae_fast.functional._dispatch import overridable, row_sum
@@ -209,5 +209,5 @@ def negative_binomial_mixture_log_prob(
     first, other = row_sum(name, [x, mu_1, theta_1], [*params], 0), row_sum(name, [x, mu_2, second], [*params], 0)
     logits = pi_logits.to(dtype)
     # not torch.logaddexp: its gradient where neither component can have given the count is NaN
-    mixed = logsumexp(torch.stack(torch.broadcast_tensors(first + logsigmoid(logits), other + logsigmoid(-logits))), dim=0)
+    mixed = logsumexp(torch.stack(torch.broadcast_tensors(first - softplus(-logits), other - softplus(logits))), dim=0)
     return mixed.flatten(-event_dim).sum(-1) if event_dim else mixed

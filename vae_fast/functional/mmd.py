@@ -10,7 +10,7 @@ from torch import Tensor
 from vae_fast._precision import compute_all, number_of
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import overridable
+from vae_fast.functional._dispatch import overridable, refuse_dtensors
 from vae_fast.functional._row_chunks import by_rows
 
 #: The scales that are summed if none are given.
@@ -85,6 +85,7 @@ def mmd(
         if t.ndim != 2 or t.shape[0] < 2 or t.shape[1] < 1:
             raise ValueError(f"{name} has shape {tuple(t.shape)}: expected (N, L) with N of at least 2 and L of at least 1")
     check.same_device(z=z, prior=prior)
+    refuse_dtensors("mmd", z=z, prior=prior)
     if z.shape[1] != prior.shape[1]:
         raise ValueError(f"prior has shape {tuple(prior.shape)}: expected (M, {z.shape[1]}), the last dimension of z")
     check.one_of("kernel", kernel, tuple(SCALES))
