@@ -8,6 +8,7 @@ goes on where it was. --time, on a machine that does nothing else, adds seconds 
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from typing import Any
@@ -199,6 +200,7 @@ def main() -> None:
 
 
 NAMES = {"mnist": "MNIST", "frey": "Frey Faces", "digits": "digits"}
+SHAPES = {"mnist": (28, 28), "frey": (28, 20), "digits": (8, 8)}
 
 
 def section(r: dict[str, Any]) -> str:
@@ -268,7 +270,26 @@ epochs 100 and 1,000 the very figures of its run with 2. The least validation lo
 ![Loss by epoch](pictures/thesis_loss.png)
 
 ![An image and its reconstruction through the epochs](pictures/thesis_reconstructions.png)
+
+{pages(ordered)}
 {timing(r, times)}"""
+
+
+def pages(models: list[dict[str, Any]]) -> str:
+    """The command that makes each model's page, and how large it gets: the decoder's weights, two bytes each, four characters for three."""
+    shown = [m for m in models if not m["extra"]]
+    size = {}
+    for m in shown:
+        decoder = MLPVAE(m["latent"], math.prod(SHAPES[m["dataset"]]), m["hidden"]).decoder
+        size[m["name"]] = sum(p.numel() for p in decoder.parameters()) * 2 * 4 / 3 / 1e6
+    rows = [[m["name"], f"`vae-fast explore runs/thesis/{m['name']} --page {m['name']}.html`", f"{size[m['name']]:.1f} MB"] for m in shown]
+    return f"""\
+Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the
+thesis's figure 38). The decoder itself is in it, so that the pages are too large to be kept here; a command makes each from a trained
+model:
+
+{table(["model", "its page", "decoder in it"], rows)}
+"""
 
 
 def line(m: dict[str, Any]) -> list[object]:

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -20,7 +21,7 @@ from matplotlib.image import imread
 from scipy.stats import norm
 from sklearn.datasets import load_digits
 
-from vae_fast import data
+from vae_fast import cli, data
 from vae_fast.models import MLPVAE
 from vae_fast.training import evaluate, evaluate_log_prob
 from vae_fast.training.checkpoint import load
@@ -92,6 +93,23 @@ def test_training(quick):
     assert models["mnist-5-seed-1"]["loss"] != models["mnist-5"]["loss"]
     assert models["mnist-5-seed-1"]["loss"] == pytest.approx(models["mnist-5"]["loss"], abs=0.5)
     assert models["frey-2-batch-100"]["loss"] < models["frey-2"]["loss"]  # twice the steps
+
+
+def test_every_model_has_the_command_that_makes_its_page(examples, quick, tmp_path, monkeypatch, capsys):
+    out, found = quick
+    text = examples("thesis_training").section(found["thesis_training"])
+    commands = dict(re.findall(r"\| (\S+) \| `vae-fast explore (runs/thesis/\1 --page \1.html)` \|", text))
+    assert commands.keys() == {m["name"] for m in found["thesis_training"]["models"] if not m["extra"]}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "thesis").symlink_to(out / "thesis-quick")
+    for name, rest in commands.items():
+        assert cli.main(["explore", *rest.split()]) == 0
+        assert "assumed" not in (said := capsys.readouterr().out)
+        assert "it decodes by the network itself" in said
+        assert (tmp_path / f"{name}.html").stat().st_size > 60_000
+    stated = float(re.search(r"`vae-fast explore runs/thesis/mnist-50 .*\| (\S+) MB \|", (EXAMPLES / "README.md").read_text())[1])
+    assert stated == pytest.approx(2 * 4 / 3 * (50 * 500 + 500 + 500 * 500 + 500 + 500 * 784 + 784) / 1e6, abs=0.05)
 
 
 def test_run_that_is_killed_goes_on_to_the_same_numbers(examples, quick, one_thread, tmp_path):
