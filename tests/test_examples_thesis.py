@@ -20,8 +20,9 @@ import torch
 from matplotlib.image import imread
 from scipy.stats import norm
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 
-from vae_fast import cli, data
+from vae_fast import cli, data, plots
 from vae_fast.models import MLPVAE
 from vae_fast.training import evaluate, evaluate_log_prob
 from vae_fast.training.checkpoint import load
@@ -206,7 +207,8 @@ def test_fine_tuning_moves_a_copy_of_the_encoder(examples):
     model, x, y = MLPVAE(3, 16, 8), torch.rand(40, 16), torch.arange(40) % 10
     before = {k: v.clone() for k, v in model.state_dict().items()}
     t = thesis.Trained(None, model, None, [], {}, {})
-    found = classifier.readings(t, x, y, x[:7], 5)
+    learned = classifier.classifiers(t, x, y, 5)
+    found = {name: classifier.probabilities(network, x[:7]) for name, network in learned.items()}
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert found.keys() == classifier.METHODS.keys()
     for p in found.values():
@@ -223,10 +225,56 @@ def test_fine_tuning_moves_a_copy_of_the_encoder(examples):
 
 def test_regression_with_a_class_that_is_not_there(examples):
     x = torch.tensor([[0.0], [1.0]]).repeat(20, 1)
-    p = examples("thesis_classifier").regression(x, torch.tensor([3, 7]).repeat(20), torch.tensor([[0.0], [1.0]]))
+    classifier = examples("thesis_classifier")
+    p = classifier.probabilities(classifier.regression(x, torch.tensor([3, 7]).repeat(20)), torch.tensor([[0.0], [1.0]]))
     assert p.argmax(-1).tolist() == [3, 7]
     assert p.sum(-1).tolist() == pytest.approx([1.0, 1.0])
     assert p[:, [0, 1, 2, 4, 5, 6, 8, 9]].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("classes", [[3, 7], [1, 2, 8]])
+def test_regression_is_scikit_learns(examples, classes):
+    classifier = examples("thesis_classifier")
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor(classes).repeat(60 // len(classes))
+    want = LogisticRegression(max_iter=300).fit(x.numpy(), y.numpy()).predict_proba(x.numpy())
+    np.testing.assert_allclose(classifier.probabilities(classifier.regression(x, y), x)[:, classes], want, atol=1e-6)
+
+
+def test_saved_classifiers_are_loaded_and_not_learned_again(examples, quick, tmp_path, monkeypatch, capsys):
+    """What is drawn for a digit, and what the explorer is given, is what the study's classifiers said."""
+    out, found = quick
+    results, classifier = found["thesis_classifier"], examples("thesis_classifier")
+    for name in ("descend", "regression"):
+        monkeypatch.setattr(classifier, name, lambda *_: pytest.fail("learned again"))
+    arguments = ["thesis_classifier.py", "--quick", "--out", str(tmp_path), "--runs", str(out / "thesis-quick"), "--digit"]
+    monkeypatch.setattr(sys, "argv", [*arguments, str(results["digit"])])
+    drawn = []
+    monkeypatch.setattr(classifier, "draw_certainty", lambda *given: drawn.append(given))
+    classifier.main()
+    path, _, _, shown, label, digit = drawn[0]
+    assert (path, label, digit) == (tmp_path / f"thesis_certainty_{digit}.png", results["label"], results["digit"])
+    assert shown.keys() == classifier.METHODS.keys()
+    for name, p in results["probabilities"].items():
+        assert shown[name].tolist() == pytest.approx(p, abs=1e-5)
+    assert "latent means, encoder fine-tuned: 0 " in capsys.readouterr().out
+    kept = plots.load_readings(out / "thesis-quick" / "readings.npz")
+    assert kept.names == tuple(name for name, _ in classifier.METHODS.values())
+    assert len(kept.images) == min(300, results["test_images"])
+    assert kept.probabilities[digit, 2].tolist() == pytest.approx(results["probabilities"]["tuned"], abs=1e-5)
+    assert kept.labels[digit] == label
+
+
+def test_classifiers_of_another_autoencoder_are_refused(examples, quick, tmp_path, monkeypatch):
+    out, _ = quick
+    classifier = examples("thesis_classifier")
+    t = examples("_thesis").trained(arguments(out / "thesis-quick"), "mnist-5")
+    with pytest.raises(SystemExit, match=r"^error: .*none.pt: not there: run without --digit first$"):
+        classifier.kept(tmp_path / "none.pt", t)
+    with torch.no_grad():
+        t.model.encoder.mu.bias += 1.0
+    with pytest.raises(SystemExit, match=r"^error: .*classifiers.pt: of another autoencoder than the one in mnist-5: run"):
+        classifier.kept(out / "thesis-quick" / "classifiers.pt", t)
 
 
 def test_training_labels_are_those_of_the_training_images(examples, monkeypatch, tmp_path):

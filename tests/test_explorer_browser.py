@@ -126,3 +126,74 @@ def test_keys_of_the_plane(page, plane):
     assert browser.run("scrollY") == 0  # the arrows do not scroll while the plane has them
     browser.key("Home")
     assert place_shown(browser, plane) == (0, 0)
+
+
+# --- readings ---------------------------------------------------------------------------------------------------------
+
+PROBABILITIES = torch.rand(7, 3, 10, generator=torch.Generator().manual_seed(2)).pow(4)
+
+
+def readings():
+    images = torch.randint(0, 256, (7, 28, 20), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    names = ("pixels", "latent means, encoder frozen", "latent means, encoder fine-tuned")
+    return plots.Readings(images, torch.arange(7) + 3, PROBABILITIES / PROBABILITIES.sum(-1, keepdim=True), names)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("grid", [None, 5])
+def test_slider_through_readings(browser, tmp_path, size, grid):
+    """A finger and the keys go through the images: each shows itself, every classifier's bars, and what its encoding decodes to."""
+    width, height = SIZES[size]
+    model = MLPVAE(4, 28 * 20, 32, generator=torch.Generator().manual_seed(0)).eval()
+    plane, given = plots.latent_plane(model, (28, 20), (2, 0)), readings()
+    plots.explorer_page(tmp_path / "p.html", plane, grid=grid, readings=given)
+    browser.open(tmp_path / "p.html", width, height)
+    for name in ("read", "image", "slider0", "slider1", "slider2", "bars"):
+        left, top, wide, high = browser.box(name)
+        assert 0 <= left < left + wide <= width, name
+        assert 0 <= top < top + high <= height, name
+    left, _, wide, _ = box = browser.box("slider2")
+    browser.drag((left + 5, middle(box)[1]), (left + wide / 2, middle(box)[1]), (left + wide - 1, middle(box)[1]))
+    check_reading(browser, plane, given, 6, grid)
+    browser.press(*middle(box))
+    check_reading(browser, plane, given, 3, grid)
+    browser.key("ArrowRight")
+    check_reading(browser, plane, given, 4, grid)
+    if grid is None:
+        browser.press(*middle(browser.box("slider0")))  # another place; the other dimensions stay where the image has them
+        check_pixels(browser, plane, model.encode(given.images[4].flatten()[None])[0], first=browser.run("place")[0])
+        browser.run("plane.focus()")
+        browser.key("Home")
+        check_reading(browser, plane, given, 4, grid)
+
+
+def check_pixels(browser, plane, z, first=None):
+    z = z.detach().clone()
+    if first is not None:
+        z[0, plane.dims[0]] = first
+    pixels = browser.run("[...image.getContext('2d').getImageData(0, 0, image.width, image.height).data].filter((_, i) => i % 4 === 0)")
+    np.testing.assert_allclose(np.array(pixels) / 255, plane.decode_latent(z)[0].flatten().numpy(), atol=1e-3 + 0.5 / 255)
+
+
+def check_reading(browser, plane, given, i, grid):
+    browser.frame()
+    assert browser.run("element('value2').textContent") == f"{i}: a {i + 3}"
+    shown = "[...element('read').getContext('2d').getImageData(0, 0, 20, 28).data].filter((_, i) => i % 4 === 0)"
+    assert browser.run(shown) == given.images[i].flatten().tolist()
+    heights = browser.run(
+        "[...document.querySelectorAll('#bars > div')].map((e) => [...e.querySelectorAll('i')].map((b) => b.style.height))"
+    )
+    assert [[float(h[:-1]) / 100 for h in row] for row in heights] == [pytest.approx(p.tolist(), abs=1e-5) for p in given.probabilities[i]]
+    texts = browser.run("[...document.querySelectorAll('#bars h2')].map((e) => e.textContent)")
+    best = given.probabilities[i].max(-1)
+    said = zip(given.names, best.indices.tolist(), best.values.tolist(), strict=True)
+    assert texts == [f"{name}: {k}, {100 * p:.0f}%" for name, k, p in said]
+    true = "[...document.querySelectorAll('#bars ol')].map((e) => [...e.querySelectorAll('i')].map((b) => b.style.background))"
+    for row in browser.run(true):
+        assert row.index("rgb(42, 127, 98)") == i + 3
+        assert row.count("rgb(42, 127, 98)") == 1
+    z = plane.model.encode(given.images[i].flatten()[None])[0].detach()
+    place = [float(v) for v in z[0, list(plane.dims)]]
+    assert browser.run("place") == pytest.approx(place, abs=1e-5)
+    if grid is None:
+        check_pixels(browser, plane, z)
