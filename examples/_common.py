@@ -35,6 +35,7 @@ EXAMPLES = (
     "infinite_mixture",
     "evidence",
     "gradient_estimators",
+    "sgvb",
     "vamp_prior",
     "vae_inference",
     "generative_and_discriminative",

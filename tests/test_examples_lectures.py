@@ -316,3 +316,15 @@ def test_quick_pictures_are_drawn(quick):
     pictures = list(quick.out.glob("*.png"))
     assert len(pictures) == 21
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
+
+
+def test_samples_per_image(quick):
+    for results in both(quick, "sgvb"):
+        of = {(g["name"], g["samples"]): g for g in results["gradients"]}
+        for kl in ("analytic", "sampled"):
+            assert of[kl, 1]["variance"] == of[kl, 1]["variance_all_images"]  # M = 100 / 1
+            assert of[kl, 1]["variance"] < of[kl, 10]["variance"] < of[kl, 100]["variance"]  # fewer images
+            assert of[kl, 25]["variance_all_images"] < of[kl, 1]["variance"]  # more samples of as many images
+        assert of["analytic", 1]["variance"] < of["sampled", 1]["variance"]
+        ends = [t["test_loss"] for t in results["trained"]]
+        assert ends[0] < ends[-1]
