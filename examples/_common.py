@@ -44,6 +44,7 @@ EXAMPLES = (
     "metropolis_hastings",
     "batch_size",
     "thesis_training",
+    "thesis_listings",
     "thesis_classifier",
     "thesis_latent",
 )
