@@ -33,7 +33,7 @@ SOURCE_SECONDS = {10: 17.868237, 20: 26.767085, 50: 16.530946}
 #: Epochs of Frey Faces that the page compares with the thesis.
 SHOWN = ("100", "1000")
 COLOURS = {2: "#1f5fa8", 5: "#8a8a8a", 10: "#d9772b", 20: "#3a8f4d", 50: "#8d4a9e"}
-DASHES = {True: "-", False: "--"}
+DARK = {2: "#0b2c52", 5: "#444444", 10: "#7a3d0e", 20: "#173f20", 50: "#4a2354"}
 
 
 def numbers(t: Trained, samples: int) -> dict[str, Any]:
@@ -61,22 +61,34 @@ def numbers(t: Trained, samples: int) -> dict[str, Any]:
     return row | {"made": t.made}
 
 
+def smoothed(values: list[float], width: int) -> list[float]:
+    """Running medians over so many values, fewer at the ends."""
+    side = width // 2
+    return [statistics.median(values[max(0, i - side) : i + side + 1]) for i in range(len(values))]
+
+
 def draw_loss(args: argparse.Namespace, models: list[Trained]) -> None:
     """Loss by epoch, with the source's printed figures as points."""
-    figure = Figure(figsize=(10.2, 5.0), layout="constrained")
-    for axes, group, title in zip(figure.subplots(1, 2), ("mnist", "frey"), ("MNIST", "Frey Faces"), strict=True):
+    figure = Figure(figsize=(7.6, 9.6), layout="constrained")
+    for axes, group, title in zip(figure.subplots(2, 1), ("mnist", "frey"), ("MNIST", "Frey Faces"), strict=True):
         chosen = [t for t in models if t.setting.group == group and not t.setting.extra]
         for t in sorted(chosen, key=lambda t: t.setting.latent):
             s, epochs = t.setting, range(1, len(t.history) + 1)
             colour = COLOURS[s.latent]
-            of = "" if group == "mnist" or s.whole else ", some frames held out"
-            alpha = 1.0 if group == "mnist" or s.whole else 0.45
-            axes.plot(epochs, [r["loss"] for r in t.history], color=colour, alpha=alpha, lw=1.4, label=f"latent {s.latent}{of}")
+            # An epoch of faces is one step with its own noise: the line is the running median, the noise faint behind it.
+            width = 1 if group == "mnist" else max(3, s.epochs // 40)
+            losses = [r["loss"] for r in t.history]
+            if width > 1 and s.whole:
+                axes.plot(epochs, losses, color=colour, alpha=0.2, lw=0.7)
+            if group == "mnist" or s.whole:
+                axes.plot(epochs, smoothed(losses, width), color=colour, lw=1.8, label=f"latent {s.latent}")
             if not s.whole:
-                axes.plot(epochs, [r["valid_loss"] for r in t.history], color=colour, alpha=alpha, lw=1.0, ls=":")
+                dark = {"color": colour, "lw": 1.2, "ls": ":"} if group == "mnist" else {"color": DARK[s.latent], "lw": 2.2, "ls": "--"}
+                axes.plot(epochs, smoothed([r["valid_loss"] for r in t.history], width), zorder=5, **dark)
             if s.name in SOURCE and not args.quick:
                 axes.plot(*zip(*SOURCE[s.name].items(), strict=True), "o", ms=4.5, mfc="white", mec=colour)
-        axes.plot([], [], color="#222222", lw=1.0, ls=":", label="validation")
+        name, dashes = ("validation", ":") if group == "mnist" else ("validation, of the models with frames held out", "--")
+        axes.plot([], [], color="#222222", lw=1.6, ls=dashes, label=name)
         if not args.quick:
             axes.plot([], [], "o", ms=4.5, mfc="white", mec="#222222", ls="", label="the source's figures")
         # The first epochs would leave no room for what sets the models apart.

@@ -329,6 +329,30 @@ def test_latent(quick):
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
 
 
+def test_planes_alone(examples, quick, tmp_path, monkeypatch):
+    """What is of the two models of two dimensions comes anew; the rest of the file stays, and an absent one is an error."""
+    out, found = quick
+    latent = examples("thesis_latent")
+    arguments = ["thesis_latent.py", "--quick", "--planes", "--out", str(tmp_path), "--runs", str(out / "thesis-quick")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match=r"^error: .*thesis_latent.json: not there: run without --planes first$"):
+        latent.main()
+    before = found["thesis_latent"]
+    (tmp_path / "thesis_latent.json").write_text(json.dumps(before | {"plane": None, "film": None, "grid": None}))
+    latent.main()
+    after = json.loads((tmp_path / "thesis_latent.json").read_text())
+    assert after.pop("planes_added")["command"] == "python examples/thesis_latent.py --planes --quick"
+    assert after == before
+    assert {p.stem.removeprefix("thesis_") for p in tmp_path.glob("*.png")} == {
+        *("latent_mnist", "latent_3d", "latent_frey", "manifold_mnist", "manifold_frey")
+    }
+
+
+def test_running_medians(examples):
+    assert examples("thesis_training").smoothed([5.0, 1.0, 9.0, 2.0, 3.0], 3) == [3.0, 5.0, 2.0, 3.0, 2.5]
+    assert examples("thesis_training").smoothed([5.0, 1.0], 1) == [5.0, 1.0]
+
+
 # --- what is committed ------------------------------------------------------------------------------------------------
 
 
