@@ -109,8 +109,8 @@ def section(r: dict[str, Any]) -> str:
     body = []
     for count, end in ends.items():
         each = [of[kl, count] for kl in KL]
-        fixed = [f"{g['variance_all_images']:.3g}" if "variance_all_images" in g else "" for g in each]
-        body.append([count, each[0]["images"], *(f"{g['variance']:.3g}" for g in each), *fixed, f"{end:.2f}"])
+        fixed = [f"{g['variance_all_images']:,.0f}" if "variance_all_images" in g else "" for g in each]
+        body.append([count, each[0]["images"], *(f"{g['variance']:,.0f}" for g in each), *fixed, f"{end:.2f}"])
     m = r["decoded"]
     head = ["L", "M", "variance, B", "variance, A", f"B with M = {m}", f"A with M = {m}", "test loss"]
     one, many = of["analytic", 1], of["analytic", 25]

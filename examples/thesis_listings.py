@@ -103,7 +103,9 @@ def section(r: dict[str, Any]) -> str:
     for latent, losses in r["loss_before_training"].items():
         rows.append([latent, f"{EPOCH_0[int(latent)]:.2f}", f"{sum(losses) / len(losses):.2f}", f"{min(losses):.2f} to {max(losses):.2f}"])
     inside = [n for n, v in r["loss_before_training"].items() if min(v) <= EPOCH_0[int(n)] <= max(v)]
+    outside = [n for n in r["loss_before_training"] if n not in inside]
     said = f"within the range of the seeds for latent {' and '.join(inside)}" if inside else "outside the range of the seeds"
+    said += f", outside it for latent {' and '.join(outside)}" if inside and outside else ""
     return f"""\
 ## The thesis: two listings as printed: `{r["command"]}`
 
