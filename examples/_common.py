@@ -35,6 +35,7 @@ EXAMPLES = (
     "infinite_mixture",
     "evidence",
     "gradient_estimators",
+    "sgvb",
     "vamp_prior",
     "vae_inference",
     "generative_and_discriminative",
@@ -43,6 +44,7 @@ EXAMPLES = (
     "metropolis_hastings",
     "batch_size",
     "thesis_training",
+    "thesis_listings",
     "thesis_classifier",
     "thesis_latent",
 )

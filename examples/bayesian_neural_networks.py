@@ -191,6 +191,8 @@ def picture(path: Any, problem: Problem, thetas: dict[str, Tensor]) -> None:
             side = torch.linspace(-2.5, 2.5, 120)
             grid = torch.cartesian_prod(side, side)
             probability = torch.cat([network(theta, part).sigmoid().mean(0) for part in grid.split(2000)]).reshape(120, 120).T
+            axes.set(xlabel="$x_1$", ylabel="$x_2$")
+            axes.label_outer()
             shade = axes.contourf(side, side, probability, levels=torch.linspace(0.0, 1.0, 11), cmap="RdBu_r", alpha=0.8)
             axes.contour(side, side, probability, levels=[0.5], colors="#222222", linewidths=1.0)
             axes.scatter(*problem.x.T, c=["#b2182b" if c else "#2166ac" for c in problem.y], s=16, edgecolors="white", linewidths=0.6)

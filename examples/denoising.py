@@ -78,8 +78,8 @@ def plane(args: Any) -> dict[str, float]:
             "rmse_posterior_mean": (best - test).square().sum(1).mean().sqrt().item(),
             "rms_from_posterior_mean": (restored - best).square().sum(1).mean().sqrt().item(),
         }
-        figure = Figure(figsize=(12.8, 3.5), layout="constrained")
-        panels = figure.subplots(1, 4, sharex=True, sharey=True)
+        figure = Figure(figsize=(7.6, 7.8), layout="constrained")
+        panels = figure.subplots(2, 2, sharex=True, sharey=True).flatten()
         titles = ("data $x$", r"noisy $\tilde x = x + \epsilon$", r"field $h(\tilde x) - \tilde x$", r"restored $h(\tilde x)$")
         for axes, points, title in zip(panels, (test, noisy, None, restored), titles, strict=True):
             if points is not None:
@@ -90,6 +90,9 @@ def plane(args: Any) -> dict[str, float]:
         grid = torch.cartesian_prod(*2 * [torch.linspace(-2.2, 2.2, 23)])
         step = model(grid) - grid
         panels[2].quiver(*grid.T, *step.T, angles="xy", scale_units="xy", scale=1.6, width=0.004, color="#1f5fa8")
+        for axes in panels:
+            axes.set(xlabel="$x_1$", ylabel="$x_2$")
+            axes.label_outer()
         panels[0].set_xlim(-2.6, 2.6)
         panels[0].set_ylim(-2.6, 2.6)
         save(figure, args.out / "denoising_plane.png")

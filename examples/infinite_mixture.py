@@ -119,18 +119,27 @@ def main() -> None:
         mass = torch.trapezoid(curves["neural infinite mixture, by 16 samples"].exp(), grid[:, 0]).item()
         z = torch.linspace(-3.0, 3.0, 200)[:, None]
         mean, logvar = vae.decode(z)
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1.0))
     left.hist(x[:, 0], bins=80, density=True, color="#d5d5d5")
     styles = {
+        "one Gaussian": ("#c9b8d8", "-"),
         "uniform infinite mixture": ("#8a8a8a", "--"),
+        "neural infinite mixture, by the ELBO": ("#5a8f3c", "-."),
         "neural infinite mixture, by 16 samples": ("#1f5fa8", "-"),
         "true density": ("#d9772b", ":"),
     }
     for name, (colour, style) in styles.items():
-        left.plot(grid, curves[name].exp(), color=colour, linestyle=style, linewidth=1.8, label=name.split(",")[0])
-    left.set(xlabel="weight in kg", ylabel="density", ylim=(0.0, 0.62))
-    left.legend(frameon=False, fontsize="small")
+        left.plot(
+            grid,
+            curves[name].exp(),
+            color=colour,
+            linestyle=style,
+            linewidth=4.0 if name == "one Gaussian" else 1.8,
+            label=name.replace("infinite mixture, ", ""),
+        )
+    left.set(xlabel="weight in kg", ylabel="density", ylim=(0.0, 0.56))
+    left.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     right.plot(z, mean, color="#1f5fa8", label=r"$\mu_\theta(z)$")
     spread = (0.5 * logvar).exp()[:, 0]
     right.fill_between(

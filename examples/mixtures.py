@@ -39,16 +39,18 @@ def galaxy(out: Path, quick: bool, seed: int) -> dict[str, object]:
     truth = toy_log_prob("galaxy", test).mean().item()
     print(f"galaxy: {n:,} training and {n:,} test points; the true density: {truth:.3f} nats per test point")
     peak = toy_log_prob("galaxy", train).max().exp().item()
-    figure = Figure(figsize=(13.0, 7.2), layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True, sharey=True)
+    figure = Figure(figsize=(7.6, 13.6), layout="constrained")
+    panels = figure.subplots(4, 2, sharex=True, sharey=True)
     fits = []
-    for row, (method, name) in zip(panels, METHODS.items(), strict=True):
+    for row, (method, name) in zip(panels.T, METHODS.items(), strict=True):
         for axes, k in zip(row, COMPONENTS, strict=True):
             model, seconds = fit(train, k, method, iterations)
             found = {"train_log_likelihood": model.score(train), "test_log_likelihood": model.score(test)}
             ended = {"iterations": model.n_iter_, "converged": model.converged_}
             fits.append({"components": k, "method": method} | found | ended)
             plots.draw_density(axes, model.score_samples, plots.bounds_of(train), peak=peak)
+            axes.set(xlabel="$x_1$", ylabel="$x_2$")
+            axes.label_outer()
             axes.set_title(f"{name}, K = {k}: {found['test_log_likelihood']:.3f}", fontsize="medium")
             axes.spines[["top", "right"]].set_visible(False)
             fitted, tested = found.values()

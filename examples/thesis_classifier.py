@@ -2,15 +2,19 @@
 
     python examples/thesis_classifier.py [--quick | --full] [--out DIR] [--runs DIR] [--digit N]
 
-Writes thesis_classifier.png, thesis_certainty.png and thesis_classifier.json. The encoder is the one that thesis_training.py trains.
+Writes thesis_classifier.png, thesis_certainty.png and thesis_classifier.json, and beside the models the classifiers of all labels and what
+they make of the first test digits, for `vae-fast explore --readings`. --digit N only draws thesis_certainty_N.png, by those classifiers.
+The encoder is the one that thesis_training.py trains.
 """
 
 import argparse
+import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
-from _common import finish, save, table, unit
+from _common import commit, finish, save, table, unit
 from _thesis import Trained, latents, means, thesis_options, train_labels, trained
 from matplotlib.figure import Figure
 from sklearn.exceptions import ConvergenceWarning
@@ -18,6 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from vae_fast import plots
+from vae_fast.files import atomic_write
 from vae_fast.models import MLPVAE
 from vae_fast.training.products import Products
 
@@ -26,6 +32,8 @@ SOURCE_ACCURACY = {"means": 0.98, "pixels": 0.92}
 LATENT, EPOCHS, LR, BATCH = 50, 5, 0.1, 100
 SEEDS = 3
 LABELS = (100, 300, 1000, 3000, 10_000, 55_000)
+#: Test digits whose readings are kept for the explorer.
+KEPT = 300
 #: Each way of reading digits: its key, its name, its colour.
 METHODS = {
     "pixels": ("pixels", "#8a8a8a"),
@@ -36,15 +44,16 @@ METHODS = {
 
 
 class Reading(nn.Module):
-    """The source's classifier: an encoder's means, and a linear layer drawn as the source draws it."""
+    """The source's classifier: an encoder's means, and a linear layer, drawn as the source draws it unless it is given."""
 
-    def __init__(self, model: MLPVAE) -> None:
-        """Its encoder is used, not copied."""
+    def __init__(self, model: MLPVAE, head: nn.Linear | None = None) -> None:
+        """The model's encoder is used, not copied."""
         super().__init__()
         self.encoder = model.encoder
-        self.head = nn.Linear(model.latent_dim, 10)
-        for parameter in self.head.parameters():
-            nn.init.normal_(parameter, std=model.latent_dim**-0.5)
+        self.head = nn.Linear(model.latent_dim, 10) if head is None else head
+        if head is None:
+            for parameter in self.head.parameters():
+                nn.init.normal_(parameter, std=model.latent_dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, pixels)`` to logits of the ten digits."""
@@ -68,31 +77,68 @@ def descend(network: Reading, x: Tensor, y: Tensor, steps: int) -> None:
 
 
 @torch.no_grad()
-def probabilities(network: Reading, x: Tensor) -> Tensor:
+def probabilities(network: nn.Module, x: Tensor) -> Tensor:
     """Of each digit, ``(n, 10)``."""
     return torch.cat([network(part).softmax(-1) for part in x.split(1000)])
 
 
-def regression(x: Tensor, y: Tensor, test: Tensor) -> Tensor:
-    """Multinomial logistic regression with scikit-learn's penalty; the probabilities of each digit of the test images, ``(n, 10)``."""
+@torch.no_grad()
+def regression(x: Tensor, y: Tensor) -> nn.Linear:
+    """Multinomial logistic regression with scikit-learn's penalty, as the layer of its logits; a digit that y lacks has probability 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = LogisticRegression(max_iter=300).fit(x.numpy(), y.numpy())
-    found = torch.zeros(len(test), 10)
-    found[:, torch.from_numpy(fitted.classes_)] = torch.from_numpy(fitted.predict_proba(test.numpy())).float()
+    weight, bias = (torch.from_numpy(a).float() for a in (fitted.coef_, fitted.intercept_))
+    if len(fitted.classes_) == 2:  # one row, the second class's log-odds
+        weight, bias = torch.cat((torch.zeros_like(weight), weight)), torch.cat((torch.zeros_like(bias), bias))
+    layer = nn.Linear(x.shape[1], 10)
+    layer.weight.zero_()
+    layer.bias.fill_(-torch.inf)
+    layer.weight[fitted.classes_], layer.bias[fitted.classes_] = weight, bias
+    return layer
+
+
+def classifiers(t: Trained, x: Tensor, y: Tensor, steps: int) -> dict[str, nn.Module]:
+    """Every method's, from images to logits, learned from the same labelled images."""
+    found: dict[str, nn.Module] = {"pixels": regression(x, y)}
+    found["frozen"] = Reading(copy.deepcopy(t.model), regression(means(t.model, x), y))
+    for name in ("tuned", "anew"):
+        model = MLPVAE(t.model.latent_dim, t.model.data_dim, t.model.hidden_dim)
+        if name == "tuned":
+            model.load_state_dict(t.model.state_dict())
+        network = Reading(model)
+        descend(network, x, y, steps)
+        found[name] = network
     return found
 
 
-def readings(t: Trained, x: Tensor, y: Tensor, test: Tensor, steps: int) -> dict[str, Tensor]:
-    """Probabilities of the test digits by every method, learned from the same labelled images."""
-    found = {"pixels": regression(x, y, test), "frozen": regression(means(t.model, x), y, means(t.model, test))}
-    for name in ("tuned", "anew"):
-        copy = MLPVAE(t.model.latent_dim, t.model.data_dim, t.model.hidden_dim)
-        if name == "tuned":
-            copy.load_state_dict(t.model.state_dict())
-        network = Reading(copy)
-        descend(network, x, y, steps)
-        found[name] = probabilities(network, test)
+def keep(path: Path, found: dict[str, nn.Module], made: dict[str, Any]) -> None:
+    """Save the classifiers of all methods."""
+    with atomic_write(path) as file:
+        torch.save({"made": made, "weights": {name: network.state_dict() for name, network in found.items()}}, file)
+
+
+def kept(path: Path, t: Trained) -> dict[str, nn.Module]:
+    """What :func:`keep` saved, of this autoencoder.
+
+    Raises:
+        SystemExit: in one line, if it is not there, or of another autoencoder.
+    """
+    again = "run without --digit first"
+    if not path.exists():
+        raise SystemExit(f"error: {path}: not there: {again}")
+    weights = torch.load(path, weights_only=True)["weights"]
+    found: dict[str, nn.Module] = {"pixels": nn.Linear(t.model.data_dim, 10)}
+    for name in ("frozen", "tuned", "anew"):
+        found[name] = Reading(MLPVAE(t.model.latent_dim, t.model.data_dim, t.model.hidden_dim))
+    try:
+        for name, network in found.items():
+            network.load_state_dict(weights[name])
+    except RuntimeError:
+        raise SystemExit(f"error: {path}: of an autoencoder of another size: {again}") from None
+    same = t.model.encoder.state_dict()
+    if not all(torch.equal(same[name], w) for name, w in found["frozen"].encoder.state_dict().items()):  # type: ignore[union-attr, operator]
+        raise SystemExit(f"error: {path}: of another autoencoder than the one in {t.setting.name}: {again}")
     return found
 
 
@@ -129,9 +175,7 @@ def draw_curves(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     save(figure, args.out / "thesis_classifier.png")
 
 
-def draw_certainty(
-    args: argparse.Namespace, image: Tensor, shape: tuple[int, int], found: dict[str, Tensor], label: int, digit: int
-) -> None:
+def draw_certainty(path: Path, image: Tensor, shape: tuple[int, int], found: dict[str, Tensor], label: int, digit: int) -> None:
     """A test digit, and beside it what each classifier thinks it is."""
     figure = Figure(figsize=(10.4, 2.7), layout="constrained")
     shown = [name for name in METHODS if name in found]
@@ -140,23 +184,34 @@ def draw_certainty(
     first.set_axis_off()
     first.set_title(f"test digit {digit:,}: a {label}", loc="left", fontsize="small")
     for axes, name in zip(rest, shown, strict=True):
-        p = found[name].tolist()
-        colours = ["#3a8f4d" if k == label else "#c44e52" for k in range(10)]
-        axes.bar(range(10), p, color=colours)
-        axes.set_ylim(0.0, 1.08)
-        axes.set_xticks(range(10))
-        most = max(range(10), key=p.__getitem__)
-        axes.annotate(f"{p[most]:.0%}", (most, p[most]), (0, 1), textcoords="offset points", ha="center", fontsize=8)
-        axes.set_title(METHODS[name][0].replace(", encoder", ",\nencoder"), loc="left", fontsize="small")
-        axes.spines[["top", "right"]].set_visible(False)
+        plots.draw_reading(axes, found[name].tolist(), label, METHODS[name][0])
         axes.set_xlabel("digit", fontsize="small")
     rest[0].set_ylabel("probability")
-    save(figure, args.out / "thesis_certainty.png")
+    save(figure, path)
+
+
+def draw_digit(args: argparse.Namespace, t: Trained, digit: int) -> None:
+    """One test digit as the classifiers that were saved read it."""
+    test, label = unit(t.found.test), int(t.found.test_labels[digit])
+    found = kept(args.runs / "classifiers.pt", t)
+    shown = {name: probabilities(network, test[digit : digit + 1])[0] for name, network in found.items()}
+    for name, p in shown.items():
+        print(f"{METHODS[name][0]}: " + "  ".join(f"{k} {v:.3f}" for k, v in enumerate(p.tolist())))
+    path = args.out / f"thesis_certainty_{digit}.png"
+    draw_certainty(path, test[digit], t.found.image_shape, shown, label, digit)
+    print(f"wrote {path}")
+
+
+def keep_readings(path: Path, t: Trained, last: dict[str, Tensor]) -> None:
+    """The first test digits and their readings, for the explorer."""
+    images = (unit(t.found.test)[:KEPT] * 255.0).round().byte().view(-1, *t.found.image_shape)
+    read = torch.stack([last[name][:KEPT] for name in METHODS], 1)
+    plots.Readings(images, t.found.test_labels[:KEPT].long(), read, tuple(name for name, _ in METHODS.values())).save(path)
 
 
 def main() -> None:
     """Learn from few labels and from many; print, draw."""
-    text = "the test digit whose probabilities are drawn (default: the first that pixels and the fine-tuned encoder read differently)"
+    text = "only draw test digit N as the classifiers that an earlier run saved read it; nothing is learned"
     args = thesis_options(__doc__, lambda parser: parser.add_argument("--digit", type=int, metavar="N", help=text))
     names = latents(args.quick)
     most = max(names)
@@ -164,32 +219,39 @@ def main() -> None:
     x, y, test, labels = unit(t.found.train), train_labels(t.setting.dataset), unit(t.found.test), t.found.test_labels
     if args.digit is not None and not 0 <= args.digit < len(test):
         raise SystemExit(f"error: --digit {args.digit}: expected 0 to {len(test) - 1}")
+    if args.digit is not None:
+        draw_digit(args, t, args.digit)
+        return
     counts = (30, 100, 300, len(x)) if args.quick else LABELS
     steps = 200 if args.quick else EPOCHS * (len(x) // BATCH)
-    rows, last = [], {}
+    rows, learned, last = [], {}, {}
     for count in counts:
         shares: dict[str, list[float]] = {name: [] for name in METHODS}
         for seed in range(args.seed, args.seed + SEEDS):
             torch.manual_seed(seed)
             chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:count]
-            last = readings(t, x[chosen], y[chosen], test, steps)
+            learned = classifiers(t, x[chosen], y[chosen], steps)
+            last = {name: probabilities(network, test) for name, network in learned.items()}
             for name, found in last.items():
                 shares[name].append(right(found, labels).double().mean().item())
         for name, values in shares.items():
             rows.append({"labels": count, "method": name, "accuracy": sum(values) / SEEDS, "least": min(values), "most": max(values)})
         print(f"{count:>6} labels: " + "  ".join(f"{name} {sum(values) / SEEDS:.4f}" for name, values in shares.items()), flush=True)
+    made = {"labels": counts[-1], "seed": args.seed + SEEDS - 1, "steps": steps, "dataset": t.setting.dataset, "commit": commit()}
+    keep(args.runs / "classifiers.pt", learned, made)
+    keep_readings(args.runs / "readings.npz", t, last)
     by_latent = []
     for latent, name in names.items():
         other = t.model if latent == most else trained(args, name).model
-        found = regression(means(other, x), y, means(other, test))
+        found = probabilities(regression(means(other, x), y), means(other, test))
         by_latent.append({"dim": latent, "accuracy": right(found, labels).double().mean().item()})
         print(f"latent {latent}: frozen {by_latent[-1]['accuracy']:.4f}", flush=True)
     reads = {name: found.argmax(-1) for name, found in last.items()}
     disagree = (reads["pixels"] != reads["tuned"]).nonzero().flatten()
-    digit = int(disagree[0]) if args.digit is None else args.digit
+    digit = int(disagree[0])
     shown = {name: last[name][digit] for name in ("pixels", "frozen", "tuned")}
     draw_curves(args, rows)
-    draw_certainty(args, test[digit], t.found.image_shape, shown, int(labels[digit]), digit)
+    draw_certainty(args.out / "thesis_certainty.png", test[digit], t.found.image_shape, shown, int(labels[digit]), digit)
     ok = {name: right(found, labels) for name, found in last.items()}
     results: dict[str, Any] = {"dataset": t.setting.dataset, "latent": t.setting.latent, "train_images": len(x), "test_images": len(test)}
     results |= {"steps": steps, "seeds": SEEDS, "rows": rows, "frozen_by_latent": by_latent, "encoder": t.made}
@@ -245,10 +307,14 @@ all labels it is the labels that move the encoder, not what the autoencoder had 
 Of the test digits, {r["differently"]:,} are read differently from pixels and by the fine-tuned encoder: {r["only_tuned_right"]:,} of them
 are right only by the encoder, {r["only_pixels_right"]:,} only from pixels. The mean probability of the digit read is
 {r["certainty"]["pixels"]:.3f} from pixels, {r["certainty"]["frozen"]:.3f} from frozen means and {r["certainty"]["tuned"]:.3f} fine-tuned.
-The first of these digits (`--digit N` draws another) is a {r["label"]}, to which they give {of["pixels"]}, {of["frozen"]} and
-{of["tuned"]}:
+The first of these digits is a {r["label"]}, to which they give {of["pixels"]}, {of["frozen"]} and {of["tuned"]}:
 
 ![A test digit and each classifier's certainty](pictures/thesis_certainty.png)
+
+The thesis goes through the test digits with a slider (its figure 33). So does
+`vae-fast explore runs/thesis/mnist-{r["latent"]} --readings runs/thesis/readings.npz`, as a window, or as a page with
+`--page classifiers.html`: the digit, what the autoencoder makes of it, and every classifier's bars. The classifiers of all labels are kept
+in `runs/thesis` when this script has run; `--digit N` loads them and draws one digit, and nothing is learned again.
 """
 
 

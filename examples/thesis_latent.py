@@ -1,17 +1,20 @@
 """The thesis's section 6: samples by latent dimension, the latent plane of MNIST and of Frey Faces, and the images across it.
 
-    python examples/thesis_latent.py [--quick | --full] [--out DIR] [--runs DIR]
+    python examples/thesis_latent.py [--quick | --full] [--out DIR] [--runs DIR] [--planes]
 
 Writes thesis_samples.png, thesis_latent_mnist.png, thesis_latent_3d.png, thesis_latent_frey.png, thesis_manifold_mnist.png,
 thesis_manifold_frey.png and thesis_latent.json.
-The models are those that thesis_training.py trains.
+The models are those that thesis_training.py trains; --planes needs the two of two dimensions only, draws what is of them and puts its
+numbers into the JSON file of an earlier run.
 """
 
 import argparse
+import json
+import sys
 from typing import Any
 
 import torch
-from _common import Reader, draw_sheet, finish, nearest, save, sheet, table, unit
+from _common import Reader, commit, draw_sheet, finish, nearest, save, sheet, table, unit
 from _thesis import Trained, latents, means, thesis_options, trained
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -21,6 +24,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from vae_fast import data, plots
+from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
 
 NEIGHBOURS = 20
@@ -76,26 +80,43 @@ def samples(args: argparse.Namespace, models: list[Trained]) -> dict[str, Any]:
     return results
 
 
+def draw_digits(args: argparse.Namespace, codes: Tensor, labels: Tensor) -> None:
+    """The plane from above, each digit's name where its middle is, and with each digit at its own height.
+
+    The outermost 1% of points on each side are left out: they are few, far, and would leave the rest half of the picture.
+    """
+    low, high = codes.quantile(0.01, 0).tolist(), codes.quantile(0.99, 0).tolist()
+    inside = (codes >= torch.tensor(low)).all(1) & (codes <= torch.tensor(high)).all(1)
+    codes, labels, palette = codes[inside], labels[inside], colormaps["tab10"]
+    figure = Figure(figsize=(7.2, 7.2 * min(1.2, max(0.7, (high[1] - low[1]) / (high[0] - low[0])))), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(*codes.T.numpy(), s=9, c=palette(labels.numpy()), alpha=0.7, lw=0)
+    for digit in range(10):
+        x, y = codes[labels == digit].median(0).values.tolist()
+        box = {"boxstyle": "circle,pad=0.25", "fc": "white", "ec": palette(digit), "lw": 2}
+        axes.text(x, y, str(digit), ha="center", va="center", fontsize=13, fontweight="bold", bbox=box)
+    axes.set(xlabel="mean of $z_1$", ylabel="mean of $z_2$", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, args.out / "thesis_latent_mnist.png")
+    figure = Figure(figsize=(8.0, 8.6))
+    deep = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="3d")
+    for digit in range(10):
+        x, y = codes[labels == digit].T.numpy()
+        deep.scatter(x, y, [digit] * len(x), s=14, color=palette(digit), alpha=0.75, lw=0, depthshade=False)
+        deep.text(low[0], high[1], digit, str(digit), color=palette(digit), fontsize=16, fontweight="bold", ha="center", va="center")
+    deep.set(xlabel="mean of $z_1$", ylabel="mean of $z_2$", zlabel="digit", zticks=range(10), zticklabels=[])
+    for axis in (deep.xaxis, deep.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True))
+    deep.view_init(14, -62)
+    deep.set_box_aspect((1.0, 1.0, 1.25), zoom=1.05)
+    save(figure, args.out / "thesis_latent_3d.png")
+
+
 def digits_plane(args: argparse.Namespace, t: Trained) -> dict[str, Any]:
     """Test digits in the latent plane, and which of them lie among others."""
     codes, labels = means(t.model, unit(t.found.test)), t.found.test_labels
     step = max(1, len(codes) // DRAWN)
-    plots.latent_scatter(args.out / "thesis_latent_mnist.png", codes[::step], labels[::step], "digit")
-    figure = Figure(figsize=(7.0, 6.0))
-    axes = figure.add_subplot(projection="3d")
-    palette = colormaps["tab10"]
-    for digit in range(10):
-        x, y = codes[::step][labels[::step] == digit].T.numpy()
-        axes.scatter(x, y, [digit] * len(x), s=4, color=palette(digit), alpha=0.6, lw=0)
-    axes.set_xlabel("mean of $z_1$")
-    axes.set_ylabel("mean of $z_2$")
-    axes.set_zlabel("digit")
-    axes.set_zticks(range(10))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.view_init(18, -58)
-    axes.set_box_aspect((1.0, 1.0, 0.9), zoom=0.92)
-    save(figure, args.out / "thesis_latent_3d.png")
+    draw_digits(args, codes[::step], labels[::step])
     # Each digit by its nearest neighbours among the others: the digit itself is left out of its own vote.
     found = KNeighborsClassifier(NEIGHBOURS).fit(codes.numpy(), labels.numpy())
     votes = labels[torch.from_numpy(found.kneighbors(return_distance=False))]
@@ -128,7 +149,7 @@ def draw_manifold(args: argparse.Namespace, t: Trained, n: int) -> None:
     height, width = t.found.image_shape
     marks = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
     places = n * norm.cdf(marks)
-    figure = Figure(figsize=(5.2, 5.2 * height / width), layout="constrained")
+    figure = Figure(figsize=(7.2, 7.2 * height / width), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet(list(manifold(t.model, n)), (height, width), gap=0), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     names = [f"{mark:g}".replace("-", "−") for mark in marks]
@@ -139,16 +160,39 @@ def draw_manifold(args: argparse.Namespace, t: Trained, n: int) -> None:
     save(figure, args.out / f"thesis_manifold_{t.setting.group}.png")
 
 
+def planes(args: argparse.Namespace, digits: Trained, faces: Trained) -> dict[str, Any]:
+    """All that is of the two models of two dimensions."""
+    across = {"mnist": 10, "frey": 6} if args.quick else {"mnist": 16, "frey": 8}  # a phone shows so many that can be seen
+    for t in (digits, faces):
+        draw_manifold(args, t, across[t.setting.group])
+    return {"grid": across, "plane": digits_plane(args, digits), "film": film_plane(args, faces)}
+
+
+def add_planes(args: argparse.Namespace) -> None:
+    """Draw and measure the planes; put what was found into the JSON file of an earlier run."""
+    path = args.out / "thesis_latent.json"
+    if not path.exists():
+        sys.exit(f"error: {path}: not there: run without --planes first")
+    digits, faces = trained(args, latents(args.quick)[2]), trained(args, "frey-2")
+    found: dict[str, Any] = json.loads(path.read_text())
+    found |= planes(args, digits, faces)
+    found["models"] |= {t.setting.name: t.made for t in (digits, faces)}
+    found["planes_added"] = {"command": "python examples/thesis_latent.py --planes" + " --quick" * args.quick, "commit": commit()}
+    write_json(path, found)
+    print(f"wrote {path}")
+
+
 def main() -> None:
     """Take the models, draw, judge."""
-    args = thesis_options(__doc__)
+    text = "only what is of the two models of two dimensions; the rest of an earlier run's JSON file stays"
+    args = thesis_options(__doc__, lambda parser: parser.add_argument("--planes", action="store_true", help=text))
+    if args.planes:
+        add_planes(args)
+        return
     digits = [trained(args, name) for name in latents(args.quick).values()]
     faces = trained(args, "frey-2")
-    across = {"mnist": 10, "frey": 10} if args.quick else {"mnist": 20, "frey": 12}  # faces need more room to be seen
-    results: dict[str, Any] = {"dataset": digits[0].setting.dataset, "film_dataset": faces.setting.dataset, "grid": across}
-    results |= {"samples": samples(args, digits), "plane": digits_plane(args, digits[0]), "film": film_plane(args, faces)}
-    for t in (digits[0], faces):
-        draw_manifold(args, t, across[t.setting.group])
+    results: dict[str, Any] = {"dataset": digits[0].setting.dataset, "film_dataset": faces.setting.dataset}
+    results |= {"samples": samples(args, digits)} | planes(args, digits[0], faces)
     results["models"] = {t.setting.name: t.made for t in (*digits, faces)}
     pictures = ("samples", "latent_mnist", "latent_3d", "latent_frey", "manifold_mnist", "manifold_frey")
     finish(args, results, [f"thesis_{name}.png" for name in pictures])
@@ -177,7 +221,7 @@ The latent plane: posterior means of {plane["drawn"]:,} test digits. The thesis 
 3 and 8, 4 and 9. Among the {plane["neighbours"]} nearest neighbours of a digit, the pairs that are taken for one another most are
 {mixed}, with the share of neighbours that are the other digit; most neighbours are of the digit's own kind for
 {plane["read_right"]:.1%}. The thesis draws the plane in three dimensions too and does not say what the third one is; here it is the digit,
-so that none lies over another.
+so that none lies over another. Either is without the outermost 1% on each side.
 
 ![MNIST in the latent plane](pictures/thesis_latent_mnist.png)
 

@@ -8,6 +8,7 @@ goes on where it was. --time, on a machine that does nothing else, adds seconds 
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from typing import Any
@@ -32,7 +33,7 @@ SOURCE_SECONDS = {10: 17.868237, 20: 26.767085, 50: 16.530946}
 #: Epochs of Frey Faces that the page compares with the thesis.
 SHOWN = ("100", "1000")
 COLOURS = {2: "#1f5fa8", 5: "#8a8a8a", 10: "#d9772b", 20: "#3a8f4d", 50: "#8d4a9e"}
-DASHES = {True: "-", False: "--"}
+DARK = {2: "#0b2c52", 5: "#444444", 10: "#7a3d0e", 20: "#173f20", 50: "#4a2354"}
 
 
 def numbers(t: Trained, samples: int) -> dict[str, Any]:
@@ -60,22 +61,34 @@ def numbers(t: Trained, samples: int) -> dict[str, Any]:
     return row | {"made": t.made}
 
 
+def smoothed(values: list[float], width: int) -> list[float]:
+    """Running medians over so many values, fewer at the ends."""
+    side = width // 2
+    return [statistics.median(values[max(0, i - side) : i + side + 1]) for i in range(len(values))]
+
+
 def draw_loss(args: argparse.Namespace, models: list[Trained]) -> None:
     """Loss by epoch, with the source's printed figures as points."""
-    figure = Figure(figsize=(10.2, 5.0), layout="constrained")
-    for axes, group, title in zip(figure.subplots(1, 2), ("mnist", "frey"), ("MNIST", "Frey Faces"), strict=True):
+    figure = Figure(figsize=(7.6, 9.6), layout="constrained")
+    for axes, group, title in zip(figure.subplots(2, 1), ("mnist", "frey"), ("MNIST", "Frey Faces"), strict=True):
         chosen = [t for t in models if t.setting.group == group and not t.setting.extra]
         for t in sorted(chosen, key=lambda t: t.setting.latent):
             s, epochs = t.setting, range(1, len(t.history) + 1)
             colour = COLOURS[s.latent]
-            of = "" if group == "mnist" or s.whole else ", some frames held out"
-            alpha = 1.0 if group == "mnist" or s.whole else 0.45
-            axes.plot(epochs, [r["loss"] for r in t.history], color=colour, alpha=alpha, lw=1.4, label=f"latent {s.latent}{of}")
+            # An epoch of faces is one step with its own noise: the line is the running median, the noise faint behind it.
+            width = 1 if group == "mnist" else max(3, s.epochs // 40)
+            losses = [r["loss"] for r in t.history]
+            if width > 1 and s.whole:
+                axes.plot(epochs, losses, color=colour, alpha=0.2, lw=0.7)
+            if group == "mnist" or s.whole:
+                axes.plot(epochs, smoothed(losses, width), color=colour, lw=1.8, label=f"latent {s.latent}")
             if not s.whole:
-                axes.plot(epochs, [r["valid_loss"] for r in t.history], color=colour, alpha=alpha, lw=1.0, ls=":")
+                dark = {"color": colour, "lw": 1.2, "ls": ":"} if group == "mnist" else {"color": DARK[s.latent], "lw": 2.2, "ls": "--"}
+                axes.plot(epochs, smoothed([r["valid_loss"] for r in t.history], width), zorder=5, **dark)
             if s.name in SOURCE and not args.quick:
                 axes.plot(*zip(*SOURCE[s.name].items(), strict=True), "o", ms=4.5, mfc="white", mec=colour)
-        axes.plot([], [], color="#222222", lw=1.0, ls=":", label="validation")
+        name, dashes = ("validation", ":") if group == "mnist" else ("validation, of the models with frames held out", "--")
+        axes.plot([], [], color="#222222", lw=1.6, ls=dashes, label=name)
         if not args.quick:
             axes.plot([], [], "o", ms=4.5, mfc="white", mec="#222222", ls="", label="the source's figures")
         # The first epochs would leave no room for what sets the models apart.
@@ -199,6 +212,7 @@ def main() -> None:
 
 
 NAMES = {"mnist": "MNIST", "frey": "Frey Faces", "digits": "digits"}
+SHAPES = {"mnist": (28, 28), "frey": (28, 20), "digits": (8, 8)}
 
 
 def section(r: dict[str, Any]) -> str:
@@ -268,7 +282,26 @@ epochs 100 and 1,000 the very figures of its run with 2. The least validation lo
 ![Loss by epoch](pictures/thesis_loss.png)
 
 ![An image and its reconstruction through the epochs](pictures/thesis_reconstructions.png)
+
+{pages(ordered)}
 {timing(r, times)}"""
+
+
+def pages(models: list[dict[str, Any]]) -> str:
+    """The command that makes each model's page, and how large it gets: the decoder's weights, two bytes each, four characters for three."""
+    shown = [m for m in models if not m["extra"]]
+    size = {}
+    for m in shown:
+        decoder = MLPVAE(m["latent"], math.prod(SHAPES[m["dataset"]]), m["hidden"]).decoder
+        size[m["name"]] = sum(p.numel() for p in decoder.parameters()) * 2 * 4 / 3 / 1e6
+    rows = [[m["name"], f"`vae-fast explore runs/thesis/{m['name']} --page {m['name']}.html`", f"{size[m['name']]:.1f} MB"] for m in shown]
+    return f"""\
+Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the
+thesis's figure 38). The decoder itself is in it, so that the pages are too large to be kept here; a command makes each from a trained
+model:
+
+{table(["model", "its page", "decoder in it"], rows)}
+"""
 
 
 def line(m: dict[str, Any]) -> list[object]:

@@ -212,6 +212,38 @@ def test_window(run, monkeypatch):
     np.testing.assert_allclose(after, planes[0].decode(torch.tensor([[1.0, -2.0]]))[0], atol=1e-5)
 
 
+def readings(tmp_path, shape=(8, 8)):
+    p = torch.full((6, 2, 10), 0.1)
+    given = plots.Readings(torch.zeros(6, *shape, dtype=torch.uint8), torch.arange(6), p, ("pixels", "means"))
+    given.save(tmp_path / "r.npz")
+    return tmp_path / "r.npz"
+
+
+def test_readings(run, tmp_path, monkeypatch):
+    """In the page, the picture and the window."""
+    from vae_fast.cli import explore as command
+
+    file = readings(tmp_path)
+    assert explore(run, "--readings", file, "--page", tmp_path / "p.html", "--png", tmp_path / "p.png") == 0
+    assert data_of(tmp_path / "p.html")["readings"]["names"] == ["pixels", "means"]
+    assert explore(run, "--page", tmp_path / "q.html", "--png", tmp_path / "q.png") == 0
+    assert data_of(tmp_path / "q.html")["readings"] is None
+    assert (imread(tmp_path / "p.png") != imread(tmp_path / "q.png")).mean() > 0.1
+    shown = []
+    pyplot.switch_backend("agg")
+    monkeypatch.setattr(command, "_NO_WINDOW", ())
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append([a.get_title(loc="left") for a in pyplot.gcf().axes]))
+    assert explore(run, "--readings", file) == 0
+    assert {"image 0: a 0", "pixels", "means"} <= set(shown[0])
+
+
+def test_bad_readings(run, tmp_path, capsys):
+    file = readings(tmp_path, (7, 9))
+    one_line(capsys, explore(run, "--readings", file, "--page", tmp_path / "p.html"), "r.npz: images of 7 x 9 pixels: expected 8 x 8")
+    one_line(capsys, explore(run, "--readings", tmp_path / "no.npz", "--page", tmp_path / "p.html"), "no.npz: cannot be read")
+    assert not (tmp_path / "p.html").exists()
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

@@ -193,6 +193,17 @@ def test_probability(quick):
         discrete, estimates = results["discrete"], results["monte_carlo"]
         assert discrete["cross_entropy_minus_entropy_minus_kl"] < 1e-12
         assert discrete["information_minus_entropy_difference"] < 1e-12
+        for rule in ("product_rule", "bayes_rule", "conditionals_sum_to_one", "information_of_independent", "entropy_of_delta"):
+            assert discrete[rule] < 1e-12
+        assert discrete["information_of_itself_minus_entropy"] < 1e-12
+        assert 0.0 < discrete["share_kl_longer_than_detour"] < 0.5
+        assert max(results["decoders"].values()) < 1e-5
+        likely, small = results["maximum_likelihood"], results["minibatches"]
+        assert likely["gradient_of_kl_at_moments"] < 1e-9
+        assert likely["kl_above_least"] == sorted(likely["kl_above_least"], reverse=True)
+        assert likely["slope"] == pytest.approx(-1.0, abs=0.25)
+        assert small["largest_bias_in_standard_errors"] < 4.0
+        assert small["slope"] == pytest.approx(-1.0, abs=0.05)
         assert discrete["least_kl"] >= 0.0 == discrete["kl_of_p_and_p"]
         assert discrete["greatest_entropy"] <= discrete["entropy_of_uniform"] + 1e-6
         assert results["bernoulli"]["at"] == pytest.approx(0.5)
@@ -316,3 +327,24 @@ def test_quick_pictures_are_drawn(quick):
     pictures = list(quick.out.glob("*.png"))
     assert len(pictures) == 21
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
+
+
+def test_samples_per_image(quick):
+    for results in both(quick, "sgvb"):
+        of = {(g["name"], g["samples"]): g for g in results["gradients"]}
+        for kl in ("analytic", "sampled"):
+            assert of[kl, 1]["variance"] == of[kl, 1]["variance_all_images"]  # M = 100 / 1
+            assert of[kl, 1]["variance"] < of[kl, 10]["variance"] < of[kl, 100]["variance"]  # fewer images
+            assert of[kl, 25]["variance_all_images"] < of[kl, 1]["variance"]  # more samples of as many images
+        assert of["analytic", 1]["variance"] < of["sampled", 1]["variance"]
+        ends = [t["test_loss"] for t in results["trained"]]
+        assert ends[0] < ends[-1]
+
+
+def test_thesis_listings(quick):
+    for results in both(quick, "thesis_listings"):
+        assert all(0.2 < each[0] < each[-1] for each in results["shares"])
+        assert len(results["shares"]) == 5
+    assert all(0.91 < each[-1] < 0.925 for each in results["shares"])
+    means = [sum(v) / len(v) for v in results["loss_before_training"].values()]
+    assert all(540.0 < mean < 600.0 for mean in means)

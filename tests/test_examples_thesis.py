@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -19,8 +20,9 @@ import torch
 from matplotlib.image import imread
 from scipy.stats import norm
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 
-from vae_fast import data
+from vae_fast import cli, data, plots
 from vae_fast.models import MLPVAE
 from vae_fast.training import evaluate, evaluate_log_prob
 from vae_fast.training.checkpoint import load
@@ -92,6 +94,23 @@ def test_training(quick):
     assert models["mnist-5-seed-1"]["loss"] != models["mnist-5"]["loss"]
     assert models["mnist-5-seed-1"]["loss"] == pytest.approx(models["mnist-5"]["loss"], abs=0.5)
     assert models["frey-2-batch-100"]["loss"] < models["frey-2"]["loss"]  # twice the steps
+
+
+def test_every_model_has_the_command_that_makes_its_page(examples, quick, tmp_path, monkeypatch, capsys):
+    out, found = quick
+    text = examples("thesis_training").section(found["thesis_training"])
+    commands = dict(re.findall(r"\| (\S+) \| `vae-fast explore (runs/thesis/\1 --page \1.html)` \|", text))
+    assert commands.keys() == {m["name"] for m in found["thesis_training"]["models"] if not m["extra"]}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "thesis").symlink_to(out / "thesis-quick")
+    for name, rest in commands.items():
+        assert cli.main(["explore", *rest.split()]) == 0
+        assert "assumed" not in (said := capsys.readouterr().out)
+        assert "it decodes by the network itself" in said
+        assert (tmp_path / f"{name}.html").stat().st_size > 60_000
+    stated = float(re.search(r"`vae-fast explore runs/thesis/mnist-50 .*\| (\S+) MB \|", (EXAMPLES / "README.md").read_text())[1])
+    assert stated == pytest.approx(2 * 4 / 3 * (50 * 500 + 500 + 500 * 500 + 500 + 500 * 784 + 784) / 1e6, abs=0.05)
 
 
 def test_run_that_is_killed_goes_on_to_the_same_numbers(examples, quick, one_thread, tmp_path):
@@ -188,7 +207,8 @@ def test_fine_tuning_moves_a_copy_of_the_encoder(examples):
     model, x, y = MLPVAE(3, 16, 8), torch.rand(40, 16), torch.arange(40) % 10
     before = {k: v.clone() for k, v in model.state_dict().items()}
     t = thesis.Trained(None, model, None, [], {}, {})
-    found = classifier.readings(t, x, y, x[:7], 5)
+    learned = classifier.classifiers(t, x, y, 5)
+    found = {name: classifier.probabilities(network, x[:7]) for name, network in learned.items()}
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert found.keys() == classifier.METHODS.keys()
     for p in found.values():
@@ -205,10 +225,56 @@ def test_fine_tuning_moves_a_copy_of_the_encoder(examples):
 
 def test_regression_with_a_class_that_is_not_there(examples):
     x = torch.tensor([[0.0], [1.0]]).repeat(20, 1)
-    p = examples("thesis_classifier").regression(x, torch.tensor([3, 7]).repeat(20), torch.tensor([[0.0], [1.0]]))
+    classifier = examples("thesis_classifier")
+    p = classifier.probabilities(classifier.regression(x, torch.tensor([3, 7]).repeat(20)), torch.tensor([[0.0], [1.0]]))
     assert p.argmax(-1).tolist() == [3, 7]
     assert p.sum(-1).tolist() == pytest.approx([1.0, 1.0])
     assert p[:, [0, 1, 2, 4, 5, 6, 8, 9]].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("classes", [[3, 7], [1, 2, 8]])
+def test_regression_is_scikit_learns(examples, classes):
+    classifier = examples("thesis_classifier")
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor(classes).repeat(60 // len(classes))
+    want = LogisticRegression(max_iter=300).fit(x.numpy(), y.numpy()).predict_proba(x.numpy())
+    np.testing.assert_allclose(classifier.probabilities(classifier.regression(x, y), x)[:, classes], want, atol=1e-6)
+
+
+def test_saved_classifiers_are_loaded_and_not_learned_again(examples, quick, tmp_path, monkeypatch, capsys):
+    """What is drawn for a digit, and what the explorer is given, is what the study's classifiers said."""
+    out, found = quick
+    results, classifier = found["thesis_classifier"], examples("thesis_classifier")
+    for name in ("descend", "regression"):
+        monkeypatch.setattr(classifier, name, lambda *_: pytest.fail("learned again"))
+    arguments = ["thesis_classifier.py", "--quick", "--out", str(tmp_path), "--runs", str(out / "thesis-quick"), "--digit"]
+    monkeypatch.setattr(sys, "argv", [*arguments, str(results["digit"])])
+    drawn = []
+    monkeypatch.setattr(classifier, "draw_certainty", lambda *given: drawn.append(given))
+    classifier.main()
+    path, _, _, shown, label, digit = drawn[0]
+    assert (path, label, digit) == (tmp_path / f"thesis_certainty_{digit}.png", results["label"], results["digit"])
+    assert shown.keys() == classifier.METHODS.keys()
+    for name, p in results["probabilities"].items():
+        assert shown[name].tolist() == pytest.approx(p, abs=1e-5)
+    assert "latent means, encoder fine-tuned: 0 " in capsys.readouterr().out
+    kept = plots.load_readings(out / "thesis-quick" / "readings.npz")
+    assert kept.names == tuple(name for name, _ in classifier.METHODS.values())
+    assert len(kept.images) == min(300, results["test_images"])
+    assert kept.probabilities[digit, 2].tolist() == pytest.approx(results["probabilities"]["tuned"], abs=1e-5)
+    assert kept.labels[digit] == label
+
+
+def test_classifiers_of_another_autoencoder_are_refused(examples, quick, tmp_path, monkeypatch):
+    out, _ = quick
+    classifier = examples("thesis_classifier")
+    t = examples("_thesis").trained(arguments(out / "thesis-quick"), "mnist-5")
+    with pytest.raises(SystemExit, match=r"^error: .*none.pt: not there: run without --digit first$"):
+        classifier.kept(tmp_path / "none.pt", t)
+    with torch.no_grad():
+        t.model.encoder.mu.bias += 1.0
+    with pytest.raises(SystemExit, match=r"^error: .*classifiers.pt: of another autoencoder than the one in mnist-5: run"):
+        classifier.kept(out / "thesis-quick" / "classifiers.pt", t)
 
 
 def test_training_labels_are_those_of_the_training_images(examples, monkeypatch, tmp_path):
@@ -261,6 +327,30 @@ def test_latent(quick):
     pictures = sorted(out.glob("thesis_*.png"))
     assert len(pictures) == 10
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
+
+
+def test_planes_alone(examples, quick, tmp_path, monkeypatch):
+    """What is of the two models of two dimensions comes anew; the rest of the file stays, and an absent one is an error."""
+    out, found = quick
+    latent = examples("thesis_latent")
+    arguments = ["thesis_latent.py", "--quick", "--planes", "--out", str(tmp_path), "--runs", str(out / "thesis-quick")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match=r"^error: .*thesis_latent.json: not there: run without --planes first$"):
+        latent.main()
+    before = found["thesis_latent"]
+    (tmp_path / "thesis_latent.json").write_text(json.dumps(before | {"plane": None, "film": None, "grid": None}))
+    latent.main()
+    after = json.loads((tmp_path / "thesis_latent.json").read_text())
+    assert after.pop("planes_added")["command"] == "python examples/thesis_latent.py --planes --quick"
+    assert after == before
+    assert {p.stem.removeprefix("thesis_") for p in tmp_path.glob("*.png")} == {
+        *("latent_mnist", "latent_3d", "latent_frey", "manifold_mnist", "manifold_frey")
+    }
+
+
+def test_running_medians(examples):
+    assert examples("thesis_training").smoothed([5.0, 1.0, 9.0, 2.0, 3.0], 3) == [3.0, 5.0, 2.0, 3.0, 2.5]
+    assert examples("thesis_training").smoothed([5.0, 1.0], 1) == [5.0, 1.0]
 
 
 # --- what is committed ------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ def add_command(commands: Any) -> None:
     text = "the page holds N x N images decoded beforehand instead of the network's weights: smaller for a large network, and blended"
     add("--grid", metavar="N", type=number(int, 2), help=text)
 
+    text = "images and several classifiers' probabilities of their classes, a file that plots.Readings.save wrote: a third slider goes"
+    add("--readings", metavar="FILE.npz", type=named_path, help=f"{text} through them, each with its bars, starting at its encoding")
+
 
 def _explore(args: argparse.Namespace) -> int:
     if args.grid is not None and args.page is None:
@@ -59,14 +62,18 @@ def _explore(args: argparse.Namespace) -> int:
     if args.page is None or args.png is not None:
         _require()
     plane = _plane(args)
+    readings = None if args.readings is None else plots.load_readings(args.readings)
+    if readings is not None and readings.images.shape[1:] != plane.image_shape:
+        (a, b), (c, d) = readings.images.shape[1:], plane.image_shape
+        raise RunError(f"--readings {args.readings}: images of {a} x {b} pixels: expected {c} x {d}, those of {args.checkpoint}")
     if args.page is not None:
-        how = plots.explorer_page(args.page, plane, grid=args.grid)
+        how = plots.explorer_page(args.page, plane, grid=args.grid, readings=readings)
         print(f"wrote {args.page} ({args.page.stat().st_size / 1e6:.1f} MB), to be opened in a browser; it decodes by {how}", flush=True)
     if args.png is not None:
-        plots.explorer_picture(args.png, plane)
+        plots.explorer_picture(args.png, plane, readings)
         print(f"wrote {args.png}", flush=True)
     if args.page is None and args.png is None:
-        _show(plane)
+        _show(plane, readings)
     return 0
 
 
@@ -77,7 +84,7 @@ def _require() -> None:
         raise MissingExtraError(f"{error}; or write a page with --page FILE.html, which does without") from None
 
 
-def _show(plane: plots.LatentPlane) -> None:
+def _show(plane: plots.LatentPlane, readings: plots.Readings | None) -> None:
     matplotlib, pyplot = (optional_import(name, "matplotlib", "the window") for name in ("matplotlib", "matplotlib.pyplot"))
     advice = "write a page with --page FILE.html, or a picture with --png FILE.png"
     try:
@@ -87,7 +94,7 @@ def _show(plane: plots.LatentPlane) -> None:
     backend = str(matplotlib.get_backend())
     if backend.lower() in _NO_WINDOW:
         raise RunError(f"there is no display to open a window on (matplotlib's backend is {backend}); {advice}")
-    explorer = plots.Explorer(figure, plane)
+    explorer = plots.Explorer(figure, plane, readings)
     pyplot.show()
     del explorer  # until here: figures refer to their widgets weakly
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,33 @@ if TYPE_CHECKING:
     from vae_fast.models.vae import VAE
 
 Recon = Tensor | tuple[Tensor, ...]
+
+
+class VAEOutput(NamedTuple):
+    """One pass through the network: the decoder's raw output, the posterior, and the sample that was decoded.
+
+    Of several samples per row ``recon`` and ``z`` have the samples in front, ``(num_samples, batch, ...)``.
+    """
+
+    recon: Recon
+    mu: Tensor
+    logvar: Tensor
+    z: Tensor
+
+
+class Losses(NamedTuple):
+    """The training loss (negative ELBO, with beta and free bits) and the plain KL divergence, both in nats."""
+
+    loss: Tensor
+    kl: Tensor
+
+
+def decode_samples(model: VAE, z: Tensor) -> Recon:
+    """The decoder's output for ``(num_samples, batch, *latent)``, all decoded at once: each ``(num_samples, batch, ...)``."""
+    recon = model.decode(z.flatten(0, 1))
+    # one scale for all, say, has no samples' dimension
+    each = [t.unflatten(0, (len(z), -1)) if t.ndim > model.event_dim and len(t) > 1 else t for t in parameters_of(recon)]
+    return each[0] if isinstance(recon, Tensor) else tuple(each)
 
 
 def with_scale(model: VAE, recon: Recon) -> Recon:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_fast import functional as F
 from vae_fast.functional import _arguments as check
-from vae_fast.functional._own_likelihood import parameters_of
+from vae_fast.models._decoded import decode_samples
 
 if TYPE_CHECKING:
     from vae_fast.models.vae import VAE
@@ -35,10 +35,6 @@ def _log_weights(model: VAE, x: Tensor, num_samples: int, at_once: int, generato
     for start in range(0, num_samples, at_once):
         count = min(at_once, num_samples - start)
         z = F.reparameterize(mu, logvar, scale_bounds=model.scale_bounds, num_samples=count, generator=generator)
-        recon = model.decode(z.flatten(0, 1))
-        # one scale for all, say, has no samples' dimension
-        each = [t.unflatten(0, (count, -1)) if t.ndim > model.event_dim and len(t) > 1 else t for t in parameters_of(recon)]
-        recon = each[0] if isinstance(recon, Tensor) else tuple(each)
-        log_p = model.log_likelihood(x, recon) + model.log_prior(z)
+        log_p = model.log_likelihood(x, decode_samples(model, z)) + model.log_prior(z)
         weights.append(log_p - model.log_posterior(z, mu, logvar))
     return torch.cat(weights)

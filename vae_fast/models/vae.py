@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +17,12 @@ from vae_fast.functional._likelihood_term import log_likelihood
 from vae_fast.functional._numbers import Number, setting
 from vae_fast.functional._own_likelihood import LogProb
 from vae_fast.likelihoods import Likelihood
-from vae_fast.models._decoded import Recon, parameters_of_x, with_scale
+from vae_fast.models._decoded import Losses, Recon, VAEOutput, decode_samples, parameters_of_x, with_scale
 from vae_fast.models._evidence import log_evidence
-from vae_fast.models._objective import Regularizer, check_regularizer, loss_and_kl, loss_of
+from vae_fast.models._objective import Regularizer, check_kl, check_regularizer, how_of, loss_and_kl, loss_of
 from vae_fast.models._posterior import posterior_of
 from vae_fast.models._vae_arguments import check_recon_bounds, check_scale
 from vae_fast.models._vae_prior import check_prior, gaussian_parameter, log_prior, sample_prior
-
-
-class VAEOutput(NamedTuple):
-    """One pass through the network: the decoder's raw output, the posterior, and the sample that was decoded."""
-
-    recon: Recon
-    mu: Tensor
-    logvar: Tensor
-    z: Tensor
-
-
-class Losses(NamedTuple):
-    """The training loss (negative ELBO, with beta and free bits) and the plain KL divergence, both in nats."""
-
-    loss: Tensor
-    kl: Tensor
 
 
 class VAE(nn.Module):
@@ -83,6 +67,7 @@ class VAE(nn.Module):
         scale_bounds: ``(low, high, mode)``, bounds of the posterior's log-variance wherever the model uses it (the loss, the sample, the
             estimate of log p(x)), see :func:`vae_fast.gaussian_kl`; :meth:`encode` gives it as the encoder does.
         recon_scale_bounds: the same of the scale of ``p(x|z)``, the decoder's or the model's own, see :func:`vae_fast.elbo`.
+        num_samples, kl: how the loss is estimated unless :meth:`loss` is told otherwise, by :func:`vae_fast.training.fit` too.
         event_dim: number of trailing dimensions of one ``x``: 1 for vectors, 3 for images ``(C, H, W)``.
 
     With ``prior`` there is no closed form of the KL divergence: its place is taken by ``log q(z|x) - log p(z)`` at the z that is decoded,
@@ -144,6 +129,8 @@ class VAE(nn.Module):
         regularizer: Regularizer | None = None,
         scale_bounds: ScaleBounds | None = None,
         recon_scale_bounds: ScaleBounds | None = None,
+        num_samples: int = 1,
+        kl: str | None = None,
         event_dim: int = 1,
     ) -> None:
         """See the class."""
@@ -152,6 +139,7 @@ class VAE(nn.Module):
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             check.module(name, part)
         check.positive_int("event_dim", event_dim)
+        check.positive_int("num_samples", num_samples)
         beta = setting("beta", beta)
         if free_bits is not None:
             free_bits = setting("free_bits", free_bits, 0.0)
@@ -164,6 +152,7 @@ class VAE(nn.Module):
             check_regularizer(regularizer)
         self.latent_shape = None if latent_dim is None else check.sizes("latent_dim", latent_dim)
         self.encoder, self.decoder, self.prior, self.regularizer = encoder, decoder, prior, regularizer
+        self.num_samples, self.kl = num_samples, None if kl is None else check_kl(prior, free_bits, kl)
         self.likelihood, self.clip, self.eps = likelihood, clip, eps
         self.beta, self.free_bits, self.event_dim = beta, free_bits, event_dim
         self.scale_bounds = checked_bounds(scale_bounds, "logvar")
@@ -248,13 +237,16 @@ class VAE(nn.Module):
         check.generator(generator, parameters[0].device, "recon")
         return self._entry().draw([t.detach() for t in parameters], generator)
 
-    def forward(self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> VAEOutput:
-        """Encode, draw one z, decode.
+    def forward(
+        self, x: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None, num_samples: int | None = None
+    ) -> VAEOutput:
+        """Encode, draw z, decode.
 
         Args:
             x: data, ``(batch, *event)``.
-            noise: the caller's own N(0, 1) noise, ``(batch, *latent)``; None draws it.
+            noise: the caller's own N(0, 1) noise, of the shape of z; None draws it.
             generator: where the noise is drawn from; None is torch's default for the device.
+            num_samples: z is ``(num_samples, batch, *latent)``, all decoded at once; None: one z for each row, ``(batch, *latent)``.
 
         Returns:
             :class:`VAEOutput` ``(recon, mu, logvar, z)``; give it to :meth:`losses_of` (this is the way with
@@ -267,8 +259,8 @@ class VAE(nn.Module):
             torch.Size([5, 784])
         """
         mu, logvar = self.encode(x)
-        z = F.reparameterize(mu, logvar, scale_bounds=self.scale_bounds, noise=noise, generator=generator)
-        return VAEOutput(self.decode(z), mu, logvar, z)
+        z = F.reparameterize(mu, logvar, scale_bounds=self.scale_bounds, num_samples=num_samples, noise=noise, generator=generator)
+        return VAEOutput(self.decode(z) if num_samples is None else decode_samples(self, z), mu, logvar, z)
 
     # --- objectives ---------------------------------------------------------------------------------------------------
 
@@ -279,14 +271,25 @@ class VAE(nn.Module):
         *,
         generator: torch.Generator | None = None,
         reduction: str = "mean",
+        num_samples: int | None = None,
+        kl: str | None = None,
+        dataset_size: int | None = None,
     ) -> Tensor:
-        """The negative evidence lower bound, in nats, with one sample of z per row of ``x``.
+        r"""The negative evidence lower bound, in nats (Kingma and Welling 2014, section 2.3).
+
+        .. math:: \tilde L^A = \frac1L \sum_l \log p(x, z_l) - \log q(z_l|x), \quad
+            \tilde L^B = \frac1L \sum_l \log p(x|z_l) - \mathrm{KL}, \quad L(X) \approx \frac NM \sum_{i \le M} \tilde L(x_i)
 
         Args:
             x: data, ``(batch, *event)``.
             noise, generator: as in :meth:`forward`.
             reduction: over the batch: ``"mean"`` (default), ``"sum"`` or ``"none"``. Pixels and latents are always
                 summed.
+            num_samples: L, the z of each row; None: the model's own. ``noise`` of more than one is ``(L, batch, *latent)``.
+            kl: ``"analytic"`` (eq. 7, estimator B) or ``"sampled"`` (eq. 6, estimator A; weighed by beta); None: the model's own, and of
+                that None analytic, where the prior is Gaussian. It cannot be with ``prior``, nor sampled with free bits.
+            dataset_size: N, the rows that the batch stands for: the sum (or each row) times N over the batch's M (eq. 8). None: it is
+                the batch's own loss.
 
         Returns:
             float32 (float64 for a float64 model), shape ``()``, or ``(batch,)`` for ``"none"``.
@@ -300,7 +303,14 @@ class VAE(nn.Module):
             >>> MLPVAE(latent_dim=2).loss(torch.rand(5, 784), reduction="none").shape
             torch.Size([5])
         """
-        return loss_of(self, x, self(x, noise, generator), reduction)
+        return loss_of(self, x, self._pass(x, noise, generator, num_samples), how_of(self, reduction, kl, dataset_size))
+
+    def _pass(self, x: Tensor, noise: Tensor | None, generator: torch.Generator | None, num_samples: int | None) -> VAEOutput:
+        if num_samples is not None:
+            check.positive_int("num_samples", num_samples)
+        several = self.num_samples if num_samples is None else num_samples
+        output: VAEOutput = self(x, noise, generator) if several == 1 else self(x, noise, generator, several)
+        return output
 
     def losses(
         self,
@@ -309,10 +319,13 @@ class VAE(nn.Module):
         *,
         generator: torch.Generator | None = None,
         reduction: str = "mean",
+        num_samples: int | None = None,
+        kl: str | None = None,
+        dataset_size: int | None = None,
     ) -> Losses:
         """:meth:`loss` and, for the log, the KL divergence of the same pass; arguments as in :meth:`loss`.
 
-        The KL is without beta and free bits and carries no gradient; with ``prior`` it is the one draw that the loss
+        The KL is without beta and free bits and carries no gradient; where it is sampled it is what the loss
         holds. The network and the likelihood run once. The reconstruction term is ``loss - beta * kl`` (without free bits and
         regularizer).
 
@@ -323,11 +336,13 @@ class VAE(nn.Module):
             >>> loss.requires_grad, kl.requires_grad
             (True, False)
         """
-        return self.losses_of(x, self(x, noise, generator), reduction=reduction)
+        return self.losses_of(x, self._pass(x, noise, generator, num_samples), reduction=reduction, kl=kl, dataset_size=dataset_size)
 
-    def losses_of(self, x: Tensor, output: VAEOutput, *, reduction: str = "mean") -> Losses:
-        """:meth:`losses` from what :meth:`forward` gave for ``x``."""
-        return Losses(*loss_and_kl(self, x, output, reduction))
+    def losses_of(
+        self, x: Tensor, output: VAEOutput, *, reduction: str = "mean", kl: str | None = None, dataset_size: int | None = None
+    ) -> Losses:
+        """:meth:`losses` from what :meth:`forward` gave for ``x``, with as many samples as it drew."""
+        return Losses(*loss_and_kl(self, x, output, how_of(self, reduction, kl, dataset_size)))
 
     def log_prior(self, z: Tensor) -> Tensor:
         """``log p(z)`` in nats, summed over the latent dimensions: ``(..., *latent)`` to ``(...)``.
