@@ -56,8 +56,9 @@ test-examples: build  ## the examples and the tests of several processes
 fuzz: build  ## random calls and damaged files against the contract, until stopped or for SECONDS=...; SEED=... begins elsewhere
 	$(BIN)/python -m tests.fuzz --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) --out $(BUILD)/fuzz
 
-native:  ## the kernels' own tests: the CPU's, and CUDA's device code on a host shim
-	cmake -S . -B $(BUILD)/native -G Ninja -DCMAKE_BUILD_TYPE=Release
+native: build  ## the kernels' own tests: the CPU's, as they are in the extension, and CUDA's device code on a host shim
+	cmake -S . -B $(BUILD)/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DVAE_FAST_OBJECTS=build/extension \
+	  -DVAE_FAST_TORCH=$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')
 	cmake --build $(BUILD)/native
 	$(call in_parts,$(BUILD)/native/native_tests)
 

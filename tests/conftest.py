@@ -1,5 +1,6 @@
 """Fixtures of every test: where data lies, which devices and backends there are, and a fixed seed."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -51,6 +52,13 @@ def pytest_collection_modifyitems(config, items):
         kept = [item for item in items if on_cuda(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What has been imported and collected stays: the collector would look through a million objects of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def on_cuda(item):
