@@ -123,11 +123,12 @@ def timed_products(monkeypatch):
 
 @pytest.fixture
 def python():
-    """Runs a script in a fresh interpreter that imports this checkout; environment variables are keyword arguments."""
+    """Runs a script in an interpreter of its own that imports this checkout (``fresh``: that has imported nothing yet); environment
+    variables are keyword arguments."""
 
-    def run(code, check=True, path=ROOT, **env):
+    def run(code, check=True, path=ROOT, fresh=False, **env):
         kept = {k: v for k, v in os.environ.items() if k not in ("VAE_FAST_BACKEND", "VAE_FAST_ISA")}
-        done = interpreters.run("-c", code, environment=kept | {"PYTHONPATH": str(path)} | env, folder=path)
+        done = interpreters.run("-c", code, environment=kept | {"PYTHONPATH": str(path)} | env, folder=path, fresh=fresh)
         assert not check or done.returncode == 0, done.stderr
         return done
 

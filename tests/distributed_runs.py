@@ -4,15 +4,13 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import interpreters
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from training_runs import images, small, untimed
 
@@ -98,13 +96,12 @@ def environment(**more):
     return kept | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | more
 
 
-def started_directly(*program, **more):
-    """Two processes as torchrun starts them, but with nobody who ends the second when the first has failed: (out, err, code) of each."""
-    run = [sys.executable, *map(str, program)]
-    env = environment(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), **more)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen(run, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes) for rank in range(2)]
-    return [(*process.communicate(timeout=120), process.returncode) for process in running]
+def started_directly(*program, processes=2, **more):
+    """Processes as torchrun starts them, but with nobody who ends the others when one has failed: (out, err, code) of each."""
+    env = environment(WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), **more)
+    ranks = [env | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    running = [interpreters.started(*program, environment=ranks[rank], folder=Path.cwd()) for rank in range(processes)]
+    return [(done.stdout, done.stderr, done.returncode) for done in (end(120) for end in running)]
 
 
 def enter(rank, port):
@@ -187,5 +184,5 @@ def two_processes(folder):
     for name in ("whole", "sharded"):
         plain_run(29, drop_last=False, checkpoint=folder / f"one-{name}.pt")
     np.save(folder / "x.npy", images(230, 16).numpy())
-    mp.spawn(work, (folder, free_port()), nprocs=2)
+    interpreters.spawn(work, (folder, free_port()), 2)
     return [torch.load(folder / f"results-{rank}") for rank in range(2)], folder

@@ -5,9 +5,9 @@ import re
 import signal
 import time
 
+import interpreters
 import pytest
 import torch
-import torch.multiprocessing as mp
 from distributed_runs import CASES, Plain, assert_close, enter, free_port, message, noisy_run, numbers, plain_run
 
 from vae_fast import training
@@ -204,7 +204,7 @@ def lose(rank, folder, port):
 
 
 def test_process_that_does_not_answer_is_given_up(tmp_path):
-    mp.spawn(lose, (tmp_path, free_port()), nprocs=2)
+    interpreters.spawn(lose, (tmp_path, free_port()), 2)
     kind, said, seconds = torch.load(tmp_path / "said")
     assert kind == "RunError"
     assert "another process of the run was lost or did not answer within 2 s" in said

@@ -2,9 +2,9 @@
 
 import re
 
+import interpreters
 import pytest
 import torch
-import torch.multiprocessing as mp
 from distributed_runs import enter, free_port, message
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -330,7 +330,7 @@ def errors(mesh):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dtensor")
-    mp.spawn(work, (folder, free_port()), nprocs=2)
+    interpreters.spawn(work, (folder, free_port()), 2)
     return [torch.load(folder / f"dtensor-{rank}") for rank in range(2)]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import interpreters
 import numpy as np
 import pytest
 import torch
@@ -139,7 +140,8 @@ def test_fewer_rows_than_processes(tmp_path):
 def test_environment(variable, value, words):
     if variable == "VAE_FAST_ISA" and vae_fast.build_info()["backend"] == "reference":
         pytest.skip("there are no kernels to choose from")
-    done = process("train", env={variable: value})
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("VAE_FAST_")} | {"PYTHONPATH": str(ROOT), variable: value}
+    done = interpreters.run("-m", "vae_fast", "train", environment=environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"vae-fast: error: {words}")
     assert done.stderr.count("\n") == 1

@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
+import interpreters
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from distributed_runs import environment, free_port
+from distributed_runs import environment, free_port, started_directly
 from mixture_cases import KINDS, blobs
 from one_line_errors import one_line
 
@@ -124,7 +122,7 @@ def one(folder):
 @pytest.fixture(scope="module", params=[2, 3, 4])
 def several(request, folder):
     size = request.param
-    mp.spawn(work, (size, folder, free_port()), nprocs=size)
+    interpreters.spawn(work, (size, folder, free_port()), size)
     return [torch.load(folder / f"found-{size}-{rank}", weights_only=False) for rank in range(size)]
 
 
@@ -147,7 +145,7 @@ def test_any_number_of_processes_gives_the_fit_of_one(one, several):
 @pytest.fixture(scope="module")
 def two(folder, one):
     if not (folder / "found-2-1").exists():
-        mp.spawn(work, (2, folder, free_port()), nprocs=2)
+        interpreters.spawn(work, (2, folder, free_port()), 2)
     return [torch.load(folder / f"found-2-{rank}", weights_only=False) for rank in range(2)]
 
 
@@ -204,8 +202,7 @@ def test_a_fit_killed_nine_times_ends_where_the_unbroken_one_does(folder, method
     """24 iterations in two starts; each attempt dies in its third, two after the last checkpoint at most."""
 
     def run(die):
-        command = [sys.executable, "-c", KILLED, str(folder), method, str(size), str(die)]
-        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+        return interpreters.run("-c", KILLED, folder, method, size, die, environment=environment(), timeout=120)
 
     done = run(0)
     assert done.returncode == 0, done.stderr
@@ -283,11 +280,7 @@ def mog(folder, out, *options):
 
 
 def in_processes(size, *command):
-    env = environment(WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    run = [sys.executable, "-m", "vae_fast", *command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen(run, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes) for rank in range(size)]
-    return [(*process.communicate(timeout=120), process.returncode) for process in running]
+    return started_directly("-m", "vae_fast", *command, processes=size)
 
 
 def numbers(out):
@@ -327,9 +320,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_torchrun_restarts_a_killed_process_from_the_checkpoint(folder, tmp_path):
     (tmp_path / "killed.py").write_text(RESTARTED)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "--max-restarts", "1"]
-    command = [*run, str(tmp_path / "killed.py"), *mog(folder, tmp_path / "two", "--save-every", 2)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=120)
+    run = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port(), "--max-restarts", 1]
+    command = [*run, tmp_path / "killed.py", *mog(folder, tmp_path / "two", "--save-every", 2)]
+    done = interpreters.run(*command, environment=environment(), timeout=120)
     assert done.returncode == 0, done.stderr
     assert (done.stdout.count("iteration    4"), done.stdout.count("iteration    5")) == (1, 2)  # the last checkpoint is the fourth's
     assert cli.main(mog(folder, tmp_path / "one")) == 0

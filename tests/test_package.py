@@ -17,7 +17,8 @@ MOVED = sorted(path.removeprefix("vae_fast.") for path in _moved.MOVED)
 
 def test_submodules_load_when_they_are_named(python):
     """In a process that imported nothing else, without the extras, and with nothing loaded before."""
-    done = python(f"""
+    done = python(
+        f"""
 import sys
 for extra in ("matplotlib", "sklearn", "scipy", "tqdm"):
     sys.modules[extra] = None
@@ -28,7 +29,9 @@ for name in {PUBLIC!r}:
     assert getattr(vae_fast, name).__name__ == "vae_fast." + name
     assert name in dir(vae_fast)
 print(vae_fast.models.MLPVAE.__name__, vae_fast.elbo_loss.__name__ in dir(vae_fast))
-""")
+""",
+        fresh=True,
+    )
     assert done.stdout.split() == ["MLPVAE", "True"]
 
 

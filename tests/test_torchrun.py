@@ -1,9 +1,8 @@
 """`vae-fast train` under torchrun, its faults and restarts, and data that do not fit in memory."""
 
 import re
-import subprocess
-import sys
 
+import interpreters
 import numpy as np
 import pytest
 import torch
@@ -18,9 +17,8 @@ from vae_fast.training import checkpoint
 
 
 def torchrun(*command, restarts=0, **more):
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    run += ["--max-restarts", str(restarts), *map(str, command)]
-    return subprocess.run(run, capture_output=True, text=True, check=False, env=environment(**more), timeout=120)
+    run = ["--nproc-per-node", 2, "--master-port", free_port(), "--max-restarts", restarts, *command]
+    return interpreters.run("-m", "torch.distributed.run", *run, environment=environment(**more), timeout=120)
 
 
 KILLED = """
