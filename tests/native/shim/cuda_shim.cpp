@@ -22,7 +22,7 @@
 
 #if defined(__x86_64__)
 // What a call must preserve goes to the stack that is left, and comes back from the one that is entered. swapcontext asks the kernel for
-// the signal mask each time, and AddressSanitizer then clears the shadow of a whole stack: four fifths of these tests' time.
+// the signal mask each time, and AddressSanitizer then clears the shadow of a whole stack: three quarters of the mixtures' tests.
 extern "C" void vf_shim_switch(void** left, void* entered);
 asm(R"(
     .text
