@@ -99,11 +99,13 @@ def draw_digits(args: argparse.Namespace, codes: Tensor, labels: Tensor) -> None
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, args.out / "thesis_latent_mnist.png")
     figure = Figure(figsize=(8.0, 8.6))
-    deep = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="3d")
+    deep = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="3d", computed_zorder=False)
     for digit in range(10):
         x, y = codes[labels == digit].T.numpy()
         deep.scatter(x, y, [digit] * len(x), s=14, color=palette(digit), alpha=0.75, lw=0, depthshade=False)
-        deep.text(low[0], high[1], digit, str(digit), color=palette(digit), fontsize=16, fontweight="bold", ha="center", va="center")
+        box = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": palette(digit), "lw": 2}
+        where = (float(codes[labels == digit][:, 0].median()), float(codes[labels == digit][:, 1].median()), digit)
+        deep.text(*where, str(digit), fontsize=14, fontweight="bold", ha="center", va="center", bbox=box, zorder=100)
     deep.set(xlabel="mean of $z_1$", ylabel="mean of $z_2$", zlabel="digit", zticks=range(10), zticklabels=[])
     for axis in (deep.xaxis, deep.yaxis):
         axis.set_major_locator(MaxNLocator(4, integer=True))
