@@ -200,6 +200,15 @@ def main() -> None:
     finish(args, results, [f"thesis_{name}.png" for name in pictures])
 
 
+def again(r: dict[str, Any]) -> str:
+    """What the page says where the planes are of a later run than the samples."""
+    if "planes_added" not in r:
+        return ""
+    return (
+        f" (From here on: `{r['planes_added']['command']}`, of the two models of two dimensions trained anew; the table is of the first.)"
+    )
+
+
 def section(r: dict[str, Any]) -> str:
     """This example's part of the page."""
     drawn, plane, film = r["samples"], r["plane"], r["film"]
@@ -223,7 +232,7 @@ The latent plane: posterior means of {plane["drawn"]:,} test digits. The thesis 
 3 and 8, 4 and 9. Among the {plane["neighbours"]} nearest neighbours of a digit, the pairs that are taken for one another most are
 {mixed}, with the share of neighbours that are the other digit; most neighbours are of the digit's own kind for
 {plane["read_right"]:.1%}. The thesis draws the plane in three dimensions too and does not say what the third one is; here it is the digit,
-so that none lies over another. Either is without the outermost 1% on each side.
+so that none lies over another. Either is without the outermost 1% on each side.{again(r)}
 
 ![MNIST in the latent plane](pictures/thesis_latent_mnist.png)
 
