@@ -38,6 +38,7 @@ EXAMPLES = (
     "sgvb",
     "vamp_prior",
     "vae_inference",
+    "convolutional_vae",
     "generative_and_discriminative",
     "bayesian_networks",
     "bayesian_neural_networks",

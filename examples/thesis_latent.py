@@ -99,11 +99,13 @@ def draw_digits(args: argparse.Namespace, codes: Tensor, labels: Tensor) -> None
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, args.out / "thesis_latent_mnist.png")
     figure = Figure(figsize=(8.0, 8.6))
-    deep = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="3d")
+    deep = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="3d", computed_zorder=False)
     for digit in range(10):
         x, y = codes[labels == digit].T.numpy()
         deep.scatter(x, y, [digit] * len(x), s=14, color=palette(digit), alpha=0.75, lw=0, depthshade=False)
-        deep.text(low[0], high[1], digit, str(digit), color=palette(digit), fontsize=16, fontweight="bold", ha="center", va="center")
+        box = {"boxstyle": "circle,pad=0.2", "fc": "white", "ec": palette(digit), "lw": 2}
+        where = (float(codes[labels == digit][:, 0].median()), float(codes[labels == digit][:, 1].median()), digit)
+        deep.text(*where, str(digit), fontsize=14, fontweight="bold", ha="center", va="center", bbox=box, zorder=100)
     deep.set(xlabel="mean of $z_1$", ylabel="mean of $z_2$", zlabel="digit", zticks=range(10), zticklabels=[])
     for axis in (deep.xaxis, deep.yaxis):
         axis.set_major_locator(MaxNLocator(4, integer=True))
@@ -198,6 +200,15 @@ def main() -> None:
     finish(args, results, [f"thesis_{name}.png" for name in pictures])
 
 
+def again(r: dict[str, Any]) -> str:
+    """What the page says where the planes are of a later run than the samples."""
+    if "planes_added" not in r:
+        return ""
+    return (
+        f" (From here on: `{r['planes_added']['command']}`, of the two models of two dimensions trained anew; the table is of the first.)"
+    )
+
+
 def section(r: dict[str, Any]) -> str:
     """This example's part of the page."""
     drawn, plane, film = r["samples"], r["plane"], r["film"]
@@ -221,7 +232,7 @@ The latent plane: posterior means of {plane["drawn"]:,} test digits. The thesis 
 3 and 8, 4 and 9. Among the {plane["neighbours"]} nearest neighbours of a digit, the pairs that are taken for one another most are
 {mixed}, with the share of neighbours that are the other digit; most neighbours are of the digit's own kind for
 {plane["read_right"]:.1%}. The thesis draws the plane in three dimensions too and does not say what the third one is; here it is the digit,
-so that none lies over another. Either is without the outermost 1% on each side.
+so that none lies over another. Either is without the outermost 1% on each side.{again(r)}
 
 ![MNIST in the latent plane](pictures/thesis_latent_mnist.png)
 

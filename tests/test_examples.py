@@ -83,7 +83,7 @@ def test_pictures_are_small():
 def test_every_example_is_registered(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     names = importlib.import_module("_common").EXAMPLES
-    scripts = {p.stem for p in EXAMPLES.glob("*.py") if not p.stem.startswith("_")} - {"readme", "all"}
+    scripts = {p.stem for p in EXAMPLES.glob("*.py") if not p.stem.startswith("_")} - {"readme", "all", "notebook"}
     assert set(names) == scripts == {p.stem for p in (EXAMPLES / "pictures").glob("*.json")}
 
 
@@ -117,3 +117,26 @@ def test_help(script):
     done = run(script, "--help")
     assert done.returncode == 0
     assert "--check" in done.stdout if script == "readme.py" else "--quick" in done.stdout
+
+
+def test_notebook(tmp_path):
+    """The committed one holds the cells that its script has, ran at a commit, and says what they say."""
+    done = run("notebook.py", "--out", str(tmp_path / "swap.ipynb"))
+    assert done.returncode == 0, done.stderr
+    fresh, kept = (json.loads((folder / "swap.ipynb").read_text()) for folder in (tmp_path, EXAMPLES))
+    assert (fresh["nbformat"], fresh["nbformat_minor"]) == (4, 5)
+    assert not kept["metadata"]["vae_fast"]["commit"].endswith("changes")
+    assert len({cell["id"] for cell in fresh["cells"]}) == len(fresh["cells"])
+    printed = []
+    for one, other in zip(fresh["cells"], kept["cells"], strict=True):
+        assert one["source"] == other["source"]
+        assert one["cell_type"] in ("code", "markdown")
+        assert ("outputs" in one, "execution_count" in one) == (one["cell_type"] == "code",) * 2
+        texts = ["".join(out["text"]) for cell in (one, other) for out in cell.get("outputs", ())]
+        if texts:
+            assert re.sub(r"[-0-9.e]+", "N", texts[0]) == re.sub(r"[-0-9.e]+", "N", texts[1])
+            printed += [texts[0]]
+    before, after = (json.loads(text.split(": ")[1]) for text in printed if text.startswith("loss by epoch"))
+    assert after == pytest.approx(before, abs=0.5)
+    assert before[-1] < 0.75 * before[0]
+    assert max(float(v) for v in re.findall(r"relative difference: (\S+)", printed[-1])) < 1e-5

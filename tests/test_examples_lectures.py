@@ -348,3 +348,12 @@ def test_thesis_listings(quick):
     assert all(0.91 < each[-1] < 0.925 for each in results["shares"])
     means = [sum(v) / len(v) for v in results["loss_before_training"].values()]
     assert all(540.0 < mean < 600.0 for mean in means)
+
+
+def test_convolutional_vae(quick):
+    for results in both(quick, "convolutional_vae"):
+        for fit in results["fits"]:
+            assert -fit["test_loss"] < fit["test_log_prob"]
+        few, many = ([f for f in results["fits"] if f["images"] == n] for n in sorted({f["images"] for f in results["fits"]}))
+        assert [f["name"] for f in few] == [f["name"] for f in many] == ["narrow", "wide", "conv"]
+        assert all(a["test_log_prob"] < b["test_log_prob"] for a, b in zip(few, many, strict=True))
