@@ -104,6 +104,7 @@ struct MixtureArgs {
   int64_t rows = 0, components = 0, dims = 0;
   bool is_double = false;
   bool full = false;                   // scale holds factors, else reciprocal standard deviations
+  bool products = false;               // diagonal floats with a centre, CUDA: the quadratic multiplied out about it, on tensor cores
   Stream x;                            // rows x dims
   const void* constant = nullptr;      // (components,), compute type; -inf for a weight of zero
   const void* constant_low = nullptr;  // (components,), compute type: what the rounding of `constant` left; null: nothing
@@ -113,7 +114,7 @@ struct MixtureArgs {
   int64_t factor_stride = 0;           // full: elements from one factor to the next; 0: all share one (tied)
   const double* baseline = nullptr;    // ()
   const void* x_scale = nullptr;       // (dims,), compute type, powers of two: what x is multiplied by when read and grad_x when written
-  // (dims,), near most rows; diagonal floats only: lets CUDA multiply the quadratic out about it, on tensor cores. Null: it does not.
+  // (dims,), near most rows; diagonal floats, CUDA only: means near it take an operation less. Null: none is known.
   const float* centre = nullptr;
   // What follows is for the CPU alone. (rows, components), dense, compute type: log weights of each row, added to its l_k. Null: none.
   const void* row_weights = nullptr;

@@ -117,9 +117,10 @@ class Arithmetic:
 
 
 # A block has 128 rows and 64 components, a thread 8 x 4, and 64 dimensions come 16 at a time; the last of four tiles ends the components.
-_FORWARD = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 64), 64, 8, ((64, 0, 0, 3), (96, 0, 32, 1)))
+# Means are near the centre: two multiply-adds for an element.
+_FORWARD = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 128), 64, 8, ((84, 0, 0, 3), (116, 0, 32, 1)))
 _WEIGHTS = Nest(
-    "mixture_rows_f32.cu", "mixture_weights_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 64), 64, 8, ((64, 0, 0, 3), (96, 128, 32, 1))
+    "mixture_rows_f32.cu", "mixture_weights_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 128), 64, 8, ((84, 0, 0, 3), (116, 128, 32, 1))
 )
 _MOMENTS = Nest("mixture_sums_f32.cu", "mixture_moments_kernelIfLb1E", ("FFMA", 32), 32, 8, ((32, 0, 0, 1),))
 _GRADIENT = Nest("mixture_gradient_f32.cu", "mixture_gradient_kernelIfLi16E", ("FFMA", 32), 32, 16, ((64, 0, 0, 1),))

@@ -25,6 +25,19 @@ VF_INLINE T standardise(T x, T mean, T r) {
   return (x - mean) * r;
 }
 
+/// u = (x - c) r - (mean - c) r, one operation less than standardise where x - c is at hand, is off by at most 2^-24 (2 |u| + 4 b) where
+/// |mean - c| r <= b, and u^2 / 2 by 2^-24 (2 u^2 + 4 b |u|). With b = 6 that is below 2^-24 (16 u^2 + 8), which the rounding of a handful
+/// of operations on u^2 - 1 is allowed anyway.
+template <typename T>
+VF_INLINE constexpr T mixture_near() {
+  return T(6);
+}
+/// ... as far as x - c is in range.
+template <typename T>
+VF_INLINE constexpr T mixture_near_centre() {
+  return T(1e15);
+}
+
 /// What the weights of a row have in common: grad / total; 0 where no component explains the row. A NaN row has a NaN shift and total.
 template <typename T>
 VF_INLINE T mixture_share(T grad, T shift, T total) {

@@ -91,7 +91,9 @@ void MixtureProblem::prepare_diagonal(const Tensor& weight_logits, const Tensor&
   const int64_t weights_at = part(8 * k), det_at = part(8 * k), baseline_at = part(8), constant_at = part(size * k),
                 low_at = part(size * k);
   // Rows are near the mixture's mean, or so one hopes; what a component of weight zero is near does not matter.
-  const int64_t centre_at = part(products && !by_row ? 4 * d : 0);
+  const bool centred = means.is_cuda() && !by_row && !is_double;
+  args.products = products && centred;
+  const int64_t centre_at = part(centred ? 4 * d : 0);
   scale_at = part(size * k * d);
   const bool ready = kept != nullptr && kept->defined();
   prepared = ready ? *kept : at::empty({bytes}, means.options().dtype(at::kByte));
@@ -104,7 +106,7 @@ void MixtureProblem::prepare_diagonal(const Tensor& weight_logits, const Tensor&
   a.log_det = reinterpret_cast<double*>(data + det_at);
   a.baseline = reinterpret_cast<double*>(data + baseline_at);
   a.scale = data + scale_at, a.constant = data + constant_at, a.constant_low = data + low_at;
-  if (products && !by_row) a.centre = reinterpret_cast<float*>(data + centre_at);
+  if (centred) a.centre = reinterpret_cast<float*>(data + centre_at);
   if (!ready) {
     if (!by_row) a.logits = hold(weight_logits.to(type).contiguous());
     a.log_std = hold(scale.to(type).contiguous());
