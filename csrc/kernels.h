@@ -104,6 +104,7 @@ struct MixtureArgs {
   int64_t rows = 0, components = 0, dims = 0;
   bool is_double = false;
   bool full = false;                   // scale holds factors, else reciprocal standard deviations
+  bool products = false;               // diagonal floats with a centre, CUDA: the quadratic multiplied out about it, on tensor cores
   Stream x;                            // rows x dims
   const void* constant = nullptr;      // (components,), compute type; -inf for a weight of zero
   const void* constant_low = nullptr;  // (components,), compute type: what the rounding of `constant` left; null: nothing
@@ -113,7 +114,7 @@ struct MixtureArgs {
   int64_t factor_stride = 0;           // full: elements from one factor to the next; 0: all share one (tied)
   const double* baseline = nullptr;    // ()
   const void* x_scale = nullptr;       // (dims,), compute type, powers of two: what x is multiplied by when read and grad_x when written
-  // (dims,), near most rows; diagonal floats only: lets CUDA multiply the quadratic out about it, on tensor cores. Null: it does not.
+  // (dims,), near most rows; diagonal floats, CUDA only: means near it take an operation less. Null: none is known.
   const float* centre = nullptr;
   // What follows is for the CPU alone. (rows, components), dense, compute type: log weights of each row, added to its l_k. Null: none.
   const void* row_weights = nullptr;
@@ -122,6 +123,37 @@ struct MixtureArgs {
   // Null: it is not wanted.
   const void* dim_constant = nullptr;
   const double* dim_baseline = nullptr;  // ()
+};
+
+/// The parameters of a diagonal mixture as the kernels read them, from its logits and log standard deviations: log w = log softmax(logits)
+/// and what MixtureArgs says of scale, constant, constant_low, baseline and centre. All of (components, dims) or (components,), dense.
+struct MixtureParametersArgs {
+  int64_t components = 0, dims = 0;
+  bool is_double = false;
+  bool spherical = false;         // log_std is (components,)
+  const void* logits = nullptr;   // compute type, as all that is not double; null: every log weight is 0
+  const void* log_std = nullptr;  // (components, dims) or (components,)
+  const void* means = nullptr;    // for centre alone
+  double* log_weights = nullptr;  // written, as what follows
+  double* log_det = nullptr;      // -sum_d log_std
+  void* scale = nullptr;          // (components, dims)
+  void* constant = nullptr;
+  void* constant_low = nullptr;
+  double* baseline = nullptr;   // ()
+  float* centre = nullptr;      // (dims,): sum_k w_k mean_k; null: not wanted
+  uint32_t* counter = nullptr;  // CUDA only: 0, and left at 0
+};
+
+/// The gradients of a diagonal mixture's parameters, from the sums of MixtureBackwardArgs: counts_k - w_k sum_j counts_j of the logits,
+/// first scale of the means, second - counts of the log standard deviations. Compute type; null: not wanted.
+struct MixtureFinishArgs {
+  bool spherical = false;               // grad_log_std is (components,), summed over dims
+  bool centred = true;                  // false: counts are in second already
+  const double* log_weights = nullptr;  // null: grad_logits is counts
+  void* grad_logits = nullptr;          // (components,)
+  void* grad_means = nullptr;           // (components, dims)
+  void* grad_log_std = nullptr;         // (components, dims) or (components,)
+  uint32_t* counter = nullptr;          // CUDA only: 0, and left at 0
 };
 
 /// Any output may be null. shift, which is max_k l_k to rounding, and total = sum_k e^{l_k - shift} are what the backward pass needs of a
@@ -149,11 +181,12 @@ struct MixtureBackwardArgs {
   const void* shift = nullptr;
   const void* total = nullptr;
   RowGrad grad;
-  Stream grad_x;             // dense rows; data null: not wanted
-  double* counts = nullptr;  // (components,); null: no sums are wanted
-  double* first = nullptr;   // (components, dims)
-  double* second = nullptr;  // (components, dims), or (components or 1, dims, dims); null: not wanted
-  void* scratch = nullptr;   // CUDA only: mixture_scratch_bytes
+  Stream grad_x;                              // dense rows; data null: not wanted
+  double* counts = nullptr;                   // (components,); null: no sums are wanted
+  double* first = nullptr;                    // (components, dims)
+  double* second = nullptr;                   // (components, dims), or (components or 1, dims, dims); null: not wanted
+  const MixtureFinishArgs* finish = nullptr;  // diagonal only: what the sums are for; counts, first and second are then null
+  void* scratch = nullptr;                    // CUDA only: mixture_scratch_bytes
   // CPU only
   const void* dim_normaliser = nullptr;
   RowGrad factorized_grad;
@@ -238,6 +271,7 @@ void sample(const SampleArgs& args);
 void sample_backward(const SampleBackwardArgs& args);
 void logsumexp(const LogSumExpArgs& args);
 void logsumexp_backward(const LogSumExpBackwardArgs& args);
+void mixture_parameters(const MixtureParametersArgs& args);
 void mixture(const MixtureForwardArgs& args);
 void mixture_backward(const MixtureBackwardArgs& args);
 void mdn(const MdnArgs& args);
@@ -275,6 +309,7 @@ cudaError_t sample(const SampleArgs& args, cudaStream_t stream);
 cudaError_t sample_backward(const SampleBackwardArgs& args, cudaStream_t stream);
 cudaError_t logsumexp(const LogSumExpArgs& args, cudaStream_t stream);
 cudaError_t logsumexp_backward(const LogSumExpBackwardArgs& args, cudaStream_t stream);
+cudaError_t mixture_parameters(const MixtureParametersArgs& args, cudaStream_t stream);
 cudaError_t mixture(const MixtureForwardArgs& args, cudaStream_t stream);
 /// Bytes of scratch that mixture_backward needs for the sums (0: none).
 int64_t mixture_scratch_bytes(const MixtureBackwardArgs& args);

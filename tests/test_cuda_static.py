@@ -70,6 +70,55 @@ def test_what_is_not_one_loop_is_refused(tool):
         sass.blocks_of(sass.functions(LISTING.replace("`(.L_slow)", "`(.L_lost)"))["kernel"])
 
 
+# A loop over tiles (.L_tile) that may read 16 bytes or 4, around a loop of three multiply-adds (.L_step), and then an exponential or none.
+NESTED = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_tile:
+        /*0010*/               @P0 BRA `(.L_narrow) ;
+        /*0020*/                   LDG.E.128 R8, desc[UR4][R6.64] ;
+        /*0030*/                   BRA `(.L_step) ;
+.L_narrow:
+        /*0040*/                   LDG.E R8, desc[UR4][R6.64] ;
+.L_step:
+        /*0050*/                   LDS.128 R12, [R4] ;
+        /*0060*/                   FFMA R12, R12, R13, R14 ;
+        /*0070*/               @P6 BRA `(.L_long) ;
+        /*0080*/                   FFMA R13, R12, R13, R14 ;
+        /*0090*/                   FFMA R14, R12, R13, R14 ;
+        /*00a0*/                   BRA `(.L_end) ;
+.L_long:
+        /*00b0*/                   FMUL R13, R13, R13 ;
+        /*00b8*/                   FMUL R13, R13, R13 ;
+        /*00c0*/                   FFMA R13, R12, R13, R14 ;
+        /*00d0*/                   FFMA R14, R12, R13, R14 ;
+.L_end:
+        /*00e0*/               @P1 BRA `(.L_step) ;
+        /*00f0*/               @P2 BRA `(.L_more) ;
+        /*0100*/                   MUFU.EX2 R9, R9 ;
+        /*0110*/                   FADD R9, R9, R10 ;
+.L_more:
+        /*0120*/               @P3 BRA `(.L_tile) ;
+        /*0130*/                   EXIT ;
+"""
+
+
+def test_ways_through_nested_loops_are_the_shortest_that_do_what_is_asked(tool):
+    sass = tool("sass")
+    blocks = sass.blocks_of(sass.functions(NESTED)["kernel"])
+    loop, way = sass.working_loop(blocks, "FFMA", 3)
+    assert dict(way.counts) == {"fma": 3, "memory": 1, "other": 3}  # of the two ways round, the one without products
+    through = {key: sass.ways_through(blocks, loop, *key).instructions for key in [(16, 0, 0), (4, 0, 0), (16, 0, 1), (4, 0, 1)]}
+    assert through == {(16, 0, 0): 5, (4, 0, 0): 4, (16, 0, 1): 7, (4, 0, 1): 6}
+    with pytest.raises(sass.RefusalError, match="no way through the innermost loop reads 20 bytes, writes 0 and takes 0 exponentials"):
+        sass.ways_through(blocks, loop, 20, 0, 0)
+    with pytest.raises(sass.RefusalError, match="0 innermost loops without access to device memory issue FFMA 2 times"):
+        sass.working_loop(blocks, "FFMA", 2)
+    columns = sass.blocks_of(sass.functions(LISTING)["kernel"])
+    with pytest.raises(sass.RefusalError, match="0 innermost loops without access to device memory"):
+        sass.working_loop(columns, "FFMA", 1)  # it reads device memory
+
+
 KERNEL = """
 template <int kCount> __device__ __forceinline__ void kernel(const float4* in, float4* out, long count) {
 #pragma unroll 1
@@ -82,6 +131,24 @@ template <int kCount> __device__ __forceinline__ void kernel(const float4* in, f
     }
     out[i] = v;
   }
+}
+extern "C" __global__ void nested(const float4* in, float* out, int tiles, int steps) {
+  __shared__ float4 tile[256];
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int t = 0; t < tiles; ++t) {
+    __syncthreads();
+    tile[threadIdx.x] = in[t * 256 + threadIdx.x];
+    __syncthreads();
+#pragma unroll 1
+    for (int s = 0; s < steps; ++s) {
+      const float4 v = tile[s];
+#pragma unroll
+      for (int n = 0; n < 24; ++n) asm volatile("fma.rn.f32 %0, %0, %1, %2;" : "+f"(sum) : "f"(v.x), "f"(v.y));
+    }
+    asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(sum));
+  }
+  out[threadIdx.x] = sum;
 }
 extern "C" __global__ void eight(const float4* in, float4* out, long count) { kernel<8>(in, out, count); }
 extern "C" __global__ void twenty(const float4* in, float4* out, long count) { kernel<20>(in, out, count); }
@@ -105,6 +172,10 @@ def test_two_kernels_whose_counts_are_known(tool, tmp_path):
         assert counts["memory"] == 2 and counts["mufu"] == count and count <= counts["fma"] <= count + 2
         assert 2 * count + 2 < way.instructions <= 2 * count + 14
         assert unit.kernels[name].registers > 0
+    blocks = sass.blocks_of(functions["nested"])
+    loop, way = sass.working_loop(blocks, "FFMA", 24)
+    assert dict(way.counts)["memory"] == 1 and 24 + 4 <= way.instructions <= 24 + 10  # the load, and the loop's own
+    assert 8 <= sass.ways_through(blocks, loop, 16, 0, 1).instructions <= 30  # two barriers, load, store, exponential and the loop's own
 
 
 def test_a_heavier_kernel_is_named(tool):
@@ -121,8 +192,11 @@ def test_a_heavier_kernel_is_named(tool):
 def test_the_committed_table_is_of_the_kernels_that_are_counted(tool):
     static = tool("cuda_static")
     rows = json.loads(static.TABLE.read_text())
-    assert [row["kernel"] for row in rows] == [kernel.name for kernel in static.KERNELS]
-    for row, kernel in zip(rows, static.KERNELS, strict=True):
+    assert [row["kernel"] for row in rows] == [kernel.name for kernel in [*static.KERNELS, *static.NESTS]]
+    for row, nest in zip(rows[len(static.KERNELS) :], static.NESTS, strict=True):
+        share = static.arithmetic_share(row["instructions_per_element"], nest.operations)
+        assert row["predicted_share"] == {gpu: pytest.approx(share, abs=0.01) for gpu in static.COPY}
+    for row, kernel in zip(rows, static.KERNELS, strict=False):
         in_flight = row["bytes_in_flight"]
         for gpu, copy in static.COPY.items():
             predicted = static.share(row["instructions_per_element"], kernel.bytes, in_flight, copy)
@@ -134,4 +208,5 @@ def test_a_share_is_what_issue_and_latency_leave(tool):
     assert static.budget(12, static.COPY["H200"]) == pytest.approx(93.4, abs=0.1)
     assert static.share(40.0, 12, 1 << 20, static.COPY["H200"]) == 1.0
     assert static.share(149.4, 12, 1 << 20, static.COPY["H200"]) == pytest.approx(0.5, abs=0.01)
+    assert static.arithmetic_share(4.0, 4) == pytest.approx(0.4)  # half of the slots' two operations, and 0.8 of the slots
     assert static.share(1.0, 12, 13030, static.COPY["H200"]) == pytest.approx(0.5, abs=0.01)  # 4.3e12 / 132 * 800e-9 bytes would do

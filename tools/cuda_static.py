@@ -7,8 +7,15 @@ exactly one is refused: nothing is guessed. To the way round that loop comes the
     instructions per element = lanes (passes * loop + around) / columns
 
 is held against the issue slots that memory leaves while it moves the element's bytes, of which EFFICIENCY can be filled; and the bytes that
-resident threads have in flight against those that hide the latency of memory. The smaller share is predicted. It is a prediction: caches,
-clocks, bank conflicts, tails of the grid and the launch are not in it, nor what is not in the loop over rows.
+resident threads have in flight against those that hide the latency of memory. The smaller share is predicted.
+
+What arithmetic limits (NESTS) has an innermost loop over dimensions or components, found by the multiply-adds that a way round it issues,
+in a loop over tiles, of whose ways that read and write the bytes of a full tile and take so many exponentials the shortest counts:
+
+    instructions per element = sum over kernels of (way over a tile + ways round the inner loop) / elements of the tile
+
+is held against the formula's operations, two to an issue slot. It is a prediction: caches, clocks, bank conflicts, tails of the grid and
+the launch are not in it, nor what is not in these loops.
 
     python tools/cuda_static.py             compare with benchmarks/static/sm_90.json, and fail where a kernel is more than 3% heavier
     python tools/cuda_static.py --write     write that table
@@ -83,6 +90,49 @@ KERNELS = [
 ]
 
 
+@dataclass(frozen=True)
+class Nest:
+    """A kernel whose innermost loop does arithmetic alone, inside a loop over tiles in shared memory."""
+
+    source: str
+    function: str
+    multiply_adds: tuple[str, int]  # instruction, and how many a way round the innermost loop issues
+    elements: int  # of a thread, one way round it
+    inner: int  # ways round it per tile
+    tiles: tuple[tuple[int, int, int, int], ...]  # bytes read and written by a thread over a tile, exponentials, and how many such tiles
+
+    @property
+    def path(self) -> Path:
+        return cuda_gate.CSRC / "cuda" / self.source
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What one call's kernels do for an element, (row, component, dimension), and the formula's operations for it."""
+
+    name: str
+    operations: int
+    nests: tuple[Nest, ...]
+    target: float = 0.5
+
+
+# A block has 128 rows and 64 components, a thread 8 x 4, and 64 dimensions come 16 at a time; the last of four tiles ends the components.
+# Means are near the centre: two multiply-adds for an element.
+_FORWARD = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 128), 64, 8, ((84, 0, 0, 3), (116, 0, 32, 1)))
+_WEIGHTS = Nest(
+    "mixture_rows_f32.cu", "mixture_weights_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 128), 64, 8, ((84, 0, 0, 3), (116, 128, 32, 1))
+)
+_MOMENTS = Nest("mixture_sums_f32.cu", "mixture_moments_kernelIfLb1E", ("FFMA", 32), 32, 8, ((32, 0, 0, 1),))
+_GRADIENT = Nest("mixture_gradient_f32.cu", "mixture_gradient_kernelIfLi16E", ("FFMA", 32), 32, 16, ((64, 0, 0, 1),))
+# ... and 8 at a time, a thread 4 x 8, in two halves
+_TF32 = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_12ProductJointILi4E", ("HMMA", 24), 128, 2, ((56, 0, 0, 7), (120, 0, 32, 1)))
+NESTS = [
+    Arithmetic("mixture f32, forward, K=256 D=64", 4, (_FORWARD,)),
+    Arithmetic("mixture f32, backward, K=256 D=64", 10, (_WEIGHTS, _MOMENTS, _GRADIENT)),
+    Arithmetic("mixture tf32x3, forward, K=256 D=64", 4, (_TF32,)),
+]
+
+
 def nvdisasm() -> str | None:
     """The disassembler: the toolkit's, or the one of the pinned package."""
     if on_path := shutil.which("nvdisasm"):
@@ -112,12 +162,18 @@ def compiled(nvcc: str, source: Path, out: Path) -> tuple[str, dict[str, cuda_ga
     return done.stdout, cuda_gate.read_report(report.read_text())
 
 
+def blocks_of(name: str, function: str, listing: str) -> tuple[str, list[sass.Block]]:
+    """The one function of that name, and its blocks."""
+    functions = sass.functions(listing)
+    names = [one for one in functions if function in one]
+    if len(names) != 1:
+        raise sass.RefusalError(f"{name}: {len(names)} functions are called {function}")
+    return names[0], sass.blocks_of(functions[names[0]])
+
+
 def count(kernel: Kernel, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
     """A row of the table. Refusal where the kernel's code does not show one hot loop."""
-    names = [name for name in sass.functions(listing) if kernel.function in name]
-    if len(names) != 1:
-        raise sass.RefusalError(f"{kernel.name}: {len(names)} functions are called {kernel.function}")
-    blocks = sass.blocks_of(sass.functions(listing)[names[0]])
+    name, blocks = blocks_of(kernel.name, kernel.function, listing)
     try:
         loop, way = sass.hot_loop(blocks, kernel.read, kernel.written, kernel.width)
     except sass.RefusalError as refusal:
@@ -125,9 +181,8 @@ def count(kernel: Kernel, listing: str, usages: dict[str, cuda_gate.Usage]) -> d
     around = sass.around(blocks, loop)
     passes = math.ceil(kernel.columns / (kernel.lanes * kernel.elements))
     issued = kernel.lanes * (passes * way.instructions + around) / kernel.columns
-    registers = usages[names[0]].registers
-    blocks_resident = min(2048 // THREADS, 65536 // (-(-registers // 8) * 8 * THREADS))
-    in_flight = blocks_resident * THREADS * kernel.read
+    registers = usages[name].registers
+    in_flight = resident(registers) * THREADS * kernel.read
     return {
         "kernel": kernel.name,
         "instructions_per_element": round(issued, 1),
@@ -135,11 +190,57 @@ def count(kernel: Kernel, listing: str, usages: dict[str, cuda_gate.Usage]) -> d
         "around_the_loop_per_row": around,
         "bytes_per_element": kernel.bytes,
         "registers": registers,
-        "resident_blocks": blocks_resident,
+        "resident_blocks": resident(registers),
         "bytes_in_flight": in_flight,
         "predicted_share": {gpu: round(share(issued, kernel.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
         "target": kernel.target,
     }
+
+
+def count_nest(name: str, nest: Nest, listing: str, usages: dict[str, cuda_gate.Usage]) -> tuple[float, dict[str, object]]:
+    """Instructions per element of one kernel, and what of it the table keeps."""
+    mangled, blocks = blocks_of(name, nest.function, listing)
+    try:
+        loop, way = sass.working_loop(blocks, *nest.multiply_adds)
+        tiles = [
+            (sass.ways_through(blocks, loop, read, written, powers).instructions, times) for read, written, powers, times in nest.tiles
+        ]
+    except sass.RefusalError as refusal:
+        raise sass.RefusalError(f"{name}, {nest.function}: {refusal}") from None
+    number = sum(times for _, times in tiles)
+    around = sum(one * times for one, times in tiles) / (number * nest.inner * nest.elements)
+    kept = {
+        "kernel": nest.function,
+        "of_the_loop": {kind: round(n / nest.elements, 2) for kind, n in way.counts},
+        "around_the_loop": round(around, 2),
+        "registers": usages[mangled].registers,
+        "resident_blocks": resident(usages[mangled].registers),
+    }
+    return way.instructions / nest.elements + around, kept
+
+
+def count_arithmetic(row: Arithmetic, code: dict[Path, tuple[str, dict[str, cuda_gate.Usage]]]) -> dict[str, object]:
+    """A row of the table, as `count`'s."""
+    counted = [count_nest(row.name, nest, *code[nest.path]) for nest in row.nests]
+    issued = sum(one for one, _ in counted)
+    return {
+        "kernel": row.name,
+        "instructions_per_element": round(issued, 2),
+        "operations_per_element": row.operations,
+        "kernels": [kept for _, kept in counted],
+        "predicted_share": {gpu: round(arithmetic_share(issued, row.operations), 2) for gpu in COPY},
+        "target": row.target,
+    }
+
+
+def resident(registers: int) -> int:
+    """Blocks of a multiprocessor, as far as registers decide."""
+    return min(2048 // THREADS, 65536 // (-(-registers // 8) * 8 * THREADS))
+
+
+def arithmetic_share(issued: float, operations: int) -> float:
+    """Of the multiply-adds that every issue slot could hold, two operations each."""
+    return EFFICIENCY * operations / (2.0 * issued)
 
 
 def budget(size: float, copy: float) -> float:
@@ -179,22 +280,27 @@ def main() -> int:
         return 1
     start = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    sources = sorted({kernel.source for kernel in KERNELS})
+    sources = sorted({kernel.source for kernel in KERNELS} | {nest.path for row in NESTS for nest in row.nests})
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
         code = dict(zip(sources, pool.map(lambda source: compiled(nvcc, source, args.out), sources), strict=True))
     try:
-        table = [count(kernel, *code[kernel.source]) for kernel in KERNELS]
+        table = [count(kernel, *code[kernel.source]) for kernel in KERNELS] + [count_arithmetic(row, code) for row in NESTS]
     except sass.RefusalError as refusal:
         print(f"cuda_static: {refusal}", file=sys.stderr)
         return 1
     width = max(len(kernel.name) for kernel in KERNELS)
     print(f"{'kernel':{width}}  issued  budget H200  registers  blocks  KiB in flight  share H100  H200  target")
-    for row, kernel in zip(table, KERNELS, strict=True):
+    for row, kernel in zip(table, KERNELS, strict=False):
         shares = row["predicted_share"]
         assert isinstance(shares, dict)
         cells = f"{row['instructions_per_element']!s:>6}  {budget(kernel.bytes, COPY['H200']):11.0f}  {row['registers']!s:>9}"
         cells += f"  {row['resident_blocks']!s:>6}  {int(str(row['bytes_in_flight'])) / 1024:13.0f}"
         print(f"{kernel.name:{width}}  {cells}  {shares['H100']:10.0%}  {shares['H200']:4.0%}  {kernel.target:6.0%}")
+    print(f"\n{'kernels':{width}}  issued  operations  share of multiply-adds  target")
+    for row, nested in zip(table[len(KERNELS) :], NESTS, strict=True):
+        issued = float(str(row["instructions_per_element"]))
+        cells = f"{issued:6.2f}  {nested.operations:10}  {arithmetic_share(issued, nested.operations):22.0%}"
+        print(f"{nested.name:{width}}  {cells}  {nested.target:6.0%}")
     if args.write:
         TABLE.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in table) + "\n]\n")
     wrong = heavier(table, json.loads(TABLE.read_text()) if TABLE.exists() else [])

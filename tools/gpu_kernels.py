@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,14 @@ def _sample(backward: bool) -> Callable[[str, int], Made]:
     return make
 
 
-def _mixture(components: int, dims: int, backward: bool) -> Callable[[str, int], Made]:
+def _mixture(components: int, dims: int, backward: bool, precision: str = "float32") -> Callable[[str, int], Made]:
     def make(device: str, rows: int) -> Made:
         x, means = torch.randn(rows, dims, device=device), torch.randn(components, dims, device=device)
         logits, scale = torch.randn(components, device=device), 0.1 * torch.randn(components, dims, device=device)
         pairs = rows * components * dims
         if not backward:
-            return vae_fast.mixture_log_prob, (x, logits, means, scale), x.nbytes + 4 * rows, 4 * pairs  # as the suite of mixtures counts
+            forward = partial(vae_fast.mixture_log_prob, precision=precision)
+            return forward, (x, logits, means, scale), x.nbytes + 4 * rows, 4 * pairs  # as the suite of mixtures counts
         leaves = [t.requires_grad_() for t in (x, logits, means, scale)]
         out = vae_fast.mixture_log_prob(*leaves)
         upstream = torch.randn_like(out)
@@ -126,6 +128,7 @@ CALLS = [
     Call("sample and KL f32, backward, L=20", _sample(True), rows=1 << 21),
     Call("mixture f32, forward, K=256 D=64", _mixture(256, 64, False), target=0.5),
     Call("mixture f32, backward, K=256 D=64", _mixture(256, 64, True), target=0.5),
+    Call("mixture tf32x3, forward, K=256 D=64", _mixture(256, 64, False, "tf32x3"), target=0.5),
     Call("mdn f32, forward, K=5 D=2", _mdn, rows=1 << 22),
 ]
 KEY = [row["kernel"] for row in json.loads(TABLE.read_text())]

@@ -1,13 +1,15 @@
 """Machine code as a graph: nvdisasm's listing of a kernel, its basic blocks, its loops, and what a way through them issues and moves.
 
 What it takes for granted: warps stay converged (the edges of BRA.DIV are left out), a call returns and counts as one instruction, and of
-two accesses under opposite predicates in one block the wider one is made.
+two accesses under opposite predicates in one block the wider one is made. Ways through nested loops are the shortest ones that do what is
+asked of them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 LABEL = re.compile(r"^(\.L_\w+):")
@@ -262,3 +264,72 @@ def around(blocks: list[Block], inner: Loop) -> int:
     if not lengths:
         raise RefusalError("no way round the loop over rows leads through the hot loop")
     return min(lengths)
+
+
+def working_loop(blocks: list[Block], name: str, count: int) -> tuple[Loop, Way]:
+    """The one innermost loop with a way round that issues `name` (FFMA, HMMA) `count` times and moves nothing; of its ways the shortest."""
+    found = []
+    for loop in innermost(loops_of(blocks)):
+        if widest(blocks, loop) == 0:
+            ways = _shortest(blocks, loop, [], lambda i: i.name.split(".")[0] == name, count)
+            found += [(loop, ways[count])] if count in ways else []
+    if len(found) != 1:
+        raise RefusalError(f"{len(found)} innermost loops without access to device memory issue {name} {count} times")
+    return found[0]
+
+
+def ways_through(blocks: list[Block], inner: Loop, read: int, written: int, exponentials: int) -> Way:
+    """The shortest way round the loop that holds `inner` and through it, of those that read and write so many bytes and take so many
+    exponentials; loops on the way, `inner` among them, count for nothing."""
+    outer = [loop for loop in loops_of(blocks) if loop.head != inner.head and inner.body < loop.body]
+    if not outer:
+        raise RefusalError("no loop holds the innermost one")
+    loop = min(outer, key=lambda one: len(one.body))
+    found = _shortest(blocks, loop, [inner], lambda i: i.name.startswith("MUFU.EX2"), exponentials, (read, written))
+    if exponentials not in found:
+        raise RefusalError(f"no way through the innermost loop reads {read} bytes, writes {written} and takes {exponentials} exponentials")
+    return found[exponentials]
+
+
+def _shortest(
+    blocks: list[Block], loop: Loop, through: list[Loop], counted: Callable[[Instruction], bool], most: int, moved: tuple[int, int] = (0, 0)
+) -> dict[int, Way]:
+    """By how many instructions are `counted`, at most `most`: the shortest way round a loop that moves exactly these bytes and passes the
+    loops of `through`. A loop inside is one step that issues nothing."""
+    inside = [one for one in loops_of(blocks) if one.body < loop.body]
+    top = [one for one in inside if not any(one.body < other.body for other in inside)]
+    step_of = {at: one for one in top for at in one.body}
+    wanted = frozenset(one.head for one in through)
+
+    def after(at: int) -> set[int]:
+        if at in step_of:
+            return {to for b in step_of[at].body for to in blocks[b].next} - step_of[at].body
+        return set(blocks[at].next)
+
+    order: list[int] = []
+    seen: set[int] = set()
+    stack = [(loop.head, False)]
+    while stack:
+        at, left = stack.pop()
+        if left:
+            order.append(at)
+        elif at not in seen:
+            seen.add(at)
+            stack.append((at, True))
+            stack += [(to, False) for to in after(at) if to in loop.body and to != loop.head and to not in seen]
+    ways: dict[int, dict[tuple[int, int, int, frozenset[int]], Way]] = {loop.head: {(0, 0, 0, frozenset()): Way((), 0, 0)}}
+    done: dict[tuple[int, int, int, frozenset[int]], Way] = {}
+    for at in reversed(order):
+        for (_, _, count, passed), way in ways.pop(at, {}).items():
+            way_after = way if at in step_of else way.then(blocks[at])
+            count_after = count if at in step_of else count + sum(counted(i) for i in blocks[at].code)
+            key = way_after.read, way_after.written, count_after, passed | (wanted & {at})
+            if key[0] > moved[0] or key[1] > moved[1] or key[2] > most:
+                continue
+            for to in after(at):
+                if to != loop.head and to not in loop.body:
+                    continue
+                table = done if to == loop.head else ways.setdefault(to, {})
+                if key not in table or table[key].instructions > way_after.instructions:
+                    table[key] = way_after
+    return {count: way for (read, written, count, passed), way in done.items() if (read, written) == moved and passed == wanted}

@@ -7,6 +7,10 @@
 
 namespace vae_fast {
 namespace cpu {
+
+/// mixture_parameters.cpp
+void mixture_finish(const MixtureArgs& m, const MixtureFinishArgs& f, const double* counts, const double* first, const double* second);
+
 namespace {
 
 constexpr int64_t kMostPieces = 64, kLeastPieces = 4;
@@ -157,7 +161,18 @@ constexpr int64_t kMdnRows = 256;
 
 void mixture(const MixtureForwardArgs& f) { f.mixture.is_double ? run_forward<double>(f) : run_forward<float>(f); }
 
-void mixture_backward(const MixtureBackwardArgs& b) { b.mixture.is_double ? run_backward<double>(b) : run_backward<float>(b); }
+void mixture_backward(const MixtureBackwardArgs& b) {
+  MixtureBackwardArgs run = b;
+  const int64_t k = b.mixture.components, pairs = k * b.mixture.dims;
+  const bool second = b.finish != nullptr && b.finish->grad_log_std != nullptr;
+  std::vector<double> sums(b.finish == nullptr ? 0 : static_cast<size_t>(k + pairs + (second ? pairs : 0)));
+  if (b.finish != nullptr) {
+    run.counts = sums.data(), run.first = run.counts + k;
+    if (second) run.second = run.first + pairs;
+  }
+  b.mixture.is_double ? run_backward<double>(run) : run_backward<float>(run);
+  if (b.finish != nullptr) mixture_finish(b.mixture, *b.finish, run.counts, run.first, run.second);
+}
 
 void mdn(const MdnArgs& a) {
   const auto kernel = table().mdn_rows[a.is_double];

@@ -90,6 +90,11 @@ constexpr int64_t kWeightsBytes = int64_t{16} << 20;
 constexpr int64_t kWeightsBytes = 1 << 16;  // on the shim little, so that tests see rows in several lots
 #endif
 
+bool sums_wanted(const MixtureBackwardArgs& args) { return args.counts != nullptr || args.finish != nullptr; }
+bool second_wanted(const MixtureBackwardArgs& args) {
+  return args.second != nullptr || (args.finish != nullptr && args.finish->grad_log_std != nullptr);
+}
+
 template <typename C>
 MixturePlan plan_of(const MixtureBackwardArgs& args) {
   const MixtureArgs& m = args.mixture;
@@ -107,14 +112,14 @@ MixturePlan plan_of(const MixtureBackwardArgs& args) {
     p.chunk = std::min(m.rows, most >= wave ? most / wave * wave : std::max(most / tile * tile, tile));
     p.weights = part(p.chunk * row);
   }
-  if (args.counts != nullptr) {
+  if (sums_wanted(args)) {
     p.moments = moments_shape<C>(m, p.chunk);
     p.counts = part(p.moments.pieces * m.components * 8);
     p.first = part(p.moments.pieces * m.components * m.dims * 8);
-    if (args.second != nullptr && m.full) {
+    if (second_wanted(args) && m.full) {
       p.products = products_shape<C>(m, p.chunk);
       p.second = part(static_cast<int64_t>(p.products.pieces) * p.products.matrices * m.dims * m.dims * 8);
-    } else if (args.second != nullptr) {
+    } else if (second_wanted(args)) {
       p.second = part(p.moments.pieces * m.components * m.dims * 8);
     }
   }
@@ -133,9 +138,9 @@ cudaError_t backward(const MixtureBackwardArgs& args, cudaStream_t stream) {
   char* const scratch = static_cast<char*>(args.scratch);
   const auto doubles = [&](int64_t at) { return reinterpret_cast<double*>(scratch + at); };
   PieceSums sums{};
-  if (args.counts != nullptr) {
+  if (sums_wanted(args)) {
     sums.counts = doubles(plan.counts), sums.first = doubles(plan.first);
-    if (args.second != nullptr) sums.second = doubles(plan.second);
+    if (second_wanted(args)) sums.second = doubles(plan.second);
   }
 #define VF_RETURN_IF_FAILED(call) \
   if (const cudaError_t error = call; error != cudaSuccess) return error
@@ -146,16 +151,17 @@ cudaError_t backward(const MixtureBackwardArgs& args, cudaStream_t stream) {
       VF_RETURN_IF_FAILED(launch_mixture_weights<C>(args, row, rows, scratch + plan.weights, stream));
     }
     if (args.weights == nullptr) weights = reinterpret_cast<const C*>(scratch + plan.weights);
-    if (args.counts != nullptr) {
+    if (sums_wanted(args)) {
       sums.weights = weights, sums.first_row = row, sums.rows = rows, sums.fresh = row == 0;
       VF_RETURN_IF_FAILED(launch_mixture_moments<C>(m, plan.moments, sums, stream));
-      if (args.second != nullptr && m.full) VF_RETURN_IF_FAILED(launch_mixture_products<C>(m, plan.products, sums, stream));
+      if (second_wanted(args) && m.full) VF_RETURN_IF_FAILED(launch_mixture_products<C>(m, plan.products, sums, stream));
     }
     if (args.grad_x.data != nullptr && rows > 0 && m.dims > 0) {
       const GradientRows gradient{weights, row, rows, scratch + plan.slab};
       VF_RETURN_IF_FAILED(launch_mixture_gradient<C>(m, args.grad_x, gradient, plan.slabs, stream));
     }
   }
+  if (args.finish != nullptr) return launch_mixture_finish<C>(m, *args.finish, sums, plan.moments.pieces, stream);
   if (args.counts == nullptr) return cudaSuccess;
   const int64_t pairs = m.components * m.dims, pieces = plan.moments.pieces;
   VF_RETURN_IF_FAILED(sum_pieces(sums.counts, args.counts, m.components, pieces, 0, stream));
@@ -171,7 +177,7 @@ bool valid(const MixtureArgs& m) {
   return m.rows >= 0 && m.components >= 1 && m.components < kMost && m.dims >= 0 && m.dims < kMost;
 }
 
-bool wanted(const MixtureBackwardArgs& args) { return args.counts != nullptr || args.grad_x.data != nullptr; }
+bool wanted(const MixtureBackwardArgs& args) { return sums_wanted(args) || args.grad_x.data != nullptr; }
 
 }  // namespace
 
@@ -187,7 +193,7 @@ int64_t mixture_scratch_bytes(const MixtureBackwardArgs& args) {
 }
 
 cudaError_t mixture_backward(const MixtureBackwardArgs& args, cudaStream_t stream) {
-  if (!valid(args.mixture)) return cudaErrorInvalidValue;
+  if (!valid(args.mixture) || (args.finish != nullptr && (args.mixture.full || args.counts != nullptr))) return cudaErrorInvalidValue;
   if (!wanted(args)) return cudaSuccess;
   return args.mixture.is_double ? backward<double>(args, stream) : backward<float>(args, stream);
 }

@@ -34,10 +34,15 @@ struct DiagonalJoint {
   static constexpr int kComponents = kSide * kOfThread, kStride = kComponents + Tile::kPad;
   static constexpr int kAll = kComponents * Tile::kSteps, kFetch = kAll < kThreads ? 1 : kAll / kThreads;
 
+  static constexpr bool kNears = sizeof(C) == 4;
+
   struct Stage {
     alignas(16) C x[Tile::kSteps][Tile::kRowStride];
     alignas(16) C mean[Tile::kSteps][kStride];
     alignas(16) C scale[Tile::kSteps][kStride];
+    alignas(16) C offset[kNears ? Tile::kSteps : 1][kStride];
+    C centre[Tile::kSteps];
+    int32_t far;  // the last tile of which a mean was far from the centre
   };
   struct Shared {
     Stage stage[2];
@@ -69,14 +74,21 @@ struct DiagonalJoint {
         scale[e] = inside ? scales[at + e] : C(0);
       }
     };
-    const auto put = [&](Stage& s, int d) {
+    const bool centred = kNears && args.centre != nullptr;
+    const auto put = [&](Stage& s, int d, int number) {
 #pragma unroll
       for (int e = 0; e < Tile::kPerThread; ++e) s.x[x_step + e][fetched] = read_x(args, x[e], d + x_step + e);
+      if (centred && thread < Tile::kSteps) s.centre[thread] = d + thread < dims ? static_cast<C>(args.centre[d + thread]) : C(0);
       if (component < kComponents) {
 #pragma unroll
         for (int e = 0; e < kFetch; ++e) {
-          s.mean[step + e][component] = math::bounded(mean[e]);
+          const C near = math::bounded(mean[e]);
+          s.mean[step + e][component] = near;
           s.scale[step + e][component] = scale[e];
+          if (!centred) continue;
+          const C centre = d + step + e < dims ? static_cast<C>(args.centre[d + step + e]) : C(0), offset = (centre - near) * scale[e];
+          s.offset[kNears ? step + e : 0][component] = offset;
+          if (!(math::abs(offset) <= math::mixture_near<C>() && math::abs(centre) <= math::mixture_near_centre<C>())) s.far = number;
         }
       }
     };
@@ -87,11 +99,15 @@ struct DiagonalJoint {
 #pragma unroll
       for (int j = 0; j < kOfThread; ++j) sum[i][j] = C(0);
     }
-    int k = 0, d = 0, buffer = 0;
+    int k = 0, d = 0, buffer = 0, number = 0;
+    if (kNears) {
+      if (thread < 2) shared.stage[thread].far = -1;
+      __syncthreads();
+    }
     fetch(0, 0);
-    for (;;) {
+    for (;; ++number) {
       const Stage& s = shared.stage[buffer];
-      put(shared.stage[buffer], d);
+      put(shared.stage[buffer], d, number);
       buffer ^= 1;
       __syncthreads();
       const bool last = d + Tile::kSteps >= dims;
@@ -105,18 +121,38 @@ struct DiagonalJoint {
 #pragma unroll
         for (int j = 0; j < kOfThread; ++j) part[i][j] = static_cast<C>(-count);
       }
+      if (centred && s.far != number) {
+#pragma unroll 2
+        for (int p = 0; p < count; ++p) {
+          C xs[kRows], bs[kOfThread], rs[kOfThread];
+          take(&s.x[p][ty * kRows], xs);
+          take(&s.offset[kNears ? p : 0][tx * kOfThread], bs);
+          take(&s.scale[p][tx * kOfThread], rs);
+          const C centre = s.centre[p];
+#pragma unroll
+          for (int i = 0; i < kRows; ++i) {
+            const C y = xs[i] - centre;
+#pragma unroll
+            for (int j = 0; j < kOfThread; ++j) {
+              const C u = math::fma(y, rs[j], bs[j]);
+              part[i][j] = math::fma(u, u, part[i][j]);
+            }
+          }
+        }
+      } else {
 #pragma unroll(sizeof(C) == 8 ? 1 : 2)
-      for (int p = 0; p < count; ++p) {
-        C xs[kRows], ms[kOfThread], rs[kOfThread];
-        take(&s.x[p][ty * kRows], xs);
-        take(&s.mean[p][tx * kOfThread], ms);
-        take(&s.scale[p][tx * kOfThread], rs);
+        for (int p = 0; p < count; ++p) {
+          C xs[kRows], ms[kOfThread], rs[kOfThread];
+          take(&s.x[p][ty * kRows], xs);
+          take(&s.mean[p][tx * kOfThread], ms);
+          take(&s.scale[p][tx * kOfThread], rs);
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) {
+          for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-          for (int j = 0; j < kOfThread; ++j) {
-            const C u = math::standardise(xs[i], ms[j], rs[j]);
-            part[i][j] = math::fma(u, u, part[i][j]);
+            for (int j = 0; j < kOfThread; ++j) {
+              const C u = math::standardise(xs[i], ms[j], rs[j]);
+              part[i][j] = math::fma(u, u, part[i][j]);
+            }
           }
         }
       }

@@ -57,6 +57,10 @@ template <typename C>
 cudaError_t launch_mixture_weights(const MixtureBackwardArgs& args, int64_t first_row, int64_t rows, void* to, cudaStream_t stream);
 template <typename C>
 cudaError_t launch_mixture_moments(const MixtureArgs& m, const SumsShape& shape, const PieceSums& to, cudaStream_t stream);
+/// The gradients that `finish` tells of, from the sums of `pieces` pieces.
+template <typename C>
+cudaError_t launch_mixture_finish(const MixtureArgs& m, const MixtureFinishArgs& finish, const PieceSums& sums, int32_t pieces,
+                                  cudaStream_t stream);
 template <typename C>
 cudaError_t launch_mixture_products(const MixtureArgs& m, const SumsShape& shape, const PieceSums& to, cudaStream_t stream);
 template <typename C>

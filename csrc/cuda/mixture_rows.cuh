@@ -160,7 +160,7 @@ template <typename C, typename F>
 cudaError_t with_joint(const MixtureArgs& m, F&& f) {
   if (m.full) return f(FullJoint<C>());
   if constexpr (sizeof(C) == 4) {
-    if (m.centre != nullptr) return m.components > kSide ? f(ProductJoint<4>()) : f(ProductJoint<1>());
+    if (m.products && m.centre != nullptr) return m.components > kSide ? f(ProductJoint<4>()) : f(ProductJoint<1>());
   }
   constexpr int kMost = sizeof(C) == 8 ? 2 : 4;
   return m.components > kSide ? f(DiagonalJoint<C, kMost>()) : f(DiagonalJoint<C, 1>());

@@ -25,6 +25,19 @@ VF_INLINE T standardise(T x, T mean, T r) {
   return (x - mean) * r;
 }
 
+/// u = (x - c) r - (mean - c) r, one operation less than standardise where x - c is at hand, is off by at most 2^-24 (2 |u| + 4 b) where
+/// |mean - c| r <= b, and u^2 / 2 by 2^-24 (2 u^2 + 4 b |u|). With b = 6 that is below 2^-24 (16 u^2 + 8), which the rounding of a handful
+/// of operations on u^2 - 1 is allowed anyway.
+template <typename T>
+VF_INLINE constexpr T mixture_near() {
+  return T(6);
+}
+/// ... as far as x - c is in range.
+template <typename T>
+VF_INLINE constexpr T mixture_near_centre() {
+  return T(1e15);
+}
+
 /// What the weights of a row have in common: grad / total; 0 where no component explains the row. A NaN row has a NaN shift and total.
 template <typename T>
 VF_INLINE T mixture_share(T grad, T shift, T total) {
@@ -54,5 +67,50 @@ VF_INLINE T mixture_exponent_rounded(T constant, T low, T energy, T shift) {
   const T exponent = mixture_exponent(constant, low, energy, shift), compared = (constant + energy) - shift;
   return mixture_rounded(shift) ? compared : exponent;
 }
+
+/// 1 / sigma as it is read. The largest finite number is as good as anything beyond: a difference of zero times it is zero. So is the least
+/// one above zero (no normal one: the largest difference times that is not small) as anything below: sums in units of it can be divided
+/// by it, which is why all read it as it was rounded.
+template <typename T>
+VF_INLINE T mixture_scale(double log_std) {
+  const double most = sizeof(T) == 8 ? 709.78 : 88.72, least = sizeof(T) == 8 ? -744.4 : -103.27;
+  const double below = -log_std > most ? most : -log_std;
+  return static_cast<T>(exp(below < least ? least : below));
+}
+
+/// The larger of two; NaN where either is.
+VF_INLINE double larger(double a, double b) { return a != a || a > b ? a : b; }
+
+/// A component's constant, log w + log |1 / sigma|, where it may be the one that the others are measured from: not beyond 1e8, of a
+/// component of no width (log std -1e30), since of the others' constants their distance from it would leave nothing.
+VF_INLINE double mixture_ordinary(double constant) { return constant > 1e8 ? -infinity<double>() : constant; }
+
+/// What constants are measured from, given the largest ordinary one.
+VF_INLINE double mixture_top(double largest) {
+  const double top = largest < -1e8 ? -1e8 : largest;
+  return abs(largest) < infinity<double>() ? top : 0.0;
+}
+
+/// sum_d (u^2 - 1) / 2 where the density has u^2 / 2, and its (2 pi)^(-dims/2).
+VF_INLINE double mixture_baseline(double top, int64_t dims) {
+  return top - 0.5 * static_cast<double>(dims) * (1.0 + 1.8378770664093454836);
+}
+
+/// A constant in two parts, relative to `top`; the second makes up for the first one's rounding.
+template <typename T>
+struct MixtureConstant {
+  T high, low;
+
+  VF_INLINE MixtureConstant(double constant, double top) {
+    const double most = sizeof(T) == 8 ? 1.7976931348623157e308 : 3.4028234663852886e38;
+    const double relative = constant - top > most ? most : constant - top;
+    high = static_cast<T>(relative);
+    const double rest = relative - static_cast<double>(high);
+    low = static_cast<T>(abs(rest) < infinity<double>() ? rest : 0.0);
+  }
+};
+
+/// d log p / d logit_k, where `count` is the sum of component k's responsibilities and `all` that of every component's.
+VF_INLINE double mixture_logit_gradient(double count, double log_weight, double all) { return count - exp(log_weight) * all; }
 
 VF_MATH_END

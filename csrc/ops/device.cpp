@@ -41,6 +41,22 @@ uint32_t* counter_of(const at::Tensor& like, c10::cuda::CUDAStream stream, at::T
 }  // namespace
 #endif
 
+uint32_t* zero_counter(const at::Tensor& like, std::vector<at::Tensor>& keep) {
+#if defined(VF_WITH_CUDA)
+  if (like.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(like.device());
+    at::Tensor own;
+    uint32_t* const counter = counter_of(like, c10::cuda::getCurrentCUDAStream(), own);
+    if (own.defined()) keep.push_back(own);
+    return counter;
+  }
+#else
+  (void)keep;
+#endif
+  TORCH_CHECK(like.is_cpu(), "tensor on ", like.device(), ": this build of vae_fast has no kernels for it (see vae_fast.build_info())");
+  return nullptr;
+}
+
 void launch_row_terms(const at::Tensor& like, RowTermsArgs& args) {
 #if defined(VF_WITH_CUDA)
   if (like.is_cuda() && args.loss != nullptr) {

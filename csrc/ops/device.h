@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <vector>
+
 #include "../kernels.h"
 
 #if defined(VF_WITH_CUDA)
@@ -33,6 +35,8 @@ namespace ops {
   } while (false)
 #endif
 
+/// A counter on the device that is 0 for the next kernel of the current stream, which leaves it 0; null on the CPU.
+uint32_t* zero_counter(const at::Tensor& like, std::vector<at::Tensor>& keep);
 /// row_terms with a loss needs scratch on CUDA: partial sums and a counter that is zero.
 void launch_row_terms(const at::Tensor& like, RowTermsArgs& args);
 /// grad *= upstream, unless upstream is 1, or, with `only_exactly`, is no power of two; on CUDA that is decided on the device.

@@ -11,26 +11,56 @@ namespace {
 struct MixtureState {
   std::string covariance, precision;
   Mask mask;
+  Tensor prepared = {};  // by a forward pass, for its backward pass
 };
+
+/// The kernel's work; `prepared` as MixtureProblem's kept.
+std::tuple<Tensor, Tensor> forward_of(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
+                                      string_view covariance, string_view precision, Tensor* prepared) {
+  MixtureProblem p(x, weight_logits, means, scale, covariance, precision, false, prepared);
+  Tensor out = at::empty(p.layout.batch(), p.options(x)), normaliser = at::empty({2, p.args.rows}, p.options(x));
+  MixtureForwardArgs f;
+  f.mixture = p.args;
+  f.log_prob = out.data_ptr();
+  f.shift = normaliser.data_ptr();
+  f.total = static_cast<char*>(f.shift) + static_cast<size_t>(p.args.rows) * normaliser.element_size();
+  VF_LAUNCH(x, mixture, f);
+  return {out, normaliser};
+}
+
+Tensors backward_of(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
+                    const Tensor& normaliser, string_view covariance, string_view precision, const Mask& mask, Tensor prepared) {
+  MixtureProblem p(x, weight_logits, means, scale, covariance, precision, false, &prepared);
+  MixtureBackwardArgs b;
+  b.grad = row_grad(grad, p.layout.batch(), p.is_double, p.keep);
+  const Tensor saved = normaliser.to(compute_type(p.is_double)).contiguous();
+  b.shift = saved.const_data_ptr();
+  b.total = static_cast<const char*>(b.shift) + static_cast<size_t>(p.args.rows) * saved.element_size();
+  return mixture_gradients(p, b, x, weight_logits, means, scale, mask);
+}
 
 struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, TensorList inputs, const MixtureState& s) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [out, normaliser] = VF_CALL(is_plain(inputs), mixture, inputs[0], inputs[1], inputs[2], inputs[3], s.covariance, s.precision);
+    MixtureState kept = s;
+    auto [out, normaliser] = is_plain(inputs)
+                                 ? forward_of(inputs[0], inputs[1], inputs[2], inputs[3], s.covariance, s.precision, &kept.prepared)
+                                 : VF_CALL(false, mixture, inputs[0], inputs[1], inputs[2], inputs[3], s.covariance, s.precision);
     auto saved = inputs.vec();
     saved.push_back(normaliser);
     ctx->save_for_backward(saved);
     ctx->mark_non_differentiable({normaliser});
     ctx->set_materialize_grads(false);
-    carry(ctx, s);
+    carry(ctx, std::move(kept));
     return {out, normaliser};
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::variable_list& grads) {
     if (!grads[0].defined()) return torch::autograd::variable_list(5);
     const MixtureState& s = carried<MixtureState>(ctx);
     const auto t = ctx->get_saved_variables();
-    const Tensors some =
-        VF_CALL(plain_backward(t, grads[0]), mixture_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
+    const Tensors some = plain_backward(t, grads[0])
+                             ? backward_of(grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask, s.prepared)
+                             : VF_CALL(false, mixture_backward, grads[0], t[0], t[1], t[2], t[3], t[4], s.covariance, s.precision, s.mask);
     return spread(some, s.mask, 5);
   }
 };
@@ -51,33 +81,19 @@ struct ResponsibilitiesOp {
 
 std::tuple<Tensor, Tensor> mixture_kernel(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
                                           string_view covariance, string_view precision) {
-  MixtureProblem p(x, weight_logits, means, scale, covariance, precision);
-  Tensor out = at::empty(p.layout.batch(), p.options(x)), normaliser = at::empty({2, p.args.rows}, p.options(x));
-  MixtureForwardArgs f;
-  f.mixture = p.args;
-  f.log_prob = out.data_ptr();
-  f.shift = normaliser.data_ptr();
-  f.total = static_cast<char*>(f.shift) + static_cast<size_t>(p.args.rows) * normaliser.element_size();
-  VF_LAUNCH(x, mixture, f);
-  return {out, normaliser};
+  return forward_of(x, weight_logits, means, scale, covariance, precision, nullptr);
 }
 
 Tensors mixture_backward_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
                                 const Tensor& normaliser, string_view covariance, string_view precision, const Mask& mask) {
-  MixtureProblem p(x, weight_logits, means, scale, covariance, precision);
-  MixtureBackwardArgs b;
-  b.grad = row_grad(grad, p.layout.batch(), p.is_double, p.keep);
-  const Tensor saved = normaliser.to(compute_type(p.is_double)).contiguous();
-  b.shift = saved.const_data_ptr();
-  b.total = static_cast<const char*>(b.shift) + static_cast<size_t>(p.args.rows) * saved.element_size();
-  return mixture_gradients(p, b, x, weight_logits, means, scale, mask);
+  return backward_of(grad, x, weight_logits, means, scale, normaliser, covariance, precision, mask, Tensor());
 }
 
 std::tuple<Tensor, Tensor> mixture_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
                                             string_view covariance, string_view precision) {
   const Tensors inputs{x, weight_logits, means, scale};
-  const auto out =
-      MixtureFunction::apply(TensorList(inputs), MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs)});
+  const auto out = MixtureFunction::apply(TensorList(inputs),
+                                          MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs), {}});
   return {out[0], out[1]};
 }
 
@@ -121,8 +137,8 @@ Tensors mixture_responsibilities_backward_kernel(const Tensor& grad, const Tenso
 Tensor mixture_responsibilities_autograd(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
                                          string_view covariance, string_view precision) {
   const Tensors inputs{x, weight_logits, means, scale};
-  return OpFunction<ResponsibilitiesOp>::apply(TensorList(inputs),
-                                               MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs)});
+  return OpFunction<ResponsibilitiesOp>::apply(
+      TensorList(inputs), MixtureState{std::string(covariance), std::string(precision), requires_grad_mask(inputs), {}});
 }
 
 Tensor mixture_responsibilities(const Tensor& x, const Tensor& weight_logits, const Tensor& means, const Tensor& scale,
@@ -175,8 +191,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics_kernel(const Tenso
   }
   if (p.covariance == Covariance::kTied) s.second = s.second.squeeze(0);
   if (diagonal) {  // from units of the standard deviation
-    s.first.div_(p.inverse);
-    s.second.div_(p.inverse).div_(p.inverse);
+    const Tensor inverse = p.inverse();
+    s.first.div_(inverse);
+    s.second.div_(inverse).div_(inverse);
     if (p.covariance == Covariance::kSpherical) s.second = s.second.sum(1);
   }
   return {log_prob, s.counts.to(type), s.first.to(type), s.second.to(type)};

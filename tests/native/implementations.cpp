@@ -57,6 +57,12 @@ HostMemory& cuda_memory = host_memory;
 void finish(const char*) {}
 #endif
 
+void require_zero(uint32_t* counter, const std::string& who) {
+  uint32_t count = 0;
+  if (counter != nullptr) cuda_memory.read(&count, counter, sizeof(count));
+  if (count != 0) require(static_cast<cudaError_t>(1), (who + " left its counter at another value than 0").c_str());
+}
+
 /// The CUDA kernels: on a device, or the same source on the shim.
 Implementation cuda_implementation() {
   namespace cuda = vae_fast::cuda;
@@ -68,7 +74,7 @@ Implementation cuda_implementation() {
     Block partials(cuda_memory, sums * sizeof(double));
     static int which = 0;  // a counter for each call, the last and the first ones too
     which = (which + 1) % cuda::kLossCounters;
-    uint32_t *counter = nullptr, *next = nullptr, count = 1;
+    uint32_t *counter = nullptr, *next = nullptr;
     require(cuda::loss_counter(which, &counter), "loss_counter");
     if (which > 0) require(cuda::loss_counter(which - 1, &next), "loss_counter");
     if (next == counter || cuda::loss_counter(cuda::kLossCounters, &next) == cudaSuccess || cuda::loss_counter(-1, &next) == cudaSuccess)
@@ -79,8 +85,7 @@ Implementation cuda_implementation() {
     }
     require(cuda::row_terms(args, nullptr), "row_terms");
     finish("row_terms");
-    cuda_memory.read(&count, counter, sizeof(count));
-    if (count != 0) require(static_cast<cudaError_t>(1), "row_terms left its counter at another value than 0");
+    require_zero(counter, "row_terms");
   };
   i.sample = [](const vae_fast::SampleArgs& args) { require(cuda::sample(args, nullptr), "sample"), finish("sample"); };
   i.sample_backward = [](const vae_fast::SampleBackwardArgs& args) {
@@ -93,9 +98,22 @@ Implementation cuda_implementation() {
   i.mixture = [](const vae_fast::MixtureForwardArgs& args) { require(cuda::mixture(args, nullptr), "mixture"), finish("mixture"); };
   i.mixture_backward = [](const vae_fast::MixtureBackwardArgs& given) {
     vae_fast::MixtureBackwardArgs args = given;
+    vae_fast::MixtureFinishArgs last;
+    if (given.finish != nullptr) {
+      last = *given.finish;
+      require(cuda::loss_counter(0, &last.counter), "loss_counter");
+      args.finish = &last;
+    }
     Block scratch(cuda_memory, static_cast<size_t>(cuda::mixture_scratch_bytes(args)));
     args.scratch = scratch.data();
     require(cuda::mixture_backward(args, nullptr), "mixture_backward"), finish("mixture_backward");
+    require_zero(last.counter, "mixture_backward");
+  };
+  i.mixture_parameters = [](const vae_fast::MixtureParametersArgs& given) {
+    vae_fast::MixtureParametersArgs args = given;
+    require(cuda::loss_counter(0, &args.counter), "loss_counter");
+    require(cuda::mixture_parameters(args, nullptr), "mixture_parameters"), finish("mixture_parameters");
+    require_zero(args.counter, "mixture_parameters");
   };
   i.mdn = [](const vae_fast::MdnArgs& args) { require(cuda::mdn(args, nullptr), "mdn"), finish("mdn"); };
   i.mdn_backward = [](const vae_fast::MdnBackwardArgs& args) {
@@ -115,6 +133,7 @@ Implementation cuda_implementation() {
   i.device = true;
 #else
   i.name = "cuda-shim";
+  i.launches = [] { return vf_shim::launches; };
   i.disturb = [](unsigned by) { vf_shim::order = by % 3 == 2 ? by + 2 : by % 3; };
 #endif
   return i;
@@ -139,6 +158,7 @@ std::vector<Implementation> implementations() {
   i.sample_backward = cpu::sample_backward;
   i.logsumexp = cpu::logsumexp;
   i.logsumexp_backward = cpu::logsumexp_backward;
+  i.mixture_parameters = cpu::mixture_parameters;
   i.mixture = cpu::mixture;
   i.mixture_backward = cpu::mixture_backward;
   i.mdn = cpu::mdn;

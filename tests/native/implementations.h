@@ -19,6 +19,7 @@ struct Implementation {
   std::function<void(const vae_fast::LogSumExpBackwardArgs&)> logsumexp_backward;
   std::function<void(void* data, DType dtype, int64_t count, double by)> scale;
   // Empty where an implementation lacks them.
+  std::function<void(const vae_fast::MixtureParametersArgs&)> mixture_parameters = {};
   std::function<void(const vae_fast::MixtureForwardArgs&)> mixture = {};
   std::function<void(const vae_fast::MixtureBackwardArgs&)> mixture_backward = {};
   std::function<void(const vae_fast::MdnArgs&)> mdn = {};
@@ -30,6 +31,8 @@ struct Implementation {
   /// Holds the host's choices at other values: lanes, blocks of a processor, bytes of a chunk (0: its own); whether they are any. May be
   /// empty.
   std::function<bool(int lanes, int blocks, long chunk)> tune = {};
+  /// Kernels started so far. May be empty.
+  std::function<long()> launches = {};
   bool device = false;  // a real device: large inputs are affordable
 };
 
@@ -44,6 +47,8 @@ void check_sample(Implementation& implementation, int rounds);
 void check_logsumexp(Implementation& implementation, int rounds);
 void check_scale(Implementation& implementation);
 void check_mixture(Implementation& implementation, int rounds);
+/// What mixtures' kernels are given, and the gradients of what they were made from.
+void check_mixture_parameters(Implementation& implementation, int rounds);
 /// Mixtures on tensor cores: how far off, and where.
 void check_mixture_products(Implementation& implementation);
 void check_mdn(Implementation& implementation, int rounds);

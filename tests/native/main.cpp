@@ -1,5 +1,5 @@
 // Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31
-// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_products, mdn, tunings, groups or gamma).
+// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_parameters, mixture_products, mdn, tunings, groups or gamma).
 #include <cstdlib>
 #include <cstring>
 
@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
     if (wanted("logsumexp")) native::check_logsumexp(implementation, rounds);
     if (wanted("logsumexp")) native::check_scale(implementation);
     if (wanted("mixture")) native::check_mixture(implementation, rounds);
+    if (wanted("mixture_parameters")) native::check_mixture_parameters(implementation, rounds);
     if (wanted("mixture_products")) native::check_mixture_products(implementation);
     if (wanted("mdn")) native::check_mdn(implementation, rounds);
     if (wanted("groups")) native::check_groups(implementation, rounds);

@@ -30,7 +30,9 @@ struct Case {
   bool given = false;                                         // weights, not shift and total
   bool wide = false;                                          // constants far apart, in two parts
   bool scaled = false;                                        // x in units
-  bool products = false;                                      // tensor cores allowed
+  bool centred = false;                                       // a centre is known
+  bool near = false;                                          // all means near it
+  bool products = false;                                      // ... and tensor cores allowed
   bool constant_grad = false, with_x = true, with_sums = true, with_second = true;
 
   bool full() const { return scale != Scale::kDiagonal; }
@@ -38,11 +40,12 @@ struct Case {
   double unit() const { return is_double ? 2.3e-16 : 1.2e-7; }
   std::string name() const {
     static const char* const scales[] = {"diagonal", "full", "tied"};
-    return text(" mixture %s%s dtype %d layout %d (%ld, %ld, %ld)%s%s%s%s%s%s%s%s%s%s%s%s", scales[static_cast<int>(scale)],
+    return text(" mixture %s%s dtype %d layout %d (%ld, %ld, %ld)%s%s%s%s%s%s%s%s%s%s%s%s%s%s", scales[static_cast<int>(scale)],
                 is_double ? " double" : "", static_cast<int>(dtype), static_cast<int>(layout), static_cast<long>(rows),
                 static_cast<long>(components), static_cast<long>(dims), far ? " far" : "", dead ? " dead" : "", nan ? " nan" : "",
                 none ? " none" : "", identical ? " identical" : "", given ? " given" : "", wide ? " wide" : "", scaled ? " scaled" : "",
-                products ? " products" : "", with_x ? "" : " no x", with_sums ? "" : " no sums", with_second ? "" : " no second");
+                centred ? " centred" : "", near ? " near" : "", products ? " products" : "", with_x ? "" : " no x",
+                with_sums ? "" : " no sums", with_second ? "" : " no second");
   }
 };
 
@@ -84,7 +87,7 @@ struct Data {
     x_scale.fill([&] { return c.scaled ? std::ldexp(1.0, static_cast<int>(random.below(5)) - 2) : 1.0; });
     constant_low.fill([&] { return c.wide ? random.uniform(-1e-4, 1e-4) : 0.0; });
     x.fill([&] { return c.offset + 2.0 * random.normal(); });
-    means.fill([&] { return c.offset + 2.0 * random.normal(); });
+    means.fill([&] { return c.offset + (c.near ? 0.5 : 2.0) * random.normal(); });
     constant.fill([&] { return c.none && random.coin(0.3) ? -HUGE_VAL : (c.wide ? 3000.0 : 3.0) * random.normal(); });
     if (c.none && c.components > 1) constant.set(0, 0, 0.5), constant.set(0, c.components - 1, -HUGE_VAL);
     baseline.fill([&] { return 10.0 * random.normal(); });
@@ -155,7 +158,8 @@ struct Data {
     if (c.full()) m.transposed = transposed.data();
     if (c.wide) m.constant_low = constant_low.data();
     if (c.scaled) m.x_scale = x_scale.data();
-    if (c.products) m.centre = static_cast<const float*>(centre.data());
+    if (c.centred || c.products) m.centre = static_cast<const float*>(centre.data());
+    m.products = c.products;
     m.factor_stride = c.scale == Scale::kFull ? c.dims * c.dims : 0;
     m.baseline = static_cast<const double*>(baseline.data());
     return m;

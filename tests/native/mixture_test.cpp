@@ -196,6 +196,29 @@ void check_absent(Implementation& implementation, Random& random) {
   }
 }
 
+/// Means near the centre are taken from it: with a centre far away or a mean far from it, every row comes out as without any.
+void check_centre(Implementation& implementation, Random& random) {
+  if (implementation.name == "cpu") return;
+  for (const int far : {0, 1, 2}) {
+    Case c;
+    c.rows = 40, c.components = 64, c.dims = 16, c.near = true;
+    Data data(c, *implementation.memory, random, DType::kFloat, Layout::kDense);
+    if (far == 1) data.means.set(11, 5, 1e4);
+    data.upload();
+    if (far == 2) data.centre.set(0, 3, std::nan("")), data.centre.upload();
+    MixtureForwardArgs f;
+    f.mixture = data.args();
+    f.log_prob = data.log_prob.data();
+    implementation.mixture(f);
+    data.log_prob.download();
+    const auto without = data.log_prob.image();
+    f.mixture.centre = static_cast<const float*>(data.centre.data());
+    implementation.mixture(f);
+    data.log_prob.download();
+    tally.check((without == data.log_prob.image()) == (far != 0), implementation.name + text(" mixture: a centre, means far %d", far));
+  }
+}
+
 /// Rows that a component explains, in many dimensions, and moments of many rows: float sums that do not lose to their own size.
 void check_accuracy(Implementation& implementation, Random& random) {
   Case c;
@@ -234,6 +257,8 @@ void check_mixture(Implementation& implementation, int rounds) {
     c.components = random.one_of({1, 2, 3, 7, 16, 17, 20, 64, 65, 100, 300});
     c.dims = random.one_of({1, 2, 3, 4, 5, 8, 15, 16, 17, 33, 64, 65, 130});
     c.products = c.scale == Scale::kDiagonal && !c.is_double && random.coin();
+    c.centred = c.scale == Scale::kDiagonal && !c.is_double && random.coin();
+    c.near = random.coin();
     const int64_t most = c.products ? 20000 : c.full() ? 60000 : 400000;  // emulated tensor cores are slow
     while (c.components > 3 && c.rows * c.components * c.dims > most) c.components = c.components / 2;
     while (c.rows > 3 && c.rows * c.components * c.dims > most) c.rows = c.rows / 3;
@@ -261,6 +286,17 @@ void check_mixture(Implementation& implementation, int rounds) {
     c.rows = 3, c.components = 5, c.dims = 300, c.given = false;
     Run(implementation, random, c);
   }
+  for (const int64_t components : {1, 16, 65, 130}) {  // means near the centre and not, in whole tiles of components and dimensions
+    Case c;
+    c.rows = 131, c.components = components, c.dims = 40, c.centred = true;
+    Run(implementation, random, c);
+    c.near = true;
+    Run(implementation, random, c);
+    c.offset = 50.0;
+    Run(implementation, random, c);
+    c.far = c.dead = c.nan = c.none = true;
+    Run(implementation, random, c);
+  }
   for (const int64_t components : {1, 17, 65}) {
     Case c;
     c.rows = 131, c.components = components, c.dims = 17, c.products = true;
@@ -270,6 +306,7 @@ void check_mixture(Implementation& implementation, int rounds) {
     Run(implementation, random, c);
   }
   check_absent(implementation, random);
+  check_centre(implementation, random);
   check_accuracy(implementation, random);
 }
 

@@ -184,6 +184,22 @@ def test_inputs_changed_in_place_before_backward_are_detected(case, device):
             out.backward()
 
 
+@needs_kernels
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+def test_no_operation_of_torch_prepares_or_finishes_it(covariance_type, device):
+    """Each would be a kernel of its own on a GPU."""
+    x, logits, means = torch.randn(20, 3, device=device), torch.randn(5, device=device), torch.randn(5, 3, device=device)
+    scale = torch.zeros(5, 3, device=device) if covariance_type == "diag" else torch.zeros(5, device=device)
+    inputs = [t.requires_grad_() for t in (x, logits, means, scale)]
+    upstream = torch.randn(20, device=device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = vae_fast.mixture_log_prob(*inputs, covariance_type=covariance_type)
+        torch.autograd.grad(out, inputs, upstream)
+    called = {event.key for event in profile.key_averages() if event.key.startswith("aten::")}
+    assert "aten::empty" in called
+    assert called <= {"aten::empty", "aten::empty_strided", "aten::to", "aten::expand", "aten::detach", "aten::view", "aten::as_strided"}
+
+
 def test_one_tensor_in_two_places_gets_both_gradients(device, backend):
     t = torch.randn(3, 4, dtype=torch.float64, device=device).requires_grad_()
     assert gradcheck(lambda t: vae_fast.mixture_log_prob(t, t[:, 0], t, t), t)

@@ -51,6 +51,7 @@ namespace vf_shim {
 
 int processors = 2;
 unsigned order = 0;
+long launches = 0;
 Thread current;
 
 void fail(const char* what) {
@@ -212,6 +213,7 @@ void launch(unsigned grid, unsigned block, const std::function<void()>& kernel) 
   if (grid == 0 || block == 0 || block % kWarp != 0 || block > 1024) fail("bad launch");
   while (fibers.size() < block) fibers.push_back(std::make_unique<Fiber>());
   running = &kernel;
+  ++launches;
   current.block_size.x = block;
   current.grid_size.x = grid;
   const std::vector<unsigned> warps = turns(block / kWarp), lanes = turns(kWarp);

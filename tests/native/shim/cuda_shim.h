@@ -31,6 +31,9 @@ extern Thread current;
 /// How blocks and threads take turns: 0 forwards, 1 backwards, otherwise shuffled from this seed.
 extern unsigned order;
 
+/// Kernels started so far.
+extern long launches;
+
 void launch(unsigned grid, unsigned block, const std::function<void()>& kernel);
 void barrier();
 /// Exchanges `size` bytes among the lanes of a warp: *value becomes that of lane `source`, or stays if there is none.
