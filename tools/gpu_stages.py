@@ -13,7 +13,8 @@ from pathlib import Path
 import cuda_gate
 import gpu_binaries
 
-KINDS = ("row_terms", "sample", "logsumexp", "mixture", "mixture_products", "mdn")  # of native tests with kernels for a GPU
+# of native tests with kernels for a GPU
+KINDS = ("row_terms", "sample", "logsumexp", "mixture", "mixture_products", "mixture_parameters", "mdn")
 SUITES = ("kernels", "mixtures", "overhead", "memory", "training", "likelihoods", "linear", "sweeps")
 ROW_KERNELS = (
     "bernoulli_logits f32, forward and gradient, D=784",
