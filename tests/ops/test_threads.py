@@ -1,5 +1,6 @@
 """The same bits for any number of threads; the same noise bits, and equal values, on every instruction set; callable from many threads."""
 
+import math
 import threading
 
 import pytest
@@ -183,6 +184,8 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
     zero = torch.zeros(20011, dtype=dtype)
     results[f"noise {{dtype}}"] = torch.ops.vae_fast.reparameterize([zero, zero + 1], None, rng, "std", 0)
 results["mixtures"] = each_once()
+white = torch.ones(1, 65535)
+results["white"] = {{v: vae_fast.bernoulli_log_prob(white, v * white, clip="add", eps=1e-9) for v in (0.0, -90.0)}}
 torch.save(results, {file!r})
 """
 
@@ -203,6 +206,9 @@ def test_instruction_sets_draw_the_same_bits_and_compute_the_same_numbers(by_isa
         results[name] = torch.load(file, weights_only=True)
         assert results[name].pop("isa") == name
         assert_each_is_right(results[name].pop("mixtures"), name)
+        for v, found in results[name].pop("white").items():  # equal numbers are all rounded one way
+            want = 65535 * math.log(1e-9 + 1.0 / (1.0 + math.exp(-v)))
+            assert found.item() == pytest.approx(want, rel=6e-7), (name, v)
     base = results.pop("baseline")
     for name, other in results.items():
         for key, want in base.items():
