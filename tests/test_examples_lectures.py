@@ -325,7 +325,7 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 21
+    assert len(pictures) == 25
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
 
 

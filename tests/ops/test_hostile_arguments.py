@@ -295,7 +295,7 @@ CONSTRUCTORS = {
         {"encoder": MODULE, "decoder": MODULE, "latent_dim": SHAPE, "likelihood": ALL["name"] | NONE, "clip": ALL["name"]}
         | {"eps": ALL["real"] | NONE, "beta": ALL["real"] | NONE, "free_bits": ALL["real"], "event_dim": SIZE | NONE}
         | {"prior_mu": PRIOR_OF_MODEL, "prior_logvar": PRIOR_OF_MODEL, "scale": ALL["tensor"]}
-        | {"scale_bounds": ALL["bounds"], "recon_scale_bounds": ALL["bounds"]}
+        | {"scale_bounds": ALL["bounds"], "recon_scale_bounds": ALL["bounds"], "num_samples": SIZE | NONE, "kl": ALL["name"]}
         | {name: {k: v for k, v in MODULE.items() if v is not None} for name in ("prior", "regularizer")},
     ),
     models.MLPVAE: (
