@@ -24,6 +24,7 @@ from vae_fast.training import fit
 #: Every example, in the order of the page. Each is a script and a module with ``section(results) -> Markdown`` of its JSON file.
 EXAMPLES = (
     "mixtures",
+    "large_mixture",
     "mdn_inverse_sine",
     "autoencoders",
     "generation",

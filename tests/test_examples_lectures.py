@@ -144,6 +144,17 @@ def test_vamp_prior(quick):
     assert vamp["log_prob"] > normal["log_prob"] + 0.5
 
 
+def test_large_mixture(quick):
+    for results in both(quick, "large_mixture"):
+        curve = [log_p for _, log_p in results["curve"]]
+        assert curve == sorted(curve)
+        assert results["gaussian_log_likelihood"] < results["fit"]["test_log_likelihood"] < results["true_log_likelihood"]
+        assert 0 < results["most_anonymous_bytes"] < 2 * 2**30
+    assert results["rows"] >= 20_000_000
+    assert results["components"] == 1000
+    assert results["processes"] == 2
+
+
 def test_vae_inference(quick):
     for results in both(quick, "vae_inference"):
         for gap in results["gaps"]:
@@ -325,7 +336,7 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 25
+    assert len(pictures) == 26
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
 
 
