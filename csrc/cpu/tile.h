@@ -227,8 +227,8 @@ inline double sum_in_double(const T* v, int n) {
   return s[0];
 }
 
-/// The sum of n values in the lanes of several vectors: additions need not wait for one another, and what equal numbers are rounded by, all
-/// in one direction, stays below 8 units in the last place of a tile.
+/// The sum of n values in the lanes of several vectors: additions need not wait for one another, and equal numbers, which are all rounded
+/// in one direction, are so 16 times in a tile (32 times in vectors of 16 bytes).
 template <typename T>
 inline double sum_in_lanes(const T* v, int n) {
   if constexpr (sizeof(T) == 8) return sum_in_double(v, n);

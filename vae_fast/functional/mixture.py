@@ -83,9 +83,8 @@ def _weights(x: Tensor, weight_logits: Tensor, means: Tensor) -> Tensor:
             f"{(*batch, k)}, one more for each x"
         )
     if all(size == 1 for size in lead):
-        return weight_logits.sum(
-            tuple(range(weight_logits.ndim - 1))
-        )  # of one row: a view would not do for a DTensor that is sharded there
+        # a sum over one row each: a view would not do for a DTensor that is sharded there
+        return weight_logits.sum(tuple(range(weight_logits.ndim - 1)))
     return weight_logits.expand(*batch, k)
 
 
