@@ -311,3 +311,17 @@ def test_what_is_not_to_be_shown_is_refused(tmp_path, options, folder, words):
     written(tmp_path / folder.format(machine.name(here())), here(), options)
     with pytest.raises(FileError, match=words):
         ranges.load(tmp_path)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_of_every_result_of_this_machine_beside_them(tmp_path, monkeypatch):
+    """A suite measured again does not draw over a picture of several suites with itself alone."""
+    drawn = []
+    monkeypatch.setattr("vae_fast.cli.bench.pictures.draw", lambda out, rows: drawn.append({row["suite"] for row in rows}))
+    for suite, facts in (("mixtures", here()), ("linear", here(threads=7))):
+        rows = [row | {"suite": suite} for row in result()["rows"]]
+        (tmp_path / f"{suite}.json").write_text(json.dumps(result() | {"suite": suite, "machine": facts, "rows": rows}))
+    assert run("--suite", "kernels", *SMALL, "--out", tmp_path) == 0
+    assert drawn == [{"kernels", "mixtures"}]

@@ -306,6 +306,16 @@ def write(out: Path, suite: str, facts: dict[str, Any], rows: Sequence[Row], opt
     return paths
 
 
+def rows_in(out: Path, facts: dict[str, Any]) -> list[Row]:
+    """The rows of every result there that this machine measured, now or earlier: what the pictures beside them are drawn from.
+
+    Raises:
+        FileError: if a file that has a suite's name is not a result.
+    """
+    results = [read(path) for path in (out / f"{suite}.json" for suite in TITLES) if path.exists()]
+    return [row for result in results if not machine.differences(result["machine"], facts) for row in result["rows"]]
+
+
 def _csv_cell(value: Any) -> str:
     if isinstance(value, dict):
         value = " ".join(f"{k}={v}" for k, v in value.items())

@@ -138,21 +138,21 @@ def _measure(args: argparse.Namespace, options: Options) -> int:
         _say(f"the code, or what the extension was built from, differs from its commit: the result says {facts['commit']}")
     if out is not None and not args.no_pictures:
         pictures.require()
-    everything = []
+    measured = False
     for suite in suites:
         rows = run(suite, options)
-        everything += rows
+        measured |= bool(rows)
         if not rows:
             _say(f"skipped {suite}: nothing to measure with these options")
             continue
         print(report.terminal(report.table(suite, rows)), report.footer(facts, rows), "", sep="\n", flush=True)
         if out is not None:
             report.write(out, suite, facts, rows, options.recorded)
-    if not everything:
+    if not measured:
         raise RunError(f"--suite {' '.join(suites)}: nothing was measured with these options")
     if out is not None:
         if not args.no_pictures:
-            pictures.draw(out, everything)
+            pictures.draw(out, report.rows_in(out, facts))
         print(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return 0
 
