@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vae_fast import plots
 from vae_fast.errors import RunError
 from vae_fast.files import atomic_write
 
@@ -77,6 +78,23 @@ def usable_device(name: str) -> torch.device:
         raise RunError(f"--device {name}: cannot be used here: {str(error).splitlines()[0]}") from None
     if device.type not in ("cpu", "cuda"):
         raise RunError(f"--device {name}: expected cpu, cuda or cuda:N")
+    return device
+
+
+def machine_for(args: argparse.Namespace, *, pictures: bool) -> torch.device:
+    """The device that ``--device`` names, made the current one, and the threads of ``--threads``.
+
+    Raises:
+        RunError: if the device cannot be used.
+        MissingExtraError: if pictures are to be drawn and matplotlib is not there.
+    """
+    device = usable_device(args.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if pictures:
+        plots.require()
     return device
 
 

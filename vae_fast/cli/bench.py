@@ -15,7 +15,7 @@ from vae_fast.bench import compare, machine, pictures, report, sources
 from vae_fast.bench.advice import advise_file
 from vae_fast.bench.options import Options
 from vae_fast.bench.suites import DEFAULT, DTYPES, SUITES, cases, run
-from vae_fast.cli._common import MOST_THREADS, named_path, number, usable_device
+from vae_fast.cli._common import MOST_THREADS, machine_for, named_path, number
 from vae_fast.errors import FileError, RunError
 
 _SHAPE = "three positive integers B,D,L (batch, data, latent; of mixtures: samples, components, dimensions)"
@@ -103,11 +103,7 @@ def _say(line: str) -> None:
 def _bench(args: argparse.Namespace) -> int:
     if args.device.split(":")[0] not in ("cpu", "cuda"):
         raise RunError(f"--device {args.device}: expected cpu, cuda or cuda:N")
-    device = usable_device(args.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    device = machine_for(args, pictures=False)  # they are drawn at the end, and only with --out
     if args.advise is not None:
         print(advise_file(args.advise, args.loss or ["loss"]))
         return 0

@@ -15,7 +15,7 @@ import torch
 
 from vae_fast import __version__, build_info, models, plots, training
 from vae_fast.cli import _points
-from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_options, named_path, number, usable_device, write_csv
+from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_for, machine_options, named_path, number, write_csv
 from vae_fast.cli._directory import FILES, begun, run_directory
 from vae_fast.data import toys
 from vae_fast.errors import FileError, RunError, VaeFastError
@@ -138,17 +138,6 @@ def _mog(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(args: argparse.Namespace) -> torch.device:
-    device = usable_device(args.device)
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if not args.no_pictures:
-        plots.require()
-    return device
-
-
 def _points_of(args: argparse.Namespace, dtype: torch.dtype, world: World) -> _points.Points:
     points = _points.read(args.data, dtype, data_dir=args.data_dir, n=args.points, holdout=args.holdout, seed=args.seed, world=world)
     if args.components > len(points.train):
@@ -160,7 +149,7 @@ def _points_of(args: argparse.Namespace, dtype: torch.dtype, world: World) -> _p
 
 def _run(args: argparse.Namespace, world: World, held: contextlib.ExitStack) -> Callable[[], None]:
     """Fit; returns what the main process does at the end. ``held``: what it holds until then, the run's directory."""
-    device = world.together(lambda: _device(args))
+    device = world.together(lambda: machine_for(args, pictures=not args.no_pictures))
     dtype = torch.float64 if args.dtype == "float64" else torch.float32
     world.same({name: value for name, value in vars(args).items() if name not in ("run", "device")})
     if args.data in _points.IMAGES:

@@ -13,7 +13,7 @@ import torch
 
 from vae_fast import __version__, build_info, data, plots, training
 from vae_fast.bench.machine import available_memory
-from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_options, named_path, number, usable_device, write_csv
+from vae_fast.cli._common import MOST_SECONDS, MOST_SEED, machine_for, machine_options, named_path, number, write_csv
 from vae_fast.cli._directory import FILES, begun, run_directory
 from vae_fast.errors import FileError, RunError
 from vae_fast.files import write_json
@@ -180,7 +180,7 @@ def _fit(args: argparse.Namespace, world: distributed.World, held: contextlib.Ex
     if distributed.restarts() and world.on_main(lambda: begun(out, "checkpoint.pt", "checkpoint.previous.pt")):
         args.resume, args.overwrite = True, False  # torchrun gives a restarted process the same command line
     settings = world.on_main(lambda: _settings(args, out))
-    device = world.together(lambda: _device(args))
+    device = world.together(lambda: machine_for(args, pictures=not args.no_pictures))
     found: list[data.Dataset] = []
     world.on_main(lambda: found.append(_images(args, settings)))  # first, and alone: it may have to download them
     images = world.together(lambda: found[0] if found else _images(args, settings))
@@ -238,17 +238,6 @@ def _fit(args: argparse.Namespace, world: distributed.World, held: contextlib.Ex
         _finish(args, _whole(model, args), images, history, floor, settings)
 
     return finish
-
-
-def _device(args: argparse.Namespace) -> torch.device:
-    device = usable_device(args.device)
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if not args.no_pictures:
-        plots.require()
-    return device
 
 
 def _images(args: argparse.Namespace, settings: dict[str, Any]) -> data.Dataset:
