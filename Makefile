@@ -12,8 +12,8 @@ JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 # Every kind of native test, the longest first, a core for each.
 in_parts = printf '%s\n' mixture tunings row_terms mixture_products mixture_parameters mdn logsumexp groups sample gamma | xargs -P $(JOBS) -n 1 $(1) --only
-# A file's tests share what is costly to set up, and run in one process.
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# A file's tests share what is costly to set up, and run in one process; the longest files first, as tests/conftest.py orders them.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))

@@ -94,7 +94,7 @@ def main() -> None:
     found = load(args.dataset)
     n = min(len(found.train), 20_000)
     x, test, labels, shape = unit(found.train[:n]), unit(found.test), found.test_labels, found.image_shape
-    epochs, hidden, dims, components = (60, (64, 32), (2, 8), 5) if args.quick else (15, (256, 128), (2, 16), 50)
+    epochs, hidden, dims, components = (40, (64, 32), (2, 8), 5) if args.quick else (15, (256, 128), (2, 16), 50)
     held = len(test) // 2
     reader, judged, truth = Reader(test[:held], labels[:held]), test[held:], labels[held:]
     unlike = [i for i in range(0, len(judged) - 1, 2) if truth[i] != truth[i + 1]][:1000]

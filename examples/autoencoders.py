@@ -33,7 +33,7 @@ def linear_against_pca(args: Any, x: Tensor, shape: tuple[int, int]) -> list[dic
     """Principal angles between the two subspaces, and the error each leaves."""
     found, centred = [], x - x.mean(0)
     for dim in LINEAR_DIMS:
-        u, pca = linear(x, dim, 600 if args.quick else 3000), PCA(x, dim)
+        u, pca = linear(x, dim, 300 if args.quick else 3000), PCA(x, dim)
         angle = largest_angle(u, pca.axes)
         error = (centred - centred @ u.float() @ u.T.float()).square().sum(1).mean().item()
         found.append({"dim": dim, "largest_angle_rad": angle, "error_linear": error, "error_pca": pca.error(x)})
@@ -54,7 +54,7 @@ def deep_against_pca(args: Any, x: Tensor, test: Tensor, labels: Tensor, shape: 
     held = len(test) // 2
     reader = Reader(test[:held], labels[:held]) if not args.quick else Reader(test, labels)
     judged, truth = test[held:], labels[held:]
-    epochs = {"mlp": 20 if args.quick else 15, "cnn": 16 if args.quick else 8}
+    epochs = {"mlp": 20 if args.quick else 15, "cnn": 8}
     fits, shown, dims = [], [test[:12]], DIMS[:3] if args.quick else DIMS
     for dim in dims:
         for kind in ("pca", "mlp", "cnn"):

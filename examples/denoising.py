@@ -57,7 +57,7 @@ def posterior_mean(noisy: Tensor, clean: Tensor) -> Tensor:
 
 def plane(args: Any) -> dict[str, float]:
     """Train on two moons with Gaussian noise; draw h(x) - x; compare h with the posterior mean."""
-    n, epochs = (4000, 30) if args.quick else (20_000, 40)
+    n, epochs = (4000, 12) if args.quick else (20_000, 40)
     clean, test = (toy("two-moons", k, seed=args.seed + i) for i, k in enumerate((n, 2000)))
     middle, scale = clean.mean(0), clean.std()
     clean, test = (clean - middle) / scale, (test - middle) / scale

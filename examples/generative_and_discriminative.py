@@ -113,7 +113,7 @@ def main() -> None:
     found = load(args.dataset)
     n = min(len(found.train), 20_000)
     x, labels = torch.bernoulli(unit(found.train[:n])), train_labels(args.dataset)[:n].long()
-    dim, hidden, latent, epochs, samples, judged = (15, 100, 8, 30, 5, 200) if args.quick else (30, 300, 16, 15, 10, 1000)
+    dim, hidden, latent, epochs, samples, judged = (15, 100, 8, 15, 5, 200) if args.quick else (30, 300, 16, 15, 10, 1000)
     test, truth, shape = torch.bernoulli(unit(found.test[:judged])), found.test_labels[:judged].long(), found.image_shape
     pca = PCA(x, dim)
     scale = pca.encoder(x).std(0)

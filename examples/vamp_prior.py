@@ -45,7 +45,7 @@ def main() -> None:
     args = options(__doc__, "mnist")
     found = load(args.dataset)
     x, grey, labels, shape = unit(found.train), unit(found.test), found.test_labels, found.image_shape
-    epochs, hidden, latent, components, samples = (100, 100, 8, 50, 50) if args.quick else (60, 300, 40, 500, 500)
+    epochs, hidden, latent, components, samples = (60, 100, 8, 50, 50) if args.quick else (60, 300, 40, 500, 500)
     test = torch.bernoulli(grey)
     held = len(grey) // 2
     reader = Reader(test[:held], labels[:held])

@@ -42,12 +42,18 @@ def _devices():
 DEVICES = _devices()
 BACKENDS = ["reference"] if _backend.C is None else ["compiled", "reference"]
 
+#: The longest files begin first, so that no process waits for one of them at the end (see PYTEST in the Makefile).
+LONGEST = ("examples_lectures", "compile", "gradients", "dispatcher", "examples_thesis", "bench", "mixture_factorized", "aggregate")
+LONGEST += ("fuzz", "examples", "hostile_command", "mixture_fit", "scale_bounds")
+
 
 def pytest_collection_modifyitems(config, items):
-    """Tests of a GPU are skipped where there is none; VAE_FAST_TEST_DEVICE=cuda leaves out all others."""
+    """The longest files first. Tests of a GPU are skipped where there is none; VAE_FAST_TEST_DEVICE=cuda leaves out all others."""
     for item in items:
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if DEVICES == ["cuda"]:
         kept = [item for item in items if on_cuda(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
@@ -59,6 +65,7 @@ def pytest_collection_finish():
     """What has been imported and collected stays: the collector would look through a million objects of it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # nor does it look through a compiler's graph for every 700 of its objects
 
 
 def on_cuda(item):

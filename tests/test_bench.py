@@ -40,9 +40,10 @@ def test_a_row_per_measure_says_where_it_was_taken(written, suite):
     with (written / f"{suite}.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(result["rows"]) > 0
+    processor, commit = machine.processor()["processor"], sources.commit()  # processes that are asked, once for all rows
     for row, line in zip(result["rows"], lines, strict=True):
-        assert row["machine"] == line["machine"] == machine.processor()["processor"]
-        assert (row["torch"], row["commit"]) == (str(torch.__version__), sources.commit())
+        assert row["machine"] == line["machine"] == processor
+        assert (row["torch"], row["commit"]) == (str(torch.__version__), commit)
         assert row["threads"] == (2 if "2 threads" in row["case"] else 1)
         assert row["date"] and row["shape"] and row["dtype"] == line["dtype"]
         assert line["case"] == row["case"] and line["contender"] == row["contender"] in ("ours", "eager")

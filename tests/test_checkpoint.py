@@ -4,7 +4,6 @@ import errno
 import math
 import os
 import pickle
-import subprocess
 import sys
 
 import pytest
@@ -265,7 +264,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits on Windows")
-def test_disk_that_fills_up_inside_torch_save(tmp_path):
+def test_disk_that_fills_up_inside_torch_save(tmp_path, python):
     """A real failed write, halfway through: the process may write no file longer than 4 kB."""
     program = f"""
 import resource, torch
@@ -280,8 +279,7 @@ try:
 except training.checkpoint.FileError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = python(program)
     assert done.stdout.startswith(f"{tmp_path / 'checkpoint.pt'}: cannot be written")
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"old"

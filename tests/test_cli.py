@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import interpreters
 import numpy as np
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_resumed_run_is_bitwise_the_unbroken_one(tmp_path):
     assert results[0] == results[1]
 
 
-def test_run_killed_in_its_second_epoch_resumes_bitwise(tmp_path):
+def test_run_killed_in_its_second_epoch_resumes_bitwise(tmp_path, python):
     """A process that dies for real, and whose files then continue to the same numbers."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     assert train(unbroken, "--epochs", 3, "--threads", 1) == 0
@@ -142,7 +143,7 @@ def epoch(self, *rest):
 step.Step.epoch = epoch
 cli.main(["train", "--out", {str(broken)!r}, "--epochs", "3", "--threads", "1", *{FAST!r}])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = python(program, check=False)
     assert done.returncode == 9, done.stderr
     assert len(metrics(broken)) == 1
     (broken / ".checkpoint.pt.123.tmp").write_bytes(b"half")  # what a kill inside a write would leave
@@ -308,8 +309,7 @@ def test_help_says_it_all(capsys):
 
 def test_as_a_module_in_a_process_of_its_own(tmp_path):
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "vae_fast", "train", "--out", str(tmp_path / "run"), "--epochs", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = interpreters.run("-m", "vae_fast", "train", "--out", tmp_path / "run", "--epochs", "0", environment=environment)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import interpreters
 import pytest
+import torch
 from matplotlib.image import imread
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -32,6 +33,7 @@ def quick(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 patch.syspath_prepend(EXAMPLES)
                 patch.setattr(sys, "argv", [f"{name}.py", "--quick", "--out", str(out)])
+                torch.set_num_threads(1)  # of small networks, whose second thread costs more than it helps
                 importlib.import_module(name).main()
             done[name] = json.loads((out / f"{name}.json").read_text())
         return done[name]
@@ -172,8 +174,6 @@ def test_vae_inference(quick):
 
 
 def test_inference_sees_what_it_is_given(monkeypatch):
-    import torch
-
     monkeypatch.syspath_prepend(EXAMPLES)
     module = importlib.import_module("vae_inference")
     x, logits = torch.bernoulli(torch.full((5, 12), 0.5)), torch.randn(3, 5, 12)
@@ -242,8 +242,6 @@ def test_pixels(quick):
 
 
 def test_autoregressive_network_sees_earlier_pixels_only(monkeypatch):
-    import torch
-
     monkeypatch.syspath_prepend(EXAMPLES)
     model = importlib.import_module("pixels").Autoregressive(12, 40)
     jacobian = torch.autograd.functional.jacobian(lambda x: model(x[None])[0], torch.rand(12))
@@ -311,8 +309,6 @@ def test_metropolis_hastings(tmp_path):
 
 def test_a_walk_draws_from_its_density(monkeypatch):
     from types import SimpleNamespace
-
-    import torch
 
     monkeypatch.syspath_prepend(EXAMPLES)
     torch.manual_seed(0)
