@@ -114,9 +114,25 @@ def test_ways_through_nested_loops_are_the_shortest_that_do_what_is_asked(tool):
         sass.ways_through(blocks, loop, 20, 0, 0)
     with pytest.raises(sass.RefusalError, match="0 innermost loops without access to device memory issue FFMA 2 times"):
         sass.working_loop(blocks, "FFMA", 2)
+    assert sass.working_loop(blocks, "FFMA", 3, 1)[0].head == loop.head
+    with pytest.raises(sass.RefusalError, match=r"0 innermost loops .* issue FFMA 3 times beside 2 accesses to shared memory"):
+        sass.working_loop(blocks, "FFMA", 3, 2)
     columns = sass.blocks_of(sass.functions(LISTING)["kernel"])
     with pytest.raises(sass.RefusalError, match="0 innermost loops without access to device memory"):
         sass.working_loop(columns, "FFMA", 1)  # it reads device memory
+
+
+def test_a_loop_over_tiles_is_counted_beside_the_loops_in_it(tool):
+    sass = tool("sass")
+    blocks = sass.blocks_of(sass.functions(NESTED)["kernel"])
+    (step,), around = sass.staged(blocks, 4, 0)
+    assert step.instructions == 8 and around.instructions == 4  # the longest way round the step, the shortest round the tile without it
+    assert sass.staged(blocks, 16, 0)[1].instructions == 5
+    with pytest.raises(sass.RefusalError, match="no way round through 1 innermost loops reads 20 bytes and writes 0 beside them"):
+        sass.staged(blocks, 20, 0)
+    alone = NESTED.replace("@P3 BRA `(.L_tile)", "EXIT")
+    with pytest.raises(sass.RefusalError, match="1 loops, of which 0 hold the 1 innermost ones"):
+        sass.staged(sass.blocks_of(sass.functions(alone)["kernel"]), 4, 0)
 
 
 KERNEL = """
@@ -192,11 +208,12 @@ def test_a_heavier_kernel_is_named(tool):
 def test_the_committed_table_is_of_the_kernels_that_are_counted(tool):
     static = tool("cuda_static")
     rows = json.loads(static.TABLE.read_text())
-    assert [row["kernel"] for row in rows] == [kernel.name for kernel in [*static.KERNELS, *static.NESTS]]
-    for row, nest in zip(rows[len(static.KERNELS) :], static.NESTS, strict=True):
+    assert [row["kernel"] for row in rows] == [one.name for one in [*static.KERNELS, *static.TILES, *static.NESTS]]
+    streaming = [*static.KERNELS, *static.TILES]
+    for row, nest in zip(rows[len(streaming) :], static.NESTS, strict=True):
         share = static.arithmetic_share(row["instructions_per_element"], nest.operations)
         assert row["predicted_share"] == {gpu: pytest.approx(share, abs=0.01) for gpu in static.COPY}
-    for row, kernel in zip(rows, static.KERNELS, strict=False):
+    for row, kernel in zip(rows, streaming, strict=False):
         in_flight = row["bytes_in_flight"]
         for gpu, copy in static.COPY.items():
             predicted = static.share(row["instructions_per_element"], kernel.bytes, in_flight, copy)

@@ -9,6 +9,9 @@ exactly one is refused: nothing is guessed. To the way round that loop comes the
 is held against the issue slots that memory leaves while it moves the element's bytes, of which EFFICIENCY can be filled; and the bytes that
 resident threads have in flight against those that hide the latency of memory. The smaller share is predicted.
 
+Where a thread takes a row of a tile that lies in shared memory (TILES), the element is that row: of the loop over tiles, its shortest way
+through all innermost loops that reads and writes the given bytes beside them, and of each of these its way as often as a row needs it.
+
 What arithmetic limits (NESTS) has an innermost loop over dimensions or components, found by the multiply-adds that a way round it issues,
 in a loop over tiles, of whose ways that read and write the bytes of a full tile and take so many exponentials the shortest counts:
 
@@ -46,6 +49,7 @@ SLACK = 1.03
 EFFICIENCY = 0.8  # of the issue slots: what well-fed kernels reach
 LATENCY = 800e-9  # seconds from a load to its data while memory is busy
 THREADS = 256  # of a block, in every kernel
+SHARED = 227 << 10  # bytes of a multiprocessor's shared memory; a block takes 1 KiB besides its own
 PROCESSORS, SLOTS, CLOCK = 132, 4, 1.98e9  # multiprocessors, warp instructions a cycle, cycles a second: both H100 SXM and H200
 COPY = {"H100": 3.0e12, "H200": 4.3e12}  # bytes a second, read and written together: nine tenths of the data sheets'
 
@@ -91,6 +95,47 @@ KERNELS = [
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A kernel that brings tiles of rows to shared memory, a thread each."""
+
+    name: str
+    source: Path
+    function: str
+    ways: tuple[float, ...]  # round each innermost loop, per row
+    read: int  # bytes of a thread beside those loops
+    written: int
+    bytes: int  # moved per row, once each
+    copied: int  # of them, to shared memory
+    shared: int  # bytes of shared memory per row
+    target: float = 0.9
+
+
+def mdn(components: int, dims: int) -> list[Tile]:
+    """Both passes of a mixture whose parameters come with each row."""
+    columns = [dims, components, components * dims, components * dims]  # y, logits, means, scales
+    row, copies = 4 * sum(columns), [n / 4 for n in columns]  # bytes, and copies of 16 bytes
+    source, passes = cuda_gate.CSRC / "cuda" / "mdn.cu", [float(components)] * 4  # the largest logit, their sum, the densities, theirs
+    name, of_dims = f"mdn f32, {{}}, K={components} D={dims}", f"ILi{dims}E"
+    return [
+        Tile(name.format("forward"), source, "mdn_rows_kernel" + of_dims, (*copies, *passes), 0, 4, row + 4, row, row),
+        Tile(
+            name.format("backward"),
+            source,
+            "mdn_rows_backward_kernel" + of_dims,
+            (*copies, *passes, float(components), *copies),
+            4,
+            0,
+            2 * row + 4,
+            row,
+            row + 4 * components,
+        ),
+    ]
+
+
+TILES = mdn(5, 2)
+
+
+@dataclass(frozen=True)
 class Nest:
     """A kernel whose innermost loop does arithmetic alone, inside a loop over tiles in shared memory."""
 
@@ -100,6 +145,7 @@ class Nest:
     elements: int  # of a thread, one way round it
     inner: int  # ways round it per tile
     tiles: tuple[tuple[int, int, int, int], ...]  # bytes read and written by a thread over a tile, exponentials, and how many such tiles
+    accesses: int | None = None  # to shared memory, a way round the innermost loop: where others issue as many multiply-adds
 
     @property
     def path(self) -> Path:
@@ -120,7 +166,7 @@ class Arithmetic:
 # Means are near the centre: two multiply-adds for an element.
 _FORWARD = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 128), 64, 8, ((84, 0, 0, 3), (116, 0, 32, 1)))
 _WEIGHTS = Nest(
-    "mixture_rows_f32.cu", "mixture_weights_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 128), 64, 8, ((84, 0, 0, 3), (116, 128, 32, 1))
+    "mixture_rows_f32.cu", "mixture_weights_kernelIfNS0_9NearJointE", ("FFMA", 64), 32, 16, ((112, 0, 0, 3), (144, 128, 32, 1)), 4
 )
 _MOMENTS = Nest("mixture_sums_f32.cu", "mixture_moments_kernelIfLb1E", ("FFMA", 32), 32, 8, ((32, 0, 0, 1),))
 _GRADIENT = Nest("mixture_gradient_f32.cu", "mixture_gradient_kernelIfLi16E", ("FFMA", 32), 32, 16, ((64, 0, 0, 1),))
@@ -197,11 +243,37 @@ def count(kernel: Kernel, listing: str, usages: dict[str, cuda_gate.Usage]) -> d
     }
 
 
+def count_tile(tile: Tile, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
+    """A row of the table, as `count`'s. Of the resident blocks half are taken to wait for their tiles at a time."""
+    name, blocks = blocks_of(tile.name, tile.function, listing)
+    try:
+        loops, around = sass.staged(blocks, tile.read, tile.written)
+        if len(loops) != len(tile.ways):
+            raise sass.RefusalError(f"{len(loops)} innermost loops: expected {len(tile.ways)}")
+    except sass.RefusalError as refusal:
+        raise sass.RefusalError(f"{tile.name}: {refusal}") from None
+    issued = around.instructions + sum(way.instructions * times for way, times in zip(loops, tile.ways, strict=True))
+    blocks_resident = min(resident(usages[name].registers), SHARED // (tile.shared * THREADS + 1024))
+    in_flight = blocks_resident * THREADS * tile.copied // 2
+    return {
+        "kernel": tile.name,
+        "instructions_per_element": round(issued, 1),
+        "of_the_loops": [way.instructions for way in loops],
+        "around_the_loops": around.instructions,
+        "bytes_per_element": tile.bytes,
+        "registers": usages[name].registers,
+        "resident_blocks": blocks_resident,
+        "bytes_in_flight": in_flight,
+        "predicted_share": {gpu: round(share(issued, tile.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
+        "target": tile.target,
+    }
+
+
 def count_nest(name: str, nest: Nest, listing: str, usages: dict[str, cuda_gate.Usage]) -> tuple[float, dict[str, object]]:
     """Instructions per element of one kernel, and what of it the table keeps."""
     mangled, blocks = blocks_of(name, nest.function, listing)
     try:
-        loop, way = sass.working_loop(blocks, *nest.multiply_adds)
+        loop, way = sass.working_loop(blocks, *nest.multiply_adds, nest.accesses)
         tiles = [
             (sass.ways_through(blocks, loop, read, written, powers).instructions, times) for read, written, powers, times in nest.tiles
         ]
@@ -280,24 +352,26 @@ def main() -> int:
         return 1
     start = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    sources = sorted({kernel.source for kernel in KERNELS} | {nest.path for row in NESTS for nest in row.nests})
+    sources = sorted({one.source for one in [*KERNELS, *TILES]} | {nest.path for row in NESTS for nest in row.nests})
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
         code = dict(zip(sources, pool.map(lambda source: compiled(nvcc, source, args.out), sources), strict=True))
     try:
-        table = [count(kernel, *code[kernel.source]) for kernel in KERNELS] + [count_arithmetic(row, code) for row in NESTS]
+        table = [count(kernel, *code[kernel.source]) for kernel in KERNELS] + [count_tile(tile, *code[tile.source]) for tile in TILES]
+        table += [count_arithmetic(row, code) for row in NESTS]
     except sass.RefusalError as refusal:
         print(f"cuda_static: {refusal}", file=sys.stderr)
         return 1
-    width = max(len(kernel.name) for kernel in KERNELS)
+    streaming: list[Kernel | Tile] = [*KERNELS, *TILES]
+    width = max(len(one.name) for one in streaming)
     print(f"{'kernel':{width}}  issued  budget H200  registers  blocks  KiB in flight  share H100  H200  target")
-    for row, kernel in zip(table, KERNELS, strict=False):
+    for row, kernel in zip(table, streaming, strict=False):
         shares = row["predicted_share"]
         assert isinstance(shares, dict)
         cells = f"{row['instructions_per_element']!s:>6}  {budget(kernel.bytes, COPY['H200']):11.0f}  {row['registers']!s:>9}"
         cells += f"  {row['resident_blocks']!s:>6}  {int(str(row['bytes_in_flight'])) / 1024:13.0f}"
         print(f"{kernel.name:{width}}  {cells}  {shares['H100']:10.0%}  {shares['H200']:4.0%}  {kernel.target:6.0%}")
     print(f"\n{'kernels':{width}}  issued  operations  share of multiply-adds  target")
-    for row, nested in zip(table[len(KERNELS) :], NESTS, strict=True):
+    for row, nested in zip(table[len(streaming) :], NESTS, strict=True):
         issued = float(str(row["instructions_per_element"]))
         cells = f"{issued:6.2f}  {nested.operations:10}  {arithmetic_share(issued, nested.operations):22.0%}"
         print(f"{nested.name:{width}}  {cells}  {nested.target:6.0%}")

@@ -106,10 +106,22 @@ def _mixture(components: int, dims: int, backward: bool, precision: str = "float
     return make
 
 
-def _mdn(device: str, rows: int) -> Made:
-    y, logits = torch.randn(rows, 2, device=device), torch.randn(rows, 5, device=device)
-    means, scale = torch.randn(rows, 5, 2, device=device), torch.randn(rows, 5, 2, device=device)
-    return vae_fast.mdn_log_prob, (y, logits, means, scale), sum(t.nbytes for t in (y, logits, means, scale)) + 4 * rows, 0
+def _mdn(backward: bool) -> Callable[[str, int], Made]:
+    def make(device: str, rows: int) -> Made:
+        shapes = (2,), (5,), (5, 2), (5, 2)
+        inputs = tuple(torch.randn(rows, *shape, device=device) for shape in shapes)  # y, weight logits, means, scales
+        moved = sum(t.nbytes for t in inputs)
+        if not backward:
+            return vae_fast.mdn_log_prob, inputs, moved + 4 * rows, 0
+        out = vae_fast.mdn_log_prob(*(t.requires_grad_() for t in inputs))
+        upstream = torch.randn_like(out)
+
+        def gradient(*leaves: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(out, leaves, upstream, retain_graph=True)
+
+        return gradient, inputs, 2 * moved + 4 * rows, 0
+
+    return make
 
 
 F32, BF16, U8 = torch.float32, torch.bfloat16, torch.uint8
@@ -129,7 +141,8 @@ CALLS = [
     Call("mixture f32, forward, K=256 D=64", _mixture(256, 64, False), target=0.5),
     Call("mixture f32, backward, K=256 D=64", _mixture(256, 64, True), target=0.5),
     Call("mixture tf32x3, forward, K=256 D=64", _mixture(256, 64, False, "tf32x3"), target=0.5),
-    Call("mdn f32, forward, K=5 D=2", _mdn, rows=1 << 22),
+    Call("mdn f32, forward, K=5 D=2", _mdn(False), rows=1 << 22),
+    Call("mdn f32, backward, K=5 D=2", _mdn(True), rows=1 << 22),
 ]
 KEY = [row["kernel"] for row in json.loads(TABLE.read_text())]
 

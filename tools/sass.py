@@ -266,15 +266,18 @@ def around(blocks: list[Block], inner: Loop) -> int:
     return min(lengths)
 
 
-def working_loop(blocks: list[Block], name: str, count: int) -> tuple[Loop, Way]:
-    """The one innermost loop with a way round that issues `name` (FFMA, HMMA) `count` times and moves nothing; of its ways the shortest."""
+def working_loop(blocks: list[Block], name: str, count: int, accesses: int | None = None) -> tuple[Loop, Way]:
+    """The one innermost loop with a way round that issues `name` (FFMA, HMMA) `count` times and moves nothing; of its ways the
+    shortest. Where several do, it is the one of so many `accesses` to shared memory."""
     found = []
     for loop in innermost(loops_of(blocks)):
         if widest(blocks, loop) == 0:
             ways = _shortest(blocks, loop, [], lambda i: i.name.split(".")[0] == name, count)
-            found += [(loop, ways[count])] if count in ways else []
+            if count in ways and accesses in (None, dict(ways[count].counts).get("memory", 0)):
+                found.append((loop, ways[count]))
     if len(found) != 1:
-        raise RefusalError(f"{len(found)} innermost loops without access to device memory issue {name} {count} times")
+        beside = "" if accesses is None else f" beside {accesses} accesses to shared memory"
+        raise RefusalError(f"{len(found)} innermost loops without access to device memory issue {name} {count} times{beside}")
     return found[0]
 
 
@@ -289,6 +292,20 @@ def ways_through(blocks: list[Block], inner: Loop, read: int, written: int, expo
     if exponentials not in found:
         raise RefusalError(f"no way through the innermost loop reads {read} bytes, writes {written} and takes {exponentials} exponentials")
     return found[exponentials]
+
+
+def staged(blocks: list[Block], read: int, written: int) -> tuple[list[Way], Way]:
+    """The longest way round each innermost loop of the one loop that holds them all, in their order, and the shortest way round that loop
+    through all of them which beside them reads and writes so many bytes."""
+    loops = loops_of(blocks)
+    inner = sorted(innermost(loops), key=lambda loop: loop.head)
+    outer = [loop for loop in loops if all(one.head != loop.head and one.body < loop.body for one in inner)]
+    if len(outer) != 1 or len(loops) != len(inner) + 1:
+        raise RefusalError(f"{len(loops)} loops, of which {len(outer)} hold the {len(inner)} innermost ones: expected one")
+    found = _shortest(blocks, outer[0], inner, lambda i: False, 0, (read, written))
+    if 0 not in found:
+        raise RefusalError(f"no way round through {len(inner)} innermost loops reads {read} bytes and writes {written} beside them")
+    return [max(ways_round(blocks, loop), key=lambda way: way.instructions) for loop in inner], found[0]
 
 
 def _shortest(

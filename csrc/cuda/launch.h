@@ -7,12 +7,17 @@
 #include "../kernels.h"
 
 #if defined(__CUDACC__)
+#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
-#define VF_START(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+#define VF_START_SHARED(kernel, grid, block, bytes, stream, ...) kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
+/// Shared memory of so many bytes as the kernel is started with, VF_START_SHARED.
+#define VF_SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
 #else
 #include "cuda_shim.h"
-#define VF_START(kernel, grid, block, stream, ...) vf_shim::launch(grid, block, [=] { kernel(__VA_ARGS__); })
+#define VF_START_SHARED(kernel, grid, block, bytes, stream, ...) vf_shim::launch(grid, block, bytes, [=] { kernel(__VA_ARGS__); })
+#define VF_SHARED_BYTES(name) unsigned char* const name = vf_shim::shared_bytes
 #endif
+#define VF_START(kernel, grid, block, stream, ...) VF_START_SHARED(kernel, grid, block, 0, stream, __VA_ARGS__)
 
 #define VF_DEVICE __device__ __forceinline__
 
@@ -23,6 +28,7 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;  // per block, in every kernel
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kFullMask = 0xffffffffu;
+constexpr int kSharedBytes = 48 << 10;  // of a block, without asking the driver for more
 
 /// Blocks that keep a device busy for many waves, so that the last, partly filled wave costs little; kernels loop beyond that.
 constexpr int kBlocksPerProcessor = 64;

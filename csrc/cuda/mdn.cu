@@ -1,5 +1,7 @@
 #include "mdn.cuh"
 
+#include <type_traits>
+
 namespace vae_fast {
 namespace cuda {
 
@@ -21,6 +23,15 @@ bool valid(const MdnArgs& args) {
          args.components * args.dims < kMost;
 }
 
+/// Calls f(std::integral_constant<int, dims>()), of the few there are kernels for.
+template <typename F>
+void with_dims(int64_t dims, F&& f) {
+  if (dims == 1) f(std::integral_constant<int, 1>());
+  if (dims == 2) f(std::integral_constant<int, 2>());
+  if (dims == 3) f(std::integral_constant<int, 3>());
+  if (dims == 4) f(std::integral_constant<int, 4>());
+}
+
 template <typename C>
 cudaError_t backward(const MdnBackwardArgs& args, cudaStream_t stream) {
   const MdnArgs& f = args.forward;
@@ -39,6 +50,14 @@ cudaError_t backward(const MdnBackwardArgs& args, cudaStream_t stream) {
 cudaError_t mdn(const MdnArgs& args, cudaStream_t stream) {
   if (!valid(args)) return cudaErrorInvalidValue;
   if (args.rows == 0) return cudaSuccess;
+  if (by_rows(args)) {
+    const MdnTiles tiles(args, false);
+    const unsigned grid = capped_grid(tiles.number);
+    with_dims(args.dims, [&](auto dims) {
+      VF_START_SHARED((mdn_rows_kernel<decltype(dims)::value>), grid, kThreads, tiles.bytes(), stream, args, tiles);
+    });
+    return cudaGetLastError();
+  }
   const MdnShape shape = shape_of(args);
   const unsigned grid = grid_of(args, shape);
   if (args.is_double) {
@@ -55,6 +74,14 @@ cudaError_t mdn_backward(const MdnBackwardArgs& args, cudaStream_t stream) {
   const bool wanted =
       args.grad_y.data != nullptr || args.grad_logits.data != nullptr || args.grad_means.data != nullptr || args.grad_scale.data != nullptr;
   if (f.rows == 0 || !wanted) return cudaSuccess;
+  if (by_rows(args)) {
+    const MdnTiles tiles(f, true);
+    const unsigned grid = capped_grid(tiles.number);
+    with_dims(f.dims, [&](auto dims) {
+      VF_START_SHARED((mdn_rows_backward_kernel<decltype(dims)::value>), grid, kThreads, tiles.bytes(), stream, args, tiles);
+    });
+    return cudaGetLastError();
+  }
   return f.is_double ? backward<double>(args, stream) : backward<float>(args, stream);
 }
 

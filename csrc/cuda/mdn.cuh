@@ -2,8 +2,7 @@
 // the dimensions of a component, a run of them each, and then over the components.
 #pragma once
 
-#include "../math/mdn.h"
-#include "memory.cuh"
+#include "mdn_rows.cuh"
 #include "mixture_running_sum.cuh"
 
 namespace vae_fast {
@@ -134,12 +133,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(C) == 8 ? 2 : 3)
       static_cast<C*>(args.log_prob)[n] = static_cast<C>(constant + log_sum);
     }
   }
-}
-
-/// q times a derivative, and 0 where q is, for what is no component's may be infinitely far from it.
-template <typename C>
-VF_DEVICE C weighed(C q, C derivative) {
-  return q == C(0) ? C(0) : q * derivative;
 }
 
 /// kOnce: a lane has one run of one component, which it keeps in registers. Otherwise a warp goes through its row twice, and the second

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "mixture_joint_near.cuh"
 #include "mixture_joint_tf32.cuh"
 #include "mixture_plan.h"
 #include "mixture_running_sum.cuh"
@@ -177,11 +178,15 @@ cudaError_t launch_mixture(const MixtureForwardArgs& args, cudaStream_t stream) 
 
 template <typename C>
 cudaError_t launch_mixture_weights(const MixtureBackwardArgs& args, int64_t first_row, int64_t rows, void* to, cudaStream_t stream) {
-  return with_joint<C>(args.mixture, [&](auto joint) {
+  const auto start = [&](auto joint) {
     const unsigned grid = capped_grid(ceil_div(rows, MixtureTile<C>::kRows));
     VF_START((mixture_weights_kernel<C, decltype(joint)>), grid, kThreads, stream, args, first_row, rows, static_cast<C*>(to));
     return cudaGetLastError();
-  });
+  };
+  if constexpr (sizeof(C) == 4) {
+    if (NearJoint::takes(args.mixture)) return start(NearJoint());
+  }
+  return with_joint<C>(args.mixture, start);
 }
 
 }  // namespace cuda

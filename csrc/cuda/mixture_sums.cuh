@@ -45,6 +45,15 @@ VF_DEVICE constexpr C moderate() {
   return sizeof(C) == 8 ? static_cast<C>(1e100) : static_cast<C>(1e15);
 }
 
+/// Whether a call's responsibilities and rows lie so that kLeft of a row's, and kRight dimensions, are within the tensor or beyond it
+/// together and move 16 bytes at a time.
+template <typename C, int kLeft, int kRight>
+VF_DEVICE bool dense_quads(const MixtureArgs& m, const void* weights) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  return m.x.dtype == kDType<C> && m.x.inner_stride == 1 && m.x.row.dims == 1 && m.x.row.stride[0] % kRight == 0 &&
+         m.components % kLeft == 0 && m.dims % kRight == 0 && aligned(m.x.data) && aligned(weights);
+}
+
 /// counts, first and (kSecond) second of MixtureBackwardArgs for the diagonal; for full factors first and counts, in units of x.
 ///
 /// Sums of q t and q t^2 with t = x - mean, scaled at the end, are one operation less than those of q u and q u^2. Where t or the scale may
@@ -118,7 +127,19 @@ __global__ void __launch_bounds__(kThreads, 2)
   // Of a tile, a thread fetches a few components' responsibilities in one row and a few dimensions of another.
   C q_next[kLeft], x_next[kRight];
   const int q_row = thread / shape.left, q_at = thread % shape.left * kLeft, x_row = thread / shape.right, x_at = right * kRight;
+  const bool whole = dense_quads<C, kLeft, kRight>(m, to.weights);
   const auto fetch = [&](int64_t row) {
+    if (whole) {
+      const bool q_in = q_row < shape.tile_rows && row + q_row < rows.end && k_first + q_at < components;
+      const bool x_in = x_row < shape.tile_rows && row + x_row < rows.end && d < dims;
+#pragma unroll
+      for (int e = 0; e < kLeft; ++e) q_next[e] = C(0);
+#pragma unroll
+      for (int e = 0; e < kRight; ++e) x_next[e] = C(0);
+      if (q_in) take(static_cast<const C*>(to.weights) + (row + q_row) * components + k_first + q_at, q_next);
+      if (x_in) take(static_cast<const C*>(m.x.data) + (to.first_row + row + x_row) * m.x.row.stride[0] + d, x_next);
+      return;
+    }
     const C* const q = static_cast<const C*>(to.weights) + (row + q_row) * components + k_first + q_at;
     const bool q_used = q_row < shape.tile_rows && row + q_row < rows.end;
 #pragma unroll
@@ -127,25 +148,28 @@ __global__ void __launch_bounds__(kThreads, 2)
     load_run(m.x, x_used ? row_start(m.x, to.first_row + row + x_row) : nullptr, d_first + x_at, dims, x_next);
   };
 
+  const int of_group = (shape.tile_rows + shape.groups - 1) / shape.groups;
   int buffer = 0, number = 0, since = 0;
   if (rows.begin < rows.end) fetch(rows.begin);
   for (int64_t row = rows.begin; row < rows.end; row += shape.tile_rows, ++number) {
     C* const q_tile = stage[buffer];
     C* const x_tile = q_tile + shape.tile_rows * q_width;
     if (q_row < shape.tile_rows) {
+      store(q_tile + q_row * q_width + q_at, q_next);
+      if (right_tile == 0) {
 #pragma unroll
-      for (int e = 0; e < kLeft; ++e) {
-        q_tile[q_row * q_width + q_at + e] = q_next[e];
-        if (right_tile == 0) counts[e][thread] += static_cast<double>(q_next[e]);
+        for (int e = 0; e < kLeft; ++e) counts[e][thread] += static_cast<double>(q_next[e]);
       }
     }
     if (x_row < shape.tile_rows) {
+      bool near = true;
 #pragma unroll
       for (int e = 0; e < kRight; ++e) {
-        const C x = read_x(m, x_next[e], d_first + x_at + e);
-        x_tile[x_row * x_width + x_at + e] = x;
-        if (!(math::abs(x) <= moderate<C>())) far_tile[buffer] = number;
+        x_next[e] = read_x(m, x_next[e], d + e);
+        near = near & (math::abs(x_next[e]) <= moderate<C>());
       }
+      store(x_tile + x_row * x_width + x_at, x_next);
+      if (!near) far_tile[buffer] = number;
     }
     __syncthreads();
     if ((!far && far_tile[buffer] == number) || since >= SumsTile<C>::kFlush) {
@@ -154,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       since = 0;
     }
     if (row + shape.tile_rows < rows.end) fetch(row + shape.tile_rows);
-    since += (shape.tile_rows + shape.groups - 1) / shape.groups;
+    since += of_group;
     const C* q_of = q_tile + group * q_width + left * kLeft;
     const C* x_of = x_tile + group * x_width + right * kRight;
     const int q_stride = shape.groups * q_width, x_stride = shape.groups * x_width;

@@ -19,6 +19,7 @@ struct Case {
   DType dtype[4] = {DType::kFloat, DType::kFloat, DType::kFloat, DType::kFloat};  // y, logits, means, scale
   Layout layout[4] = {Layout::kDense, Layout::kDense, Layout::kDense, Layout::kDense};
   bool large_logits = false, none = false, far = false, dead = false, nan = false, tiny = false;
+  bool dense_gradients = false;
   unsigned wanted = 15;  // gradients, a bit each
 
   DType compute() const { return is_double ? DType::kDouble : DType::kFloat; }
@@ -48,8 +49,9 @@ struct Data {
         upstream(memory, c.compute(), 1, 2 * c.rows + 1) {
     for (int i = 0; i < 4; ++i) {
       in.push_back(std::make_unique<Tensor>(memory, c.dtype[i], c.rows, columns[i], c.layout[i]));
-      grad.push_back(std::make_unique<Tensor>(memory, gradient_dtype(c, i), c.rows, columns[i],
-                                              random.one_of({Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted})));
+      const Layout layout = random.one_of({Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted});
+      grad.push_back(
+          std::make_unique<Tensor>(memory, gradient_dtype(c, i), c.rows, columns[i], c.dense_gradients ? Layout::kDense : layout));
     }
     in[0]->fill([&] { return 2.0 * random.normal(); });
     in[1]->fill([&] { return (c.large_logits ? 1e4 : 2.0) * random.normal(); });
@@ -232,6 +234,14 @@ void check_mdn(Implementation& implementation, int rounds) {
     c.large_logits = random.coin(0.2), c.none = random.coin(0.3), c.far = random.coin(0.2), c.dead = random.coin(0.2);
     c.nan = random.coin(0.15), c.tiny = random.coin(0.15);
     c.wanted = random.coin(0.6) ? 15u : static_cast<unsigned>(random.below(16));
+    if (round % 2 == 0) {  // many dense rows of few parameters in float, which a thread each may take; one of the tensors may be another
+      c.is_double = false, c.dense_gradients = true;
+      c.rows = random.one_of({128, 130, 255, 256, 257, 1000, 2051});
+      c.components = random.one_of({1, 2, 3, 5, 5, 8, 10, 16, 24});
+      c.dims = random.one_of({1, 2, 2, 3, 4, 5});
+      for (int i = 0; i < 4; ++i) c.dtype[i] = DType::kFloat, c.layout[i] = Layout::kDense;
+      if (random.coin(0.1)) c.layout[random.below(4)] = static_cast<Layout>(random.below(kLayouts));
+    }
     Run(implementation, random, c);
   }
 }

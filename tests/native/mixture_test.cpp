@@ -297,6 +297,18 @@ void check_mixture(Implementation& implementation, int rounds) {
     c.far = c.dead = c.nan = c.none = true;
     Run(implementation, random, c);
   }
+  for (const int64_t components : {17, 65, 130}) {  // every mean near the centre, in whole tiles of dimensions, which one kernel is for
+    Case c;
+    c.rows = 131, c.components = components, c.dims = 48, c.centred = c.near = true;
+    for (const Layout layout : {Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kSharedRow, Layout::kTwoBatchDims}) {
+      c.layout = layout;
+      Run(implementation, random, c);
+    }
+    c.layout = Layout::kDense, c.offset = 50.0, c.wide = true;
+    Run(implementation, random, c);
+    c.dead = c.nan = c.none = c.identical = true;
+    Run(implementation, random, c);
+  }
   for (const int64_t components : {1, 17, 65}) {
     Case c;
     c.rows = 131, c.components = components, c.dims = 17, c.products = true;

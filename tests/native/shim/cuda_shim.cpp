@@ -53,6 +53,7 @@ int processors = 2;
 unsigned order = 0;
 long launches = 0;
 Thread current;
+unsigned char* shared_bytes = nullptr;
 
 void fail(const char* what) {
   std::fprintf(stderr, "CUDA shim: %s (block %u, thread %u)\n", what, current.block.x, current.thread.x);
@@ -101,6 +102,12 @@ class Context {
 #endif
 };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fiber {
   Context context;
   std::unique_ptr<char[]> stack{new char[kStack]};
@@ -109,6 +116,7 @@ struct Fiber {
   char slot[kSlot];   // what this lane offers
   char taken[kSlot];  // what the lanes of its warp offered, as of the exchange
   size_t size = 0;
+  std::vector<Copy> copies;  // asked for, not made
 };
 
 std::vector<std::unique_ptr<Fiber>> fibers;
@@ -150,6 +158,7 @@ VF_UNCHECKED void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
 #endif
   (*running)();
+  if (!f.copies.empty()) fail("a copy that was asked for and not waited for");
   f.state = State::kDone;
   leave(f, true);
 }
@@ -209,8 +218,10 @@ void run_block(unsigned threads, const std::vector<unsigned>& warps, const std::
 
 }  // namespace
 
-void launch(unsigned grid, unsigned block, const std::function<void()>& kernel) {
-  if (grid == 0 || block == 0 || block % kWarp != 0 || block > 1024) fail("bad launch");
+void launch(unsigned grid, unsigned block, size_t shared, const std::function<void()>& kernel) {
+  if (grid == 0 || block == 0 || block % kWarp != 0 || block > 1024 || shared > 48 << 10) fail("bad launch");
+  const std::unique_ptr<unsigned char[]> memory(new unsigned char[shared]);
+  shared_bytes = memory.get();
   while (fibers.size() < block) fibers.push_back(std::make_unique<Fiber>());
   running = &kernel;
   ++launches;
@@ -219,11 +230,23 @@ void launch(unsigned grid, unsigned block, const std::function<void()>& kernel) 
   const std::vector<unsigned> warps = turns(block / kWarp), lanes = turns(kWarp);
   for (const unsigned b : turns(grid)) {
     current.block.x = b;
+    std::fill_n(shared_bytes, shared, static_cast<unsigned char>(0xff));
     run_block(block, warps, lanes);
   }
 }
 
 void barrier() { wait_as(State::kBarrier); }
+
+void copy_later(void* to, const void* from, size_t bytes) {
+  check_aligned(to, bytes);
+  check_aligned(from, bytes);
+  fibers[running_fiber]->copies.push_back({to, from, bytes});
+}
+
+void make_copies() {
+  for (const Copy& copy : fibers[running_fiber]->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  fibers[running_fiber]->copies.clear();
+}
 
 namespace {
 

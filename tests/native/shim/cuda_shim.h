@@ -34,7 +34,12 @@ extern unsigned order;
 /// Kernels started so far.
 extern long launches;
 
-void launch(unsigned grid, unsigned block, const std::function<void()>& kernel);
+/// `shared` bytes are at shared_bytes while a block runs, with nothing known in them when it begins.
+extern unsigned char* shared_bytes;
+void launch(unsigned grid, unsigned block, size_t shared, const std::function<void()>& kernel);
+/// Copies that a thread has asked for, and that are made when it waits for them: who reads too early reads what was there before.
+void copy_later(void* to, const void* from, size_t bytes);
+void make_copies();
 void barrier();
 /// Exchanges `size` bytes among the lanes of a warp: *value becomes that of lane `source`, or stays if there is none.
 void exchange(void* value, size_t size, unsigned source);
@@ -71,6 +76,13 @@ T shuffle_xor(unsigned mask, T value, unsigned lanes) {
 #define __syncthreads vf_shim::barrier
 #define __shfl_down_sync vf_shim::shuffle_down
 #define __shfl_xor_sync vf_shim::shuffle_xor
+
+#define __pipeline_memcpy_async vf_shim::copy_later
+inline void __pipeline_commit() {}
+inline void __pipeline_wait_prior(size_t groups) {
+  if (groups != 0) vf_shim::fail("only waits for every copy are modelled");
+  vf_shim::make_copies();
+}
 
 inline void __threadfence() {}
 inline unsigned atomicAdd(uint32_t* at, unsigned by) {
