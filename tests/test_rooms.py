@@ -105,7 +105,7 @@ def test_no_circle_between_rooms():
     assert circle(between_rooms(house())) is None
 
 
-def test_no_circle_between_house():
+def test_no_circle_between_modules():
     assert circle(house()) is None
 
 
