@@ -66,6 +66,8 @@ def _bernoulli_logits(inputs: Sequence[Tensor], clip: str, params: Sequence[Numb
     dtype = a.dtype
     x, a = wide(x, a)  # a probability below float32's range still counts beside a small eps
     p, q = torch.sigmoid(a), torch.sigmoid(-a)
+    # each from the smaller of the two: torch differentiates a sigmoid as p (1 - p), which near 1 is a rounding error
+    p, q = torch.where(a < 0.0, p, 1.0 - q), torch.where(a < 0.0, 1.0 - p, q)
     if clip == "add":
         return (x * (p + eps).log() + (1.0 - x) * (q + eps).log()).to(dtype)
     logs = -softplus(-a), -softplus(a)
@@ -209,7 +211,9 @@ def discretized_logistic(y: Tensor, loc: Tensor, log_scale: Tensor, half: float,
     u, v = (((offset + h) * inverse).clamp(-largest, largest) for h in (half, -half))
     above, below = ~(y > high), ~(y < low)
     zero = torch.zeros_like(offset)
-    inside = (-torch.expm1(-2.0 * half * inverse)).log().expand_as(u)
+    gap = 2.0 * half * inverse  # of a narrow bin log(1 - e^-gap) from its logarithm, which is a number at any scale
+    narrow = math.log(2.0 * half) - log_scale - gap * (0.5 - gap / 24.0)
+    inside = torch.where(gap < 1e-3, narrow, (-torch.expm1(-gap)).log()).expand_as(u)
     value = torch.where(above, -softplus(-u), zero) + torch.where(below, -softplus(v), zero) + torch.where(above & below, inside, zero)
     if not thin:
         return value
