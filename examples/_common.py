@@ -38,6 +38,7 @@ EXAMPLES = (
     "gradient_estimators",
     "sgvb",
     "vamp_prior",
+    "importance_weighted",
     "vae_inference",
     "convolutional_vae",
     "generative_and_discriminative",
