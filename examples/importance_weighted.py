@@ -242,7 +242,7 @@ def draw(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     axes.grid(color="#e6e6e6", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=11)
-    save(figure, args.out / "importance_weighted.png")
+    save(figure, args.out / "importance_weighted.png", dpi=150)
 
 
 def section(r: dict[str, Any]) -> str:
