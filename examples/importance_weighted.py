@@ -194,15 +194,16 @@ def main() -> None:
     found = load(args.dataset)
     x = torch.cat((found.train, found.valid))  # the paper has no images for validation
     test = torch.bernoulli(unit(found.test), generator=torch.Generator().manual_seed(args.seed)).bool()
-    setting: dict[str, Any] = {"hidden": 200, "latent": 50, "batch": 20, "passes": PASSES, "samples": 5000, "rounds": 300}
+    setting: dict[str, Any] = {"hidden": 200, "latent": 50, "batch": 20, "passes": PASSES, "samples": 5000, "rounds": 100}
     setting |= {"minutes": dict(zip(PAPER, args.minutes, strict=True))}
     if args.quick:
         setting |= {"hidden": 50, "latent": 10, "passes": 4, "samples": 500, "minutes": {}, "rounds": 20}
     images = min(100 if args.quick else args.images, len(test))
     seen = test[torch.linspace(0, len(test) - 1, min(1000, len(test))).round().long()]
     rows: list[dict[str, Any]] = []
-    for count in PAPER:
-        run = train(args, setting, count, x, seen)
+    # All are trained before any is judged: a run that is stopped while it judges has nothing to train again.
+    runs = {count: train(args, setting, count, x, seen) for count in PAPER}
+    for count, run in runs.items():
         model, history = run["model"], run["history"]
         row: dict[str, Any] = {"samples": count, "passes": len(history), "minutes": sum(r["seconds"] for r in history) / 60.0}
         row |= {"rate": 1e-3 * 10.0 ** (-stage_of(len(history) - 1) / 7.0), "train_loss": history[-1]["loss"], "curve": run["curve"]}
