@@ -259,6 +259,8 @@ def section(r: dict[str, Any]) -> str:
     for name in ("regression", "classification"):
         one, _, hmc = (f["test_log_likelihood"] for f in r[name]["fits"])
         verdicts.append(f"{'does' if hmc > one else 'does not'} in the {name} ({hmc:.3f} against {one:.3f} nats per test point)")
+    leapfrogs = [" to ".join(str(n) for n in sorted({part["leapfrog_least"], part["leapfrog_most"]})) for part in (a, b)]
+    langevin = ", and HMC of one step is the Metropolis-adjusted Langevin algorithm" if b["leapfrog_most"] == 1 else ""
     return f"""\
 ## Bayesian neural networks: `{r["command"]}`
 
@@ -267,7 +269,8 @@ approximation*, Hamiltonian Monte Carlo draws from it, and *in simple tasks Baye
 {" and ".join(verdicts)}. One hidden layer of {r["hidden"]} tanh units, prior N(0, 1) on every weight
 ({a["weights"]} and {b["weights"]} of them); {a["points"]} points of a curve with noise {r["noise"]} and a gap, {b["points"]} points of two
 noisy moons. HMC: Pyro, {r["chains"]} chains of {r["draws"]} draws after {r["warmup"]} steps of adaptation, short trajectories (of length
-{LENGTH}, in steps of the size that was adapted); of the predictions at 50 test inputs the median R̂ is {a["r_hat_median"]:.3f} and
+{LENGTH}, in steps of the size that was adapted: {" and ".join(leapfrogs)}{langevin}); of the predictions at 50 test inputs the median
+R̂ is {a["r_hat_median"]:.3f} and
 {b["r_hat_median"]:.3f} (largest {a["r_hat_largest"]:.3f} and {b["r_hat_largest"]:.3f}), the median of effective draws
 {a["effective_samples_median"]:.0f} and {b["effective_samples_median"]:.0f}.
 

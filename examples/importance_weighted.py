@@ -225,7 +225,7 @@ def draw(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         count, colour = row["samples"], COLOURS[row["samples"]]
         done = [c[0] for c in row["curve"]]
-        axes.plot(done, [-c[1] for c in row["curve"]], color=colour, lw=2, label=f"K = {count}" + " (a VAE)" * (count == 1))
+        axes.plot(done, [-c[1] for c in row["curve"]], ".-", color=colour, lw=2, ms=7, label=f"K = {count}" + " (a VAE)" * (count == 1))
         axes.plot(row["passes"], -row["log_prob"], "o", ms=7, mfc="white", mec=colour, mew=2)
         if args.dataset == "mnist":
             axes.axhline(PAPER[count], color=colour, ls=(0, (4, 3)), lw=1.3)
