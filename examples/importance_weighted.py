@@ -278,9 +278,9 @@ variance of its posterior mean over the test images is above 0.01. nbip/IWAE is 
 {table(head, body)}
 
 *How far each got*: the paper makes {PASSES:,} passes over the images, 3^i of them with the learning rate 0.001 · 10^(−i/7), i = 0 to
-{STAGES - 1}; here it is {", ".join(f"{f['passes']:,} (K = {count})" for count, f in fits.items())}, {min(share):.1%} to {max(share):.1%} of
+{STAGES - 1}; here it is {", ".join(f"{f['passes']:,} (K = {count})" for count, f in fits.items())}, {min(share):.2%} to {max(share):.2%} of
 them. So ours stand apart from the paper's by {apart} nats, which says how much of the training is still to come and nothing of the
-paper. *What is seen*: after {even:,} passes each, minus the bound of {FOLLOWED} samples is
+paper. *What is seen*: after {even:,} {"pass" if even == 1 else "passes"} each, minus the bound of {FOLLOWED} samples is
 {", ".join(f"{v:.2f} (K = {count})" for count, v in at.items())} nats on {r["followed_images"]:,} test
 images{verdict(at)}. The same command goes on from there, to the same bits as a run that was never stopped; `--minutes` says how much
 further.
