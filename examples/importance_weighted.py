@@ -234,7 +234,7 @@ def draw(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     axes.plot([], [], "o", ms=7, mfc="white", mec="#555555", mew=2, label="log p(x), all samples, at the end")
     least = min(PAPER[50] if args.dataset == "mnist" else 1e9, *(-row["log_prob"] for row in rows))
     most = max(-row["curve"][min(1, len(row["curve"]) - 1)][1] for row in rows)
-    axes.set_ylim(least - 0.05 * (most - least), most)
+    axes.set_ylim(least - 0.05 * (most - least), most + 0.05 * (most - least))
     axes.set_xscale("log")
     ticks = [m * 10**e for e in range(4) for m in (1, 2, 5) if m * 10**e <= max(row["passes"] for row in rows)]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
