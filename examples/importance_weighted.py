@@ -288,8 +288,8 @@ further.
 ![Minus the test bound against passes for three numbers of samples, the paper's figures as lines](pictures/importance_weighted.png)
 
 The black and white pixels are a tensor of bytes, drawn once a step: the encoder must see the pixels that the likelihood scores, so a draw
-inside the likelihood's kernel would save neither the memory nor the draw, and would make it K times. The draw takes {shares} of a step's
-time of the processor (medians); pixels that are floats in place of bytes make the step {floats[0]:.2f} and {floats[1]:.2f} times as long.
+inside the likelihood's kernel would save neither the memory nor the draw, and would make it K times. The draw takes {shares} of a
+step's processor time (medians); pixels that are floats in place of bytes make the step {floats[0]:.2f} and {floats[1]:.2f} times as long.
 """
 
 
