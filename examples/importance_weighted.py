@@ -231,7 +231,7 @@ def draw(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
             axes.axhline(PAPER[count], color=colour, ls=(0, (4, 3)), lw=1.3)
     if args.dataset == "mnist":
         axes.plot([], [], color="#555555", ls=(0, (4, 3)), label=f"the paper's, after {PASSES:,} passes")
-    axes.plot([], [], "o", ms=7, mfc="white", mec="#555555", mew=2, label="log p(x), all samples, at the end")
+    axes.plot([], [], "o", ms=7, mfc="white", mec="#555555", mew=2, label="−log p(x), all samples, at the end")
     least = min(PAPER[50] if args.dataset == "mnist" else 1e9, *(-row["log_prob"] for row in rows))
     most = max(-row["curve"][min(1, len(row["curve"]) - 1)][1] for row in rows)
     axes.set_ylim(least - 0.05 * (most - least), most + 0.05 * (most - least))
