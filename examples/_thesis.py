@@ -171,7 +171,7 @@ def trained(args: argparse.Namespace, name: str) -> Trained:
             about = {key: value for key, value in about.items() if key in state["config"]}  # a run goes on with the settings it began with
         if not resume or "partial" not in state:
             film.take(done)  # the first; or that of a run that was stopped between its checkpoint and its picture
-        made = _made(args, folder, seed, done < setting.epochs)
+        made = made_of(args, folder, seed, done < setting.epochs)
         history = fit(
             model,
             train,
@@ -219,7 +219,7 @@ class _Film:
         write_json(self.path, {k: (v * 255.0).round().int().tolist() for k, v in self.taken.items() if k >= 0})
 
 
-def _made(args: argparse.Namespace, folder: Path, seed: int, goes_on: bool) -> dict[str, Any]:
+def made_of(args: argparse.Namespace, folder: Path, seed: int, goes_on: bool) -> dict[str, Any]:
     """What is recorded of a run's making: with which commits it was begun and taken up again."""
     path = folder / "run.json"
     made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seed": seed, "commits": []}

@@ -25,6 +25,8 @@ from vae_fast.data.toys import toy
 NOISE, HIDDEN = 0.1, 20
 LENGTH = 0.4  # of a trajectory of HMC, which Pyro divides into steps of the size that it adapts
 METHODS = {"map": "one network (MAP)", "variational": "independent Gaussians (variational)", "hmc": "Hamiltonian Monte Carlo"}
+#: The same over a panel, in two lines where one is too long.
+TITLES = {"map": "one network\n(MAP)", "variational": "independent Gaussians\n(variational)", "hmc": "Hamiltonian\nMonte Carlo"}
 
 
 def pyro() -> SimpleNamespace:
@@ -174,10 +176,11 @@ def fit_hmc(problem: Problem, warmup: int, draws: int, chains: int, seed: int, l
 
 
 def picture(path: Any, problem: Problem, thetas: dict[str, Tensor]) -> None:
-    """Predictive bands (regression), or the probability of a class (classification), a panel for each method."""
-    figure = Figure(figsize=(11.4, 3.5), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    for axes, (method, theta) in zip(panels, thetas.items(), strict=True):
+    """Predictive bands (regression), or the probability of a class (classification): a panel for each method, and the key."""
+    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True).flatten()
+    panels[-1].set_axis_off()
+    for axes, (method, theta) in zip(panels[:-1], thetas.items(), strict=True):
         if problem.name == "regression":
             line = torch.linspace(-2.4, 2.0, 300)[:, None]
             outputs = network(theta, line)
@@ -186,25 +189,30 @@ def picture(path: Any, problem: Problem, thetas: dict[str, Tensor]) -> None:
             axes.plot(line, 0.6 * torch.sin(2.5 * line) + 0.2 * line, color="#d9772b", linestyle="--", label="truth")
             axes.plot(line, mean, color="#1f5fa8", label="mean")
             axes.plot(problem.x, problem.y, "o", color="#222222", markersize=3, label="data")
-            axes.set(xlabel="$x$", ylim=(-2.2, 2.2))
+            axes.set(ylim=(-2.2, 2.2))
         else:
             side = torch.linspace(-2.5, 2.5, 120)
             grid = torch.cartesian_prod(side, side)
             probability = torch.cat([network(theta, part).sigmoid().mean(0) for part in grid.split(2000)]).reshape(120, 120).T
-            axes.set(xlabel="$x_1$", ylabel="$x_2$")
-            axes.label_outer()
             shade = axes.contourf(side, side, probability, levels=torch.linspace(0.0, 1.0, 11), cmap="RdBu_r", alpha=0.8)
             axes.contour(side, side, probability, levels=[0.5], colors="#222222", linewidths=1.0)
             axes.scatter(*problem.x.T, c=["#b2182b" if c else "#2166ac" for c in problem.y], s=16, edgecolors="white", linewidths=0.6)
             axes.set_aspect("equal")
-        axes.set_title(METHODS[method], loc="left", fontsize="medium")
+        axes.set_title(TITLES[method], loc="left", fontsize=11)
+        axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
+    of_x, of_y = ("$x$", "$y$") if problem.name == "regression" else ("$x_1$", "$x_2$")
+    for axes, left, lowest in zip(panels[:-1], (True, False, True), (False, True, True), strict=True):
+        axes.set_xlabel(of_x if lowest else "", fontsize=12)
+        axes.set_ylabel(of_y if left else "", fontsize=12)
+        axes.tick_params(labelbottom=lowest, labelleft=left)
     if problem.name == "regression":
-        panels[0].legend(frameon=False, fontsize="small", ncols=2, loc="lower left")
-        panels[0].set_ylabel("$y$")
+        panels[-1].legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=12, loc="center")
     else:
-        figure.colorbar(shade, ax=panels, label="probability of red")
-    save(figure, path)
+        bar = figure.colorbar(shade, cax=panels[-1].inset_axes([0.05, 0.5, 0.9, 0.1]), orientation="horizontal", ticks=[0.0, 0.5, 1.0])
+        bar.set_label("probability of red", fontsize=12)
+        bar.ax.tick_params(labelsize=11)
+    save(figure, path, dpi=150)
 
 
 def main() -> None:
@@ -251,6 +259,8 @@ def section(r: dict[str, Any]) -> str:
     for name in ("regression", "classification"):
         one, _, hmc = (f["test_log_likelihood"] for f in r[name]["fits"])
         verdicts.append(f"{'does' if hmc > one else 'does not'} in the {name} ({hmc:.3f} against {one:.3f} nats per test point)")
+    leapfrogs = [" to ".join(str(n) for n in sorted({part["leapfrog_least"], part["leapfrog_most"]})) for part in (a, b)]
+    langevin = ", and HMC of one step is the Metropolis-adjusted Langevin algorithm" if b["leapfrog_most"] == 1 else ""
     return f"""\
 ## Bayesian neural networks: `{r["command"]}`
 
@@ -259,7 +269,8 @@ approximation*, Hamiltonian Monte Carlo draws from it, and *in simple tasks Baye
 {" and ".join(verdicts)}. One hidden layer of {r["hidden"]} tanh units, prior N(0, 1) on every weight
 ({a["weights"]} and {b["weights"]} of them); {a["points"]} points of a curve with noise {r["noise"]} and a gap, {b["points"]} points of two
 noisy moons. HMC: Pyro, {r["chains"]} chains of {r["draws"]} draws after {r["warmup"]} steps of adaptation, short trajectories (of length
-{LENGTH}, in steps of the size that was adapted); of the predictions at 50 test inputs the median R̂ is {a["r_hat_median"]:.3f} and
+{LENGTH}, in steps of the size that was adapted: {" and ".join(leapfrogs)}{langevin}); of the predictions at 50 test inputs the median
+R̂ is {a["r_hat_median"]:.3f} and
 {b["r_hat_median"]:.3f} (largest {a["r_hat_largest"]:.3f} and {b["r_hat_largest"]:.3f}), the median of effective draws
 {a["effective_samples_median"]:.0f} and {b["effective_samples_median"]:.0f}.
 

@@ -32,10 +32,10 @@ def interpolation(args: Any, pca: PCA, deep: Autoencoder, test: Tensor, labels: 
         found[f"confidence_ends_{name}"] = reader.confidence(model.decoder(torch.cat((a, b))))
         found[f"confidence_halfway_{name}"] = reader.confidence(model.decoder(0.5 * (a + b)))
         sheets[name] = [model.decoder(a[i] + weights * (b[i] - a[i])) for i in range(6)]
-    figure = Figure(figsize=(7.6, 8.0), layout="constrained")
+    figure = Figure(figsize=(5.0, 5.5), layout="constrained")
     for axes, name, title in zip(figure.subplots(2, 1), sheets, ("PCA", "convolutional autoencoder"), strict=True):
-        draw_sheet(axes, sheets[name], shape, title=f"{title}, d = {DIMS[-1]}")
-    save(figure, args.out / "interpolation.png")
+        draw_sheet(axes, sheets[name], shape, title=f"{title}, d = {DIMS[-1]}", size=12)
+    save(figure, args.out / "interpolation.png", dpi=150)
     print("confidence of the classifier:", {k: round(v, 3) for k, v in found.items()})
     return found
 

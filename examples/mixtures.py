@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import finish, options, table
+from _common import finish, options, save, table
 from matplotlib.figure import Figure
 
 from vae_fast import plots
@@ -39,7 +39,7 @@ def galaxy(out: Path, quick: bool, seed: int) -> dict[str, object]:
     truth = toy_log_prob("galaxy", test).mean().item()
     print(f"galaxy: {n:,} training and {n:,} test points; the true density: {truth:.3f} nats per test point")
     peak = toy_log_prob("galaxy", train).max().exp().item()
-    figure = Figure(figsize=(7.6, 13.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 10.6), layout="constrained")
     panels = figure.subplots(4, 2, sharex=True, sharey=True)
     fits = []
     for row, (method, name) in zip(panels.T, METHODS.items(), strict=True):
@@ -51,12 +51,12 @@ def galaxy(out: Path, quick: bool, seed: int) -> dict[str, object]:
             plots.draw_density(axes, model.score_samples, plots.bounds_of(train), peak=peak)
             axes.set(xlabel="$x_1$", ylabel="$x_2$")
             axes.label_outer()
-            axes.set_title(f"{name}, K = {k}: {found['test_log_likelihood']:.3f}", fontsize="medium")
+            axes.set_title(f"{name}, K = {k}: {found['test_log_likelihood']:.3f}", fontsize=11)
             axes.spines[["top", "right"]].set_visible(False)
             fitted, tested = found.values()
             print(f"{name:>8}  K = {k:>3}  training {fitted:.3f}  test {tested:.3f}  {seconds:.1f} s")
-    figure.suptitle(f"Mean log-likelihood of test points in nats; the true density reaches {truth:.3f}")
-    figure.savefig(out / "mixtures.png", dpi=100)
+    figure.suptitle(f"Mean log-likelihood of test points, nats;\nthe true density reaches {truth:.3f}", fontsize=12)
+    save(figure, out / "mixtures.png", dpi=120)
     return {"points": n, "true_test_log_likelihood": truth, "fits": fits}
 
 
@@ -107,8 +107,8 @@ def section(r: dict[str, Any]) -> str:
 
 ![Densities of eight mixtures](pictures/mixtures.png)
 
-Mixtures with full covariances fitted to {galaxy["points"]:,} points of the toy density `galaxy`, by Adam on the log-likelihood (above) and
-by expectation maximisation (below). Of {galaxy["points"]:,} test points the true density has the mean log-likelihood
+Mixtures with full covariances fitted to {galaxy["points"]:,} points of the toy density `galaxy`, by Adam on the log-likelihood (left) and
+by expectation maximisation (right). Of {galaxy["points"]:,} test points the true density has the mean log-likelihood
 {galaxy["true_test_log_likelihood"]:.3f}.
 
 {table(head, rows)}

@@ -69,7 +69,7 @@ def smoothed(values: list[float], width: int) -> list[float]:
 
 def draw_loss(args: argparse.Namespace, models: list[Trained]) -> None:
     """Loss by epoch, with the source's printed figures as points."""
-    figure = Figure(figsize=(7.6, 9.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 10.0), layout="constrained")
     for axes, group, title in zip(figure.subplots(2, 1), ("mnist", "frey"), ("MNIST", "Frey Faces"), strict=True):
         chosen = [t for t in models if t.setting.group == group and not t.setting.extra]
         for t in sorted(chosen, key=lambda t: t.setting.latent):
@@ -87,7 +87,7 @@ def draw_loss(args: argparse.Namespace, models: list[Trained]) -> None:
                 axes.plot(epochs, smoothed([r["valid_loss"] for r in t.history], width), zorder=5, **dark)
             if s.name in SOURCE and not args.quick:
                 axes.plot(*zip(*SOURCE[s.name].items(), strict=True), "o", ms=4.5, mfc="white", mec=colour)
-        name, dashes = ("validation", ":") if group == "mnist" else ("validation, of the models with frames held out", "--")
+        name, dashes = ("validation", ":") if group == "mnist" else ("validation (held out)", "--")
         axes.plot([], [], color="#222222", lw=1.6, ls=dashes, label=name)
         if not args.quick:
             axes.plot([], [], "o", ms=4.5, mfc="white", mec="#222222", ls="", label="the source's figures")
@@ -98,13 +98,14 @@ def draw_loss(args: argparse.Namespace, models: list[Trained]) -> None:
         axes.set_xscale("log")
         axes.set_xlim(left=0.9 if group == "mnist" else max(t.setting.epochs for t in chosen) / 250)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set_xlabel("epoch")
-        axes.set_title(f"{title}" + (" (digits in its place)" if args.quick else ""), loc="left", fontsize="medium")
+        axes.tick_params(labelsize=11)
+        axes.set_xlabel("epoch", fontsize=12)
+        axes.set_ylabel("loss = −ELBO, nats per image", fontsize=12)
+        axes.set_title(f"{title}" + (" (digits in its place)" if args.quick else ""), loc="left", fontsize=12)
         axes.grid(color="#e6e6e6", lw=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3 if group == "mnist" else 2)
-    figure.axes[0].set_ylabel("loss = −ELBO, nats per image")
-    save(figure, args.out / "thesis_loss.png")
+        axes.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=2)
+    save(figure, args.out / "thesis_loss.png", dpi=150)
 
 
 def draw_films(args: argparse.Namespace, models: list[Trained]) -> None:

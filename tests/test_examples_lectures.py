@@ -332,7 +332,7 @@ def test_quick_pictures_are_drawn(quick):
     for name in NAMES:
         quick(name)
     pictures = list(quick.out.glob("*.png"))
-    assert len(pictures) == 26
+    assert len(pictures) == 27
     assert all(imread(path)[..., :3].std() > 0.05 for path in pictures)
 
 
@@ -364,3 +364,20 @@ def test_convolutional_vae(quick):
         few, many = ([f for f in results["fits"] if f["images"] == n] for n in sorted({f["images"] for f in results["fits"]}))
         assert [f["name"] for f in few] == [f["name"] for f in many] == ["narrow", "wide", "conv"]
         assert all(a["test_log_prob"] < b["test_log_prob"] for a, b in zip(few, many, strict=True))
+
+
+def test_importance_weighted(quick):
+    """Nearer to log p(x) with more samples in the loss, as in the paper's table; the committed run is at its beginning."""
+    for results in both(quick, "importance_weighted"):
+        fits = {fit["samples"]: fit for fit in results["fits"]}
+        assert list(fits) == [1, 5, 50]
+        for fit in fits.values():
+            assert 0 < fit["curve"][-1][0] <= fit["passes"]
+            assert fit["curve"][-1][1] >= fit["curve"][0][1]
+            assert fit["bound"] < fit["log_prob"] + 4 * fit["standard_error"]
+            assert 0 < fit["drawing"]["share"] < 0.5
+        assert fits[1]["own_bound"] < fits[1]["bound"]
+    bounds = [fit["curve"][-1][1] for fit in quick("importance_weighted")["fits"]]
+    assert bounds == sorted(bounds)  # after as many passes each
+    assert (results["dataset"], results["train_images"], results["test_images"], results["samples"]) == ("mnist", 60_000, 10_000, 5000)
+    assert (results["hidden"], results["latent"], results["batch"]) == (200, 50, 20)
