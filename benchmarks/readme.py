@@ -1,6 +1,6 @@
 """Puts the committed results into README.md and docs/benchmarks.md: no figure is typed by hand. Run: python benchmarks/readme.py [--check]
 
-The tables are those of the machine that measured last (of the same day, the later folder's name), one CPU and one GPU; a second, short
+The tables are those of the machine that measured last (of the same time, the later folder's name), one CPU and one GPU; a second, short
 table has the ranges over all machines in benchmarks/results. The front page shows four rows, also as bars, and leaves out what was
 measured with other code than that of this checkout.
 """
@@ -107,12 +107,12 @@ def processes(path: Path) -> list[str]:
 
 
 def mnist(results: Path = RESULTS) -> str:
-    """The run on MNIST of the machine that made it last (of the same day, the later folder's name), if there is one."""
+    """The run on MNIST of the machine that made it last (of the same time, the later folder's name), if there is one."""
     keys = ("machine", "epochs", "source_loss", "entropy_floor", "test_loss", "test_log_prob", "num_samples", "samples_per_second")
     found = [(read(path, keys), path.parent.name) for path in results.glob("*/mnist.json")]
     if not found:
         return ""
-    r, _ = max(found, key=lambda pair: (pair[0]["machine"]["date"], pair[1]))
+    r, _ = max(found, key=lambda pair: (machine.measured_at(pair[0]["machine"]), pair[1]))
     facts = r["machine"]
     epochs = ", ".join(f"{e['loss']:.2f} (epoch {e['epoch']})" for e in r["epochs"])
     return (

@@ -260,7 +260,13 @@ def test_ranges_over_machines(tmp_path):
     assert gpu["gpu"] not in cpu
 
 
-def test_of_one_day_the_later_name_is_shown_whatever_the_code(tmp_path, monkeypatch):
+def test_of_one_day_the_later_time_is_shown(tmp_path):
+    later = machine_with(tmp_path, "2026-01-01", 1.0, time="16:20")
+    machine_with(tmp_path, "2026-01-01", 1.0, processor="Intel Xeon", time="09:05")
+    assert load_readme().tables(tmp_path).startswith(f"**Measured on one CPU: {machine.label(later)}**")
+
+
+def test_of_one_time_the_later_name_is_shown_whatever_the_code(tmp_path, monkeypatch):
     machine_with(tmp_path, "2026-01-01", 1.0)
     later = machine_with(tmp_path, "2026-01-01", 1.0, processor="Intel Xeon")
     module = load_readme()

@@ -33,6 +33,7 @@ def facts(device: str) -> dict[str, Any]:
     """
     info = build_info()
     kind = "cpu" if device == "cpu" else "cuda"
+    now = datetime.datetime.now(datetime.timezone.utc)
     found: dict[str, Any] = {
         "device": kind,
         **processor(),
@@ -44,7 +45,8 @@ def facts(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": sources.commit(),
         "code": {what: sources.digest(what, kind) for what in sources.PATHS},
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": now.strftime("%Y-%m-%d"),
+        "time": now.strftime("%H:%M"),
         "backend": info["backend"],
     }
     if device != "cpu":
@@ -55,6 +57,16 @@ def facts(device: str) -> dict[str, Any]:
             driver = []
         found |= {"gpu": torch.cuda.get_device_name(device), "driver": driver[0] if driver else "unknown"}
     return found
+
+
+def measured_at(found: dict[str, Any]) -> tuple[str, str]:
+    """When, to put results in order: the date, and the time of day (UTC), which older results do not have.
+
+    Example:
+        >>> measured_at({"date": "2026-11-22"}) < measured_at({"date": "2026-11-22", "time": "00:10"})
+        True
+    """
+    return str(found["date"]), str(found.get("time", ""))
 
 
 def _short(processor: str) -> str:

@@ -23,8 +23,8 @@ class Measured:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Of the suite that was measured last; of several on that day, the first in the order of the suites."""
-        return max((r["machine"] for r in self.results.values()), key=lambda facts: str(facts["date"]))
+        """Of the suite that was measured last; of several at that time, the first in the order of the suites."""
+        return max((r["machine"] for r in self.results.values()), key=machine.measured_at)
 
     @property
     def label(self) -> str:
@@ -33,7 +33,7 @@ class Measured:
 
 
 def load(folders: Path) -> list[Measured]:
-    """Every folder that holds results of suites, the one measured last first (of the same day, the later name), CPUs before GPUs.
+    """Every folder that holds results of suites, the one measured last first (of the same time, the later name), CPUs before GPUs.
 
     Raises:
         FileError: if a file is not a result, lies in another machine's folder, or was not measured in full.
@@ -48,7 +48,7 @@ def load(folders: Path) -> list[Measured]:
                 check(path, results[suite]["machine"], options=results[suite]["options"])
         if results:
             found.append(Measured(folder, results))
-    found.sort(key=lambda m: (m.facts["date"], m.folder.name), reverse=True)
+    found.sort(key=lambda m: (machine.measured_at(m.facts), m.folder.name), reverse=True)
     return sorted(found, key=lambda m: str(m.facts["device"]))
 
 
