@@ -19,6 +19,7 @@ constexpr int kRowLoopColumns = 48;  // shorter rows are better off as one tile:
 
 using Floats = Vec<float>;
 using Ints = Vec<int32_t>;
+using Words = Vec<uint32_t>;  // in which sums wrap
 
 VF_INLINE Ints every_int(int32_t x) { return x - Ints{}; }
 /// The bits of a that mask marks, and those of b elsewhere.
@@ -40,7 +41,7 @@ VF_INLINE Floats times_power(Floats p, Floats k, Floats k_shifted) {
   (void)k_shifted;
   return (Floats)_mm512_scalef_ps((__m512)p, (__m512)k);
 #else
-  const Floats scaled = (Floats)((Ints)p + ((Ints)k_shifted << 23));
+  const Floats scaled = (Floats)((Words)p + ((Words)k_shifted << 23));
   return (Floats)((Ints)scaled & (Ints)(k > every(-126.0f)));
 #endif
 }
