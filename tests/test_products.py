@@ -64,7 +64,8 @@ def test_a_resumed_run_keeps_the_choice_and_so_its_bits(amp, tmp_path, timed_pro
     trained(1, amp=amp, checkpoint=tmp_path / "c.pt")
     asked = timed_products(blas=1.0, onednn=2.0)  # another process, in which the other library is the faster
     resumed, again, by_onednn = trained(3, amp=amp, checkpoint=tmp_path / "c.pt", resume=True)
-    assert (resumed, asked, by_onednn) == (whole, [], True)
+    has_products = amp is None or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # of bfloat16 oneDNN has none without AVX-512
+    assert (resumed, asked, by_onednn) == (whole, [], has_products)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
