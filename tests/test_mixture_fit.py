@@ -10,7 +10,9 @@ import torch
 from mixture_cases import KINDS, LEARNED, blobs, explicit_start
 
 from vae_fast import models
+from vae_fast._world import World
 from vae_fast.models import MixtureOfGaussians, _em, _mixture_data, _mixture_start
+from vae_fast.models._mixture_journal import Journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -366,3 +368,14 @@ def test_adam_does_not_collapse_onto_a_point(kind):
     if kind in ("full", "tied"):
         variances = np.diagonal(np.linalg.cholesky(variances), axis1=-2, axis2=-1) ** 2
     assert variances.min() > 1e-2 * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 4e-15), (torch.float32, 3e-6)])
+@pytest.mark.parametrize("bound", [-3.5, 0.0, -2e4])
+def test_of_starts_that_differ_by_rounding_the_first_is_kept(bound, dtype, rounding):
+    """The same fit in another order: which of the two was kept hung on the number of processes."""
+    journal, generator = Journal(None, 0, {}, World()), torch.Generator()
+    step = rounding * max(1.0, abs(bound))
+    for place, reached in enumerate((-math.inf, bound, bound + step, bound - step, bound + 1e4 * step)):
+        journal.ended({"means": torch.full((2, 2), float(place), dtype=dtype)}, [reached], reached, True, generator)
+        assert journal.best.tensors["means"][0, 0] == (0, 1, 1, 1, 4)[place]

@@ -92,8 +92,14 @@ class Journal:
         self.digest = [digest, samples]
 
     def ended(self, tensors: Mapping[str, Tensor], bounds: list[float], bound: float, converged: bool, generator: torch.Generator) -> None:
-        """A start is at its end; the best of those there were is kept."""
-        if self.best is None or bound > self.best.lower_bound:
+        """A start is at its end; the best of those there were is kept, of equal ones the first.
+
+        Starts that end at the same fit, its components in another order, differ by rounding, which a number of processes or another
+        processor changes: it must not choose.
+        """
+        rounding = 2**10 * max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
+        same = self.best is not None and math.isclose(bound, self.best.lower_bound, rel_tol=rounding, abs_tol=rounding)
+        if self.best is None or (bound > self.best.lower_bound and not same):
             self.best = Best(dict(tensors), bounds, bound, converged)
         self.init += 1
         self.keep(0, None, generator)

@@ -60,7 +60,7 @@ class MixtureOfGaussians(Criteria):
         reg_covar: added to the diagonal of every covariance by EM; with Adam the least variance (for ``"full"`` and ``"tied"``: of a
             feature given those before it).
         max_iter: most iterations over the data. 0 only computes the start.
-        n_init: number of starts; the best fit is kept.
+        n_init: number of starts; the best fit is kept, of those that are equal to rounding the first.
         init_params: ``"kmeans"``, ``"k-means++"`` or ``"random_from_data"`` find centres, every sample is assigned to the nearest one and
             an M-step follows; ``"random"`` draws responsibilities. Centres are looked for in 50,000 samples (32 for each component, if
             that is more) where there are more; ``"k-means++"`` then reads all of an array or a file, by k-means||. Where samples are
