@@ -55,7 +55,7 @@ VF_DEVICE void add_all(LogSum<float>& total, const float (&v)[N]) {
   const float shift = above > most ? most : (above < -most ? 0.0f : above);
   float run = 0.0f;
 #pragma unroll
-  for (int e = 0; e < N; ++e) run += math::exp(v[e] - shift);
+  for (int e = 0; e < N; ++e) run += math::exp_of_sum(v[e] - shift);
   total.sum += static_cast<double>(run);
 }
 

@@ -28,7 +28,7 @@ struct RowPlan {
 /// Vectors of 16 bytes of each input that a thread loads before it uses the first.
 template <typename A>
 constexpr int vectors_at_once(int inputs) {
-  return sizeof(A) == 2 || inputs > 2 ? 1 : 2;
+  return inputs > 2 ? 1 : 2;
 }
 
 /// Starts the kernel compiled for A; row_terms_*.cu instantiate it.

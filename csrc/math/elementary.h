@@ -55,6 +55,43 @@ VF_INLINE float exp_minus_abs(float a) {
 }
 VF_INLINE double exp_minus_abs(double a) { return ::exp(-::fabs(a)); }
 
+/// The same from `power`, which is 2^t: what rounding loses of t = -|a| / log 2 comes back as a factor of 1 + rest, with log 2 in two
+/// parts. An ulp at most is added to the error of the power.
+template <typename Power>
+VF_INLINE float exp_minus_abs_by(const Power& power, float a) {
+  const float t = mul_rn(abs(a), -1.44269504f), p = power(t);
+  const float rest = fma_rn(t, 1.90465421e-9f, fma_rn(t, -0.693147182f, -abs(a)));
+  return fma_rn(p, rest < 1.0f ? rest : 1.0f, p);  // of an infinity the rest is NaN, and the power 0
+}
+
+#if defined(__CUDA_ARCH__)
+/// 2^t to 2 ulp in one instruction, 0 where it is no longer a normal number.
+VF_INLINE float exp2_instruction(float t) {
+  float p;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(t));
+  return p;
+}
+#endif
+
+/// e^-|a| to 3 ulp, where nothing is subtracted from it: two instructions less on the device.
+VF_INLINE float exp_minus_abs_quick(float a) {
+#if defined(__CUDA_ARCH__)
+  return exp_minus_abs_by(exp2_instruction, a);
+#else
+  return exp_minus_abs(a);
+#endif
+}
+VF_INLINE double exp_minus_abs_quick(double a) { return ::exp(-::fabs(a)); }
+
+/// e^x, x <= 0, for a sum whose largest term is 1: where rounding x / log 2 makes the error |x| / 2 ulp, the term is as small as e^x.
+VF_INLINE float exp_of_sum(float x) {
+#if defined(__CUDA_ARCH__)
+  return exp2_instruction(x * 1.44269504f);
+#else
+  return exp(x);
+#endif
+}
+
 /// 2^t for t < 127 to 2 ulp, 0 where it is no longer a normal number (t < -126), NaN for NaN: half of the arithmetic of e^x, for sums whose
 /// terms have their exponents in base 2 from the start.
 VF_INLINE float exp2_below(float t) {
@@ -207,7 +244,7 @@ struct Logistic {
   T log1p_e;  // softplus(-|a|)
 
   VF_INLINE explicit Logistic(T a) : negative(a < T(0)) {
-    const T e = exp_minus_abs(a);
+    const T e = exp_minus_abs_quick(a);
     smaller = ratio(e, T(1) + e);
     log1p_e = log1p_unit(e);
   }
@@ -218,7 +255,7 @@ struct Logistic {
 /// log(1 + e^t).
 template <typename T>
 VF_INLINE T softplus(T t) {
-  return (t > T(0) ? t : T(0)) + log1p_unit(exp_minus_abs(t));
+  return (t > T(0) ? t : T(0)) + log1p_unit(exp_minus_abs_quick(t));
 }
 
 VF_MATH_END

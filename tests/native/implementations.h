@@ -41,6 +41,7 @@ std::vector<Implementation> implementations();
 
 void check_philox();
 void check_gamma();
+void check_exponential();
 void check_row_terms(Implementation& implementation, int rounds);
 void check_row_terms_edges(Implementation& implementation);
 void check_sample(Implementation& implementation, int rounds);

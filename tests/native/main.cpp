@@ -1,5 +1,6 @@
 // Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31
-// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_parameters, mixture_products, mdn, tunings, groups or gamma).
+// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_parameters, mixture_products, mdn, tunings, groups, gamma or
+// exponential).
 #include <cstdlib>
 #include <cstring>
 
@@ -47,6 +48,7 @@ int main(int argc, char** argv) {
   const auto wanted = [&](const char* name) { return only == nullptr || std::strcmp(only, name) == 0; };
   if (wanted("sample")) native::check_philox();
   if (wanted("gamma")) native::check_gamma();
+  if (wanted("exponential")) native::check_exponential();
   for (native::Implementation& implementation : native::implementations()) {
     const Tally before = tally;
     if (wanted("row_terms")) native::check_row_terms(implementation, rounds);
