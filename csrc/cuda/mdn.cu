@@ -23,13 +23,16 @@ bool valid(const MdnArgs& args) {
          args.components * args.dims < kMost;
 }
 
-/// Calls f(std::integral_constant<int, dims>()), of the few there are kernels for.
-template <typename F>
-void with_dims(int64_t dims, F&& f) {
-  if (dims == 1) f(std::integral_constant<int, 1>());
-  if (dims == 2) f(std::integral_constant<int, 2>());
-  if (dims == 3) f(std::integral_constant<int, 3>());
-  if (dims == 4) f(std::integral_constant<int, 4>());
+/// Calls start(std::integral_constant<int, dims>(), grid, tiles), of the few dims there are kernels for.
+template <typename Start>
+cudaError_t start_by_rows(const MdnArgs& args, bool backward, Start&& start) {
+  const MdnTiles tiles(args, backward);
+  const unsigned grid = capped_grid(tiles.number);
+  if (args.dims == 1) start(std::integral_constant<int, 1>(), grid, tiles);
+  if (args.dims == 2) start(std::integral_constant<int, 2>(), grid, tiles);
+  if (args.dims == 3) start(std::integral_constant<int, 3>(), grid, tiles);
+  if (args.dims == 4) start(std::integral_constant<int, 4>(), grid, tiles);
+  return cudaGetLastError();
 }
 
 template <typename C>
@@ -51,12 +54,9 @@ cudaError_t mdn(const MdnArgs& args, cudaStream_t stream) {
   if (!valid(args)) return cudaErrorInvalidValue;
   if (args.rows == 0) return cudaSuccess;
   if (by_rows(args)) {
-    const MdnTiles tiles(args, false);
-    const unsigned grid = capped_grid(tiles.number);
-    with_dims(args.dims, [&](auto dims) {
+    return start_by_rows(args, false, [&](auto dims, unsigned grid, const MdnTiles& tiles) {
       VF_START_SHARED((mdn_rows_kernel<decltype(dims)::value>), grid, kThreads, tiles.bytes(), stream, args, tiles);
     });
-    return cudaGetLastError();
   }
   const MdnShape shape = shape_of(args);
   const unsigned grid = grid_of(args, shape);
@@ -75,12 +75,9 @@ cudaError_t mdn_backward(const MdnBackwardArgs& args, cudaStream_t stream) {
       args.grad_y.data != nullptr || args.grad_logits.data != nullptr || args.grad_means.data != nullptr || args.grad_scale.data != nullptr;
   if (f.rows == 0 || !wanted) return cudaSuccess;
   if (by_rows(args)) {
-    const MdnTiles tiles(f, true);
-    const unsigned grid = capped_grid(tiles.number);
-    with_dims(f.dims, [&](auto dims) {
+    return start_by_rows(f, true, [&](auto dims, unsigned grid, const MdnTiles& tiles) {
       VF_START_SHARED((mdn_rows_backward_kernel<decltype(dims)::value>), grid, kThreads, tiles.bytes(), stream, args, tiles);
     });
-    return cudaGetLastError();
   }
   return f.is_double ? backward<double>(args, stream) : backward<float>(args, stream);
 }

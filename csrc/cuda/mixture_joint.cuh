@@ -24,6 +24,40 @@ struct Constants {
   VF_DEVICE C exponent(int j, C e, C shift) const { return math::mixture_exponent(high[j], low[j], e, shift); }
 };
 
+/// sum_d (u_d^2 - 1) of a thread's rows and components: a few dimensions at a time, from minus their number on, which are then added up.
+template <typename C, int kRows, int kOfThread>
+struct SquareSums {
+  C part[kRows][kOfThread];
+  C sum[kRows][kOfThread];
+
+  VF_DEVICE SquareSums() { fill(sum, C(0)); }
+  VF_DEVICE void begin(int dims) { fill(part, static_cast<C>(-dims)); }
+  VF_DEVICE void add_part() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kOfThread; ++j) sum[i][j] += part[i][j];
+    }
+  }
+  /// -sum / 2 in `part`, and the next components from 0 on.
+  VF_DEVICE void finish() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kOfThread; ++j) part[i][j] = C(-0.5) * sum[i][j], sum[i][j] = C(0);
+    }
+  }
+
+ private:
+  static VF_DEVICE void fill(C (&v)[kRows][kOfThread], C with) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kOfThread; ++j) v[i][j] = with;
+    }
+  }
+};
+
 /// Diagonal: kOfThread components per thread. In both kinds, a thread's results are of rows row(i) and components
 /// part() kPerThread + j; kParts threads share a row.
 template <typename C, int kOfThread>
@@ -93,12 +127,7 @@ struct DiagonalJoint {
       }
     };
 
-    C sum[kRows][kOfThread];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int j = 0; j < kOfThread; ++j) sum[i][j] = C(0);
-    }
+    SquareSums<C, kRows, kOfThread> squares;
     int k = 0, d = 0, buffer = 0, number = 0;
     if (kNears) {
       if (thread < 2) shared.stage[thread].far = -1;
@@ -113,14 +142,8 @@ struct DiagonalJoint {
       const bool last = d + Tile::kSteps >= dims;
       const int next_k = last ? k + kComponents : k, next_d = last ? 0 : d + Tile::kSteps;
       if (next_k < components) fetch(next_k, next_d);
-      // u^2 - 1 summed over a few dimensions, from minus their number on; those sums are then added up
       const int count = dims - d < Tile::kSteps ? dims - d : Tile::kSteps;
-      C part[kRows][kOfThread];
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-        for (int j = 0; j < kOfThread; ++j) part[i][j] = static_cast<C>(-count);
-      }
+      squares.begin(count);
       if (centred && s.far != number) {
 #pragma unroll 2
         for (int p = 0; p < count; ++p) {
@@ -135,7 +158,7 @@ struct DiagonalJoint {
 #pragma unroll
             for (int j = 0; j < kOfThread; ++j) {
               const C u = math::fma(y, rs[j], bs[j]);
-              part[i][j] = math::fma(u, u, part[i][j]);
+              squares.part[i][j] = math::fma(u, u, squares.part[i][j]);
             }
           }
         }
@@ -151,23 +174,15 @@ struct DiagonalJoint {
 #pragma unroll
             for (int j = 0; j < kOfThread; ++j) {
               const C u = math::standardise(xs[i], ms[j], rs[j]);
-              part[i][j] = math::fma(u, u, part[i][j]);
+              squares.part[i][j] = math::fma(u, u, squares.part[i][j]);
             }
           }
         }
       }
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-        for (int j = 0; j < kOfThread; ++j) sum[i][j] += part[i][j];
-      }
+      squares.add_part();
       if (last) {
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-          for (int j = 0; j < kOfThread; ++j) part[i][j] = C(-0.5) * sum[i][j], sum[i][j] = C(0);
-        }
-        finish(k, Constants<C, kOfThread>(args, k + tx * kOfThread), part);
+        squares.finish();
+        finish(k, Constants<C, kOfThread>(args, k + tx * kOfThread), squares.part);
       }
       if (next_k >= components) break;
       k = next_k, d = next_d;

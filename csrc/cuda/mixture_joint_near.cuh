@@ -95,12 +95,7 @@ struct NearJoint {
       }
     };
 
-    C sum[kRows][kPerThread];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int j = 0; j < kPerThread; ++j) sum[i][j] = C(0);
-    }
+    SquareSums<C, kRows, kPerThread> squares;
     int k = 0, d = 0, buffer = 0;
     fetch(0, 0);
     for (;;) {
@@ -111,13 +106,7 @@ struct NearJoint {
       const bool last = d + Tile::kSteps == dims;
       const int next_k = last ? k + kComponents : k, next_d = last ? 0 : d + Tile::kSteps;
       if (next_k < components) fetch(next_k, next_d);
-      // u^2 - 1 summed over a few dimensions, from minus their number on; those sums are then added up
-      C part[kRows][kPerThread];
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-        for (int j = 0; j < kPerThread; ++j) part[i][j] = static_cast<C>(-Tile::kSteps);
-      }
+      squares.begin(Tile::kSteps);
 #pragma unroll 1
       for (int p = 0; p < Tile::kSteps; ++p) {
         C ys[kRows], bs[kPerThread], rs[kPerThread];
@@ -129,22 +118,14 @@ struct NearJoint {
 #pragma unroll
           for (int j = 0; j < kPerThread; ++j) {
             const C u = math::fma(ys[i], rs[j], bs[j]);
-            part[i][j] = math::fma(u, u, part[i][j]);
+            squares.part[i][j] = math::fma(u, u, squares.part[i][j]);
           }
         }
       }
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-        for (int j = 0; j < kPerThread; ++j) sum[i][j] += part[i][j];
-      }
+      squares.add_part();
       if (last) {
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-          for (int j = 0; j < kPerThread; ++j) part[i][j] = C(-0.5) * sum[i][j], sum[i][j] = C(0);
-        }
-        finish(k, Constants<C, kPerThread>(args, k + tx * kPerThread), part);
+        squares.finish();
+        finish(k, Constants<C, kPerThread>(args, k + tx * kPerThread), squares.part);
       }
       if (next_k >= components) break;
       k = next_k, d = next_d;
