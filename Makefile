@@ -23,9 +23,10 @@ CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# Of the ten thousand files of torch and its like a few are imported, which Python compiles then: compiling all takes longer than installing them.
 $(BIN)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	touch $@
 
 $(BIN)/.built: $(BIN)/.installed $(NATIVE)
@@ -56,7 +57,7 @@ test-examples: build  ## the examples and the tests of several processes
 fuzz: build  ## random calls and damaged files against the contract, until stopped or for SECONDS=...; SEED=... begins elsewhere
 	$(BIN)/python -m tests.fuzz --seed $(SEED) $(if $(SECONDS),--seconds $(SECONDS)) --out $(BUILD)/fuzz
 
-native: build  ## the kernels' own tests: the CPU's, as they are in the extension, and CUDA's device code on a host shim
+native: build  ## the kernels' own tests: the CPU's, as they are in the extension, each instruction set apart, and CUDA's device code on a host shim
 	cmake -S . -B $(BUILD)/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DVAE_FAST_OBJECTS=build/extension \
 	  -DVAE_FAST_TORCH=$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')
 	cmake --build $(BUILD)/native
