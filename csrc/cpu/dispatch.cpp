@@ -1,4 +1,5 @@
 // Picks the instruction set, splits the work among threads; partial sums are added in a fixed order.
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -23,9 +24,8 @@ void store_value(void* to, bool is_double, int64_t at, double v) {
   }
 }
 
-const KernelTable& choose() {
-  const char* wanted = std::getenv("VAE_FAST_ISA");
-  const std::string name = wanted == nullptr ? "" : wanted;
+/// The table of an instruction set; of "", the best this processor runs.
+const KernelTable& named(const std::string& name) {
   const char* const* available = isa_available();
   std::string names;
   for (int i = 0; available[i] != nullptr; ++i) {
@@ -38,6 +38,14 @@ const KernelTable& choose() {
     return table_baseline();
   }
   throw std::runtime_error("VAE_FAST_ISA=" + name + ": expected one of " + names + " on this processor");
+}
+
+std::atomic<const KernelTable*>& in_use() {
+  static std::atomic<const KernelTable*> chosen = [] {
+    const char* wanted = std::getenv("VAE_FAST_ISA");
+    return &named(wanted == nullptr ? "" : wanted);
+  }();
+  return chosen;
 }
 
 }  // namespace
@@ -61,10 +69,9 @@ const char* const* isa_available() {
   return names;
 }
 
-const KernelTable& table() {
-  static const KernelTable& chosen = choose();
-  return chosen;
-}
+const KernelTable& table() { return *in_use().load(std::memory_order_relaxed); }
+
+void use_isa(const char* name) { in_use().store(&named(name), std::memory_order_relaxed); }
 
 namespace {
 /// A term with the numbers that its pointers hold.

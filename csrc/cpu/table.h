@@ -62,6 +62,8 @@ const KernelTable& table_avx512();
 const KernelTable& table();
 /// The instruction sets that were built and that this processor runs, best first, ended by null.
 const char* const* isa_available();
+/// From here on the table of this one: the native tests run every instruction set in one process. Not while a kernel runs.
+void use_isa(const char* name);
 
 }  // namespace cpu
 }  // namespace vae_fast

@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "../../csrc/cpu/table.h"
+
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #elif defined(VF_WITH_CUDA)
@@ -67,6 +69,7 @@ void require_zero(uint32_t* counter, const std::string& who) {
 Implementation cuda_implementation() {
   namespace cuda = vae_fast::cuda;
   Implementation i;
+  i.cuda = true;
   i.memory = &cuda_memory;
   i.row_terms = [](const vae_fast::RowTermsArgs& given) {
     vae_fast::RowTermsArgs args = given;
@@ -141,6 +144,38 @@ Implementation cuda_implementation() {
 
 #endif  // VF_WITH_CUDA
 
+#if defined(VF_NATIVE_CPU)
+
+/// The CPU kernels of one instruction set.
+Implementation cpu_implementation(const char* isa) {
+  namespace cpu = vae_fast::cpu;
+  const auto with_isa = [isa](auto kernel) {
+    return [isa, kernel](auto&&... args) {
+      cpu::use_isa(isa);
+      kernel(args...);
+    };
+  };
+  Implementation i;
+  i.name = std::string("cpu-") + isa;
+  i.memory = &host_memory;
+  i.row_terms = with_isa(cpu::row_terms);
+  i.sample = with_isa(cpu::sample);
+  i.sample_backward = with_isa(cpu::sample_backward);
+  i.logsumexp = with_isa(cpu::logsumexp);
+  i.logsumexp_backward = with_isa(cpu::logsumexp_backward);
+  i.mixture_parameters = with_isa(cpu::mixture_parameters);
+  i.mixture = with_isa(cpu::mixture);
+  i.mixture_backward = with_isa(cpu::mixture_backward);
+  i.mdn = with_isa(cpu::mdn);
+  i.mdn_backward = with_isa(cpu::mdn_backward);
+  i.group_terms = with_isa(cpu::group_terms);
+  i.softmax_terms = with_isa(cpu::softmax_terms);
+  i.scale = with_isa(cpu::scale);
+  return i;
+}
+
+#endif  // VF_NATIVE_CPU
+
 }  // namespace
 
 std::vector<Implementation> implementations() {
@@ -149,24 +184,7 @@ std::vector<Implementation> implementations() {
   all.push_back(cuda_implementation());
 #endif
 #if defined(VF_NATIVE_CPU)
-  namespace cpu = vae_fast::cpu;
-  Implementation i;
-  i.name = "cpu";
-  i.memory = &host_memory;
-  i.row_terms = cpu::row_terms;
-  i.sample = cpu::sample;
-  i.sample_backward = cpu::sample_backward;
-  i.logsumexp = cpu::logsumexp;
-  i.logsumexp_backward = cpu::logsumexp_backward;
-  i.mixture_parameters = cpu::mixture_parameters;
-  i.mixture = cpu::mixture;
-  i.mixture_backward = cpu::mixture_backward;
-  i.mdn = cpu::mdn;
-  i.mdn_backward = cpu::mdn_backward;
-  i.group_terms = cpu::group_terms;
-  i.softmax_terms = cpu::softmax_terms;
-  i.scale = cpu::scale;
-  all.push_back(i);
+  for (const char* const* isa = vae_fast::cpu::isa_available(); *isa != nullptr; ++isa) all.push_back(cpu_implementation(*isa));
 #endif
   return all;
 }

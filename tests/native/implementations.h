@@ -33,10 +33,11 @@ struct Implementation {
   std::function<bool(int lanes, int blocks, long chunk)> tune = {};
   /// Kernels started so far. May be empty.
   std::function<long()> launches = {};
+  bool cuda = false;    // the CUDA kernels, on a device or on the shim
   bool device = false;  // a real device: large inputs are affordable
 };
 
-/// Every implementation that this binary was built with.
+/// Every implementation that this binary was built with, and of the CPU's one for each instruction set that this processor runs.
 std::vector<Implementation> implementations();
 
 void check_philox();

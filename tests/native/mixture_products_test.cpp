@@ -204,7 +204,7 @@ void check_ignored(Implementation& implementation) {
 
 void check_mixture_products(Implementation& implementation) {
   if (!implementation.mixture || !implementation.mixture_backward) return;
-  if (implementation.name == "cpu") return check_ignored(implementation);
+  if (!implementation.cuda) return check_ignored(implementation);
   std::printf("%-34s  %8s  %17s  %17s  %17s\n", implementation.name.c_str(), "distance", "centred", "tf32x3", "one product");
   for (const Setting& setting :
        {Setting{"D=2", 2, 0.0, 2.0, false}, Setting{"D=16, all offset by 100", 16, 100.0, 2.0, false},
