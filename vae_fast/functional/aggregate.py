@@ -135,7 +135,7 @@ def total_correlation(
         correlation}} + \underbrace{\sum_d \log q(z_d) - \log p(z)}_{\text{dimension-wise KL}}, \qquad p(z) = N(0, I)
 
     q(z) and its marginals are estimated from the B posteriors of the batch, each z under all of them, in one pass forward and one backward
-    and memory O(B L): nobody forms B x B x L. The two estimators of the paper (its eq. 4 and appendix C.2):
+    and memory O(B L): an array of B x B x L is never formed. The two estimators of the paper (its eq. 4 and appendix C.2):
 
     - ``"mws"``, minibatch weighted sampling: ``log q(z_i) = log (1 / (N B)) sum_j q(z_i|x_j)``, and the same of each dimension.
     - ``"mss"``, minibatch stratified sampling: ``log sum_j W_ij q(z_i|x_j)`` with M = B - 1 and the weights that beta-tcvae, pythae and

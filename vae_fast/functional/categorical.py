@@ -88,7 +88,7 @@ def multinomial_log_prob(x: Tensor, logits: Tensor, *, coefficient: bool = False
     .. math:: \log p(x) = \sum_k x_k \log \mathrm{softmax}(l)_k = x \cdot l - \Big(\sum_k x_k\Big) \log \sum_k e^{l_k}
 
     as Multi-VAE, RecVAE and RecBole have it; with ``coefficient=True`` plus :math:`\log (\sum_k x_k)! - \sum_k \log x_k!`, as
-    ``torch.distributions.Multinomial.log_prob`` has it, which moves no gradient of ``logits``. (On a GPU the plain-torch
+    ``torch.distributions.Multinomial.log_prob`` has it, which does not change the gradient of ``logits``. (On a GPU the plain-torch
     formula runs: it has no CUDA kernel yet.)
 
     Args:

@@ -92,7 +92,7 @@ def negative_binomial_log_prob(
         mu: the mean, >= 0; same event shape, batch dimensions broadcast.
         theta: the inverse dispersion, > 0, broadcast against ``mu``: one per element, per gene ``(G,)``, or per group. It is read within
             [1e-30, 1e30], neither end of which is told from 0 and infinity.
-        space: ``"log"``: ``mu`` and ``theta`` are given by their logarithms, as a decoder may well give them; that of mu is read as at most
+        space: ``"log"``: ``mu`` and ``theta`` are given by their logarithms, as many decoders give them; that of mu is read as at most
             60, that of theta within [-60, 60], with a gradient of 0 beyond.
         eps: what is added within the logarithms, None (0) for the distribution itself. 1e-8 gives what scvi-tools computes
             (``log_nb_positive``): ``log(theta + eps)``, ``log(mu + eps)`` and ``log(theta + mu + eps)``.

@@ -43,7 +43,7 @@ def prior_of(
 def kl_term(
     mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None, scale: str, scale_bounds: Bounds | None = None
 ) -> tuple[str, list[Tensor]]:
-    """The kernels' name for this KL and its inputs; a prior given by half is completed with mean 0 or std 1."""
+    """The kernels' name for this KL and its inputs; where only half of a prior is given, the mean is 0 or the std 1."""
     if prior_mu is None and prior_logvar is None:
         return bounds.held(f"kl.{scale}", [mu, logvar], scale_bounds)
     if prior_mu is None:
@@ -83,7 +83,7 @@ def gaussian_kl(
         logvar: what ``scale`` says, broadcast against ``mu``.
         prior_mu: mean of the prior, broadcast against ``mu``; None is 0. A number stands for all elements, without a tensor of them.
         prior_logvar: scale of the prior, in the same form as ``logvar``, or a number as ``prior_mu``; None is unit variance.
-        scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"`` (std = softplus(t)); holds for both scale arguments.
+        scale: ``"logvar"``, ``"log_std"``, ``"std"``, ``"var"`` or ``"softplus"`` (std = softplus(t)); it applies to both scales.
         scale_bounds: ``(low, high, mode)``: ``logvar`` (not the prior's) is held between two bounds as it is given, in the units that
             ``scale`` says: where the kernel reads it, its gradient where that is written, without a pass over memory (on CUDA a bounded
             copy is made). With t the scale, m the middle of the bounds and h half their distance, the modes are ``"clamp"``: ``min(max(t,

@@ -39,7 +39,7 @@ def linear_bernoulli_log_prob(
 
     With ``reduction="sum"`` or ``"mean"`` the forward pass does all of it, as the upstream gradient can only be one number: three
     products, as many as the plain form has. With ``"none"`` every row may have an upstream gradient of its own, so the backward pass
-    computes the logits once more: four products. That is the price of the memory.
+    computes the logits once more: four products, which is what the saved memory costs.
 
     When to prefer ``elbo_loss(x, F.linear(h, weight, bias), ...)``: for up to a thousand rows or so the logits are small anyway, a chunk
     holds them all and nothing is saved; and where the products take nearly all of the time, as the few passes over the logits that are
