@@ -169,3 +169,25 @@ def test_gradients_of_far_logits_through_every_route(clip, logit, device, backen
     logits = torch.full_like(x, logit, requires_grad=True)
     torch.testing.assert_close(torch.autograd.grad(total(logits), logits)[0], want, rtol=1e-9, atol=0.0)
     torch.testing.assert_close(torch.func.grad(total)(logits.detach()), want, rtol=1e-9, atol=0.0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("covariance", ["tied", "full"])
+def test_squares_whose_sum_is_out_of_range_leave_gradients_that_are_not(covariance):
+    """Of 400 rows 2e19 standard deviations away: their squares' sum was infinite, and its product with factors of both signs NaN."""
+    torch.manual_seed(0)
+    k, d = 3, 7
+    x = 1e-6 * torch.randn(400, d)
+    means = torch.where(torch.rand(k, d) < 0.5, 1.0, 1e4)
+    scale = torch.eye(d) + 0.3 * torch.randn(d, d) if covariance == "tied" else torch.eye(d) + 0.3 * torch.randn(k, d, d)
+    single = [t.clone().requires_grad_() for t in (x, torch.randn(k), means, 5e14 * scale.triu())]
+    wide = [t.detach().double().requires_grad_() for t in single]
+    for leaves in (single, wide):
+        value = vae_fast.mixture_log_prob(*leaves, covariance_type=covariance)
+        assert value.isfinite().all()
+        (value * 3.0).sum().backward()
+    for t, w in zip(single, wide, strict=True):
+        torch.testing.assert_close(t.grad.double(), w.grad, rtol=1e-5, atol=1e-5 * w.grad.abs().max().item())
+    found, want = (vae_fast.mixture_statistics(*(t.detach() for t in leaves), covariance_type=covariance) for leaves in (single, wide))
+    for t, w in zip(found, want, strict=True):
+        torch.testing.assert_close(t.double(), w, rtol=1e-5, atol=1e-5 * w.abs().max().item())
