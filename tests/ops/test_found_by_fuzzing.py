@@ -210,3 +210,12 @@ def test_a_row_of_h_that_all_data_share_has_one_gradient_rounded_once(of, reduct
     torch.testing.assert_close(value, f(x, *wide, reduction="none").sum() / (1 if reduction == "sum" else len(x)))
     for t, w in zip(single, wide, strict=True):
         assert (t.grad.double() - w.grad).abs().max() <= 3e-7 * w.grad.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_counts_that_are_integers_under_importance_weights(dtype, device, backend):
+    """The ELBO took them, the importance-weighted loss refused all but bytes."""
+    x = torch.tensor([[0, 3, 17], [1, 0, 255]], device=device)
+    z, mu, log_rate = (torch.full(shape, 0.3, device=device) for shape in ((4, 2, 5), (2, 5), (4, 2, 3)))
+    given = (log_rate, z, mu, mu)
+    assert vae_fast.iwae_loss(x.to(dtype), *given, likelihood="poisson") == vae_fast.iwae_loss(x.float(), *given, likelihood="poisson")
