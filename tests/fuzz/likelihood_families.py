@@ -116,5 +116,5 @@ def _gaussian_plain(case: Case, t: Tensors) -> Tensor:
 
 FAMILIES = (
     Family("bernoulli", _make_bernoulli, _bernoulli_call, _bernoulli_plain, BERNOULLI),
-    Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"bounds": None, "scale": None}),
+    Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"bounds": None, "scale": None}, nearby=scale_bounds.nearby),
 )
