@@ -166,6 +166,7 @@ std::vector<Implementation> implementations() {
   i.group_terms = cpu::group_terms;
   i.softmax_terms = cpu::softmax_terms;
   i.scale = cpu::scale;
+  i.bounds = true;
   all.push_back(i);
 #endif
   return all;

@@ -33,6 +33,7 @@ struct Implementation {
   std::function<bool(int lanes, int blocks, long chunk)> tune = {};
   /// Kernels started so far. May be empty.
   std::function<long()> launches = {};
+  bool bounds = false;  // a scale may be held between bounds: on CUDA the ops bound it
   bool device = false;  // a real device: large inputs are affordable
 };
 
