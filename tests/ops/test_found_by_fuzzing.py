@@ -219,3 +219,12 @@ def test_counts_that_are_integers_under_importance_weights(dtype, device, backen
     z, mu, log_rate = (torch.full(shape, 0.3, device=device) for shape in ((4, 2, 5), (2, 5), (4, 2, 3)))
     given = (log_rate, z, mu, mu)
     assert vae_fast.iwae_loss(x.to(dtype), *given, likelihood="poisson") == vae_fast.iwae_loss(x.float(), *given, likelihood="poisson")
+
+
+@pytest.mark.parametrize("of", ["a", "weights"])
+def test_nothing_to_sum_has_gradients_that_are_as_empty(of, device, backend):
+    given = {n: torch.zeros(0, 3, device=device, requires_grad=n == of) for n in ("a", "weights")}
+    out = vae_fast.logsumexp(given["a"], 0, given["weights"])
+    assert (out == -math.inf).all()
+    out.sum().backward()
+    assert given[of].grad.shape == (0, 3)
