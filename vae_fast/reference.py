@@ -156,7 +156,7 @@ def logsumexp(a: Tensor, dim: int, weights: Tensor | None) -> Tensor:
     dtype = a.dtype
     a, w = torch.broadcast_tensors(*wide(a, w))
     if a.shape[dim] == 0:
-        return a.sum(dim).to(dtype) - math.inf
+        return torch.sub((a + w).sum(dim).to(dtype), math.inf)  # of both, whose gradients are as empty
     top = torch.where(w != 0, a.detach(), -math.inf).amax(dim, keepdim=True)
     infinite = top == math.inf  # then the result is, and no shares are known of it
     a, top = a.masked_fill(infinite, 0.0), torch.where(top.isfinite(), top, torch.zeros_like(top))

@@ -107,6 +107,7 @@ struct MixtureChunk {
   int64_t first = 0;
   int rows = 0;          // loaded
   int padded_rows = 0;   // the same, rounded up to the row block; rows beyond `rows` are 0
+  double reach = 0.0;    // no difference of a row and a mean is larger
   bool shifted = false;  // a dimension's terms have a shift
   bool careful = false;  // a product of a difference and a scale may overflow: 0 * inf has to be kept out of the sums
 
@@ -151,8 +152,8 @@ struct MixtureChunk {
     int d = 0;
     for (; d + kWidth<T> <= dims; d += kWidth<T>) top = load_panel(x, d, panels, top);
     for (; d < dims; ++d) top = load_column(x, d, panels, top);
-    const double reach = (static_cast<double>(top) + parameters.farthest_mean) * parameters.largest_scale * (a.full ? dims : 1);
-    careful = !(reach < 0.1 * static_cast<double>(math::largest<T>()));
+    reach = static_cast<double>(top) + parameters.farthest_mean;
+    careful = !(reach * parameters.largest_scale * (a.full ? dims : 1) < 0.1 * static_cast<double>(math::largest<T>()));
   }
 
   /// A vector of dimensions of every row; returns the largest absolute value.

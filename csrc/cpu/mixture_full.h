@@ -139,9 +139,43 @@ VF_INLINE void outer_products(const MixtureChunk<T>& c, int i0, int j, double* s
   for (int b = 0; b < block; ++b) add_to_double<T>(second + (i0 + b) * static_cast<int64_t>(c.p.stride) + j, sum[b]);
 }
 
+/// Whether sums over the chunk's rows of q t_i t_j may leave T's range, where the gradients that are made of them, in double, need not.
+template <typename T>
+bool far_moments(const MixtureChunk<T>& c, const T* q) {
+  T most = T(0);
+#pragma omp simd reduction(max : most)
+  for (int i = 0; i < c.padded_rows; ++i) {
+    const T size = math::abs(q[i]);
+    most = size > most ? size : most;
+  }
+  return !(c.reach * (1.0 + c.reach) * static_cast<double>(most) * c.rows < 0.1 * static_cast<double>(math::largest<T>()));
+}
+
+/// full_moments in double, row by row.
+template <typename T>
+void full_moments_in_double(const MixtureChunk<T>& c, const T* q, int64_t component, const MixtureSums& to) {
+  constexpr int width = kWidth<T>;
+  const int64_t stride = c.p.stride;
+  const int dims = c.dims();
+  const T* mean = c.means + component * stride;
+  double* first = to.first + component * stride;
+  double* second = to.second == nullptr ? nullptr : to.second + component * to.second_stride;
+  T* t = c.s.difference;
+  for (int i = 0; i < c.rows; ++i) {
+    if (q[i] == T(0)) continue;  // what is no component's may be infinitely far from it
+    for (int d = 0; d < dims; ++d) t[d] = c.s.rows[c.panel(d / width * width) + i * width + d % width] - mean[d];
+    for (int d = 0; d < dims; ++d) {
+      const double weighted = static_cast<double>(q[i]) * static_cast<double>(t[d]);
+      first[d] += weighted;
+      for (int e = d; second != nullptr && e < dims; ++e) second[d * stride + e] += weighted * static_cast<double>(t[e]);
+    }
+  }
+}
+
 /// Adds one component's sums over the chunk's rows.
 template <typename T>
 void full_moments(const MixtureChunk<T>& c, const T* q, int64_t component, const MixtureSums& to) {
+  if (far_moments(c, q)) return full_moments_in_double(c, q, component, to);
   const int64_t stride = c.p.stride;
   const T* mean = c.means + component * stride;
   double* first = to.first + component * stride;

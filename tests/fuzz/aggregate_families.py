@@ -159,10 +159,32 @@ def _mmd_rounding(case: Case, t: Tensors) -> Tensor:
     return torch.tensor(_mmd_size(case, t) * rounding_of_exponents(any(s.dtype == "float64" for s in case.specs)))
 
 
+def _mmd_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    """Of the gradients, which are sums of the pulls of pairs in every direction."""
+    o, (n, m) = case.options, map(len, t.values())
+    scales = _mmd_scales(case)
+
+    def pulls(a: Tensor, b: Tensor, of: int) -> Tensor:
+        delta = (a.unsqueeze(1) - b).abs()
+        distance = delta.square().sum(2, keepdim=True)
+        widths = [2.0 * a.shape[1] * o["bandwidth"] ** 2 * s for s in scales]
+        slopes = [w / (w + distance).square() if o["kernel"] == "imq" else (-distance / w).exp() / w for w in widths]
+        return 2.0 * upstream.double().abs() / of * sum(s * delta for s in slopes).sum(1)  # type: ignore[union-attr]
+
+    return {
+        "z": 2.0 * pulls(t["z"], t["z"], n * (n - 1)) + 2.0 * pulls(t["z"], t["prior"], n * m),
+        "prior": 2.0 * pulls(t["prior"], t["prior"], m * (m - 1)) + 2.0 * pulls(t["prior"], t["z"], n * m),
+    }
+
+
+def _mmd_scales(case: Case) -> Any:
+    return case.options["scales"] or ((0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if case.options["kernel"] == "imq" else (1.0,))
+
+
 def _mmd_plain(case: Case, t: Tensors) -> Tensor:
     o = case.options
     z, prior = t["z"], t["prior"]
-    scales = o["scales"] or ((0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if o["kernel"] == "imq" else (1.0,))
+    scales = _mmd_scales(case)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         distance = (a.unsqueeze(1) - b).square().sum(2)
@@ -216,6 +238,7 @@ FAMILIES = (
         _mmd_call,
         _mmd_plain,
         {"scales": None},
+        terms=_mmd_terms,
         rounding=_mmd_rounding,
         size=_mmd_size,
         by_tensor=True,

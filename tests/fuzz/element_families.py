@@ -108,7 +108,7 @@ def _counts_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
     return f"{of}_log_prob", given if of == "poisson" else given | {"space": space}
 
 
-def _counts_plain(case: Case, t: Tensors) -> Tensor:
+def counts_plain(case: Case, t: Tensors) -> Tensor:
     of, log = case.options["of"], case.options["space"] == "log"
     x = numbers_in(case, t["x"])
     p = {n: v.exp() if log and not n.endswith("logits") else v for n, v in t.items() if n != "x"}
@@ -127,6 +127,40 @@ def _counts_plain(case: Case, t: Tensors) -> Tensor:
         first, second = (_one_count(x, p[f"mu_{k}"], p.get(f"theta_{k}", p["theta_1"])) for k in (1, 2))
         out = torch.logaddexp(F.logsigmoid(p["pi_logits"]) + first, F.logsigmoid(-p["pi_logits"]) + second)
     return oracle.total(out, len(case.sizes["event"]))
+
+
+def _theta_terms(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
+    """Of d/dtheta, digamma(n) - digamma(theta) + log(theta / n) - gap(n / s - 1) with n = x + theta, s = mu + theta: large beside it where
+    the mean is small, 1 / theta - 1 / theta."""
+    n = x + theta
+    excess = n.digamma() - theta.digamma() + (theta / n).log()
+    t = (x - mu) / (mu + theta)
+    return torch.where(x > 0, excess.abs() + t - t.log1p(), 0.0)
+
+
+def _counts_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    if case.options["of"] == "poisson":
+        return {}
+    log, x = case.options["space"] == "log", numbers_in(case, t["x"]).double()
+    p = {n: v.exp() if log and not n.endswith("logits") else v for n, v in t.items() if n != "x"}
+    rows = upstream.double().abs().reshape((*upstream.shape, *[1] * len(case.sizes["event"])))
+    found = {}
+    for name in (n for n in t if n.startswith("theta")):
+        mus = [v for n, v in p.items() if n.startswith("mu") and (n[2:] == name[5:] or (name == "theta_1" and "theta_2" not in p))]
+        sizes = [rows * _theta_terms(x, mu, p[name]) * (p[name] if log else 1.0) for mu in mus]
+        found[name] = sum(s.sum_to_size(t[name].shape) for s in map(torch.Tensor.nan_to_num, sizes))
+    if "pi_logits" in t:  # g (q - w), of two probabilities
+        first, second = (_one_count(x, p[f"mu_{k}"], p.get(f"theta_{k}", p["theta_1"])) for k in (1, 2))
+        share = (t["pi_logits"] + first - second).sigmoid() + t["pi_logits"].sigmoid()
+        found["pi_logits"] = (rows * share).nan_to_num(0.0).sum_to_size(t["pi_logits"].shape)
+    return found
+
+
+def _counts_apart(case: Case, t: Tensors) -> Tensor:
+    log, x = case.options["space"] == "log", numbers_in(case, t["x"])
+    p = {n: v.exp() if log and not n.endswith("logits") else v for n, v in t.items() if n != "x"}
+    first, second = (_one_count(x, p[f"mu_{k}"], p.get(f"theta_{k}", p["theta_1"])) for k in (1, 2))
+    return oracle.total(first + second + 0.0 * p["pi_logits"], len(case.sizes["event"]))
 
 
 # --- continuous terms -------------------------------------------------------------------------------------------------
@@ -182,7 +216,7 @@ def _student_t(x: Tensor, df: Tensor, loc: Tensor, std: Tensor) -> Tensor:
     return quotient - 0.5 * (math.pi * df).log() - std.log() - (h + 0.5) * log
 
 
-def _continuous_plain(case: Case, t: Tensors) -> Tensor:
+def continuous_plain(case: Case, t: Tensors) -> Tensor:
     of, n = case.options["of"], len(case.sizes["event"])
     double = t["x"].dtype == torch.float64
     if of == "continuous_bernoulli":
@@ -195,8 +229,17 @@ def _continuous_plain(case: Case, t: Tensors) -> Tensor:
 
 
 FAMILIES = (
-    Family("counts", _make_counts, _counts_call, _counts_plain, {"space": "linear"}),
-    # the logarithm of a sum near 1 is known to the rounding of 1
-    Family("mixed_counts", _make_mixture, _counts_call, _counts_plain, {"space": "linear"}, size=lambda case, t: 1.0, weighs=True),
-    Family("continuous", _make_continuous, _continuous_call, _continuous_plain, {"scale": "log_std"}),
+    Family("counts", _make_counts, _counts_call, counts_plain, {"space": "linear"}, terms=_counts_terms),
+    Family(
+        "mixed_counts",
+        _make_mixture,
+        _counts_call,
+        counts_plain,
+        {"space": "linear"},
+        terms=_counts_terms,
+        size=lambda case, t: 1.0,  # the logarithm of a sum near 1 is known to the rounding of 1
+        weighs=True,
+        apart=_counts_apart,
+    ),
+    Family("continuous", _make_continuous, _continuous_call, continuous_plain, {"scale": "log_std"}),
 )

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import aggregate_families, element_families, group_families, head_families, latent_families, likelihood_families, mixture_families
+from . import (
+    aggregate_families,
+    element_families,
+    group_families,
+    head_families,
+    latent_families,
+    likelihood_families,
+    mixture_families,
+    whole_families,
+)
 from .case import Case, Spec, broadcast, budget, dress, extents
 from .family import Family, Tensors, start
 from .latent_families import reduced
@@ -74,7 +83,8 @@ def _linear_plain(case: Case, t: Tensors) -> Tensor:
 
 def _linear_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
     """Of the gradients, which are products of a matrix with those of the logits: the products of the sizes."""
-    logits = F.linear(t["h"], t["weight"], t.get("bias")).requires_grad_()
+    batch = torch.broadcast_shapes(t["x"].shape[:-1], t["h"].shape[:-1])  # of rows of h that are one, each has its own slope
+    logits = F.linear(t["h"].expand(*batch, -1), t["weight"], t.get("bias")).requires_grad_()
     rows = reduced(likelihood(case, t["x"], (logits,)), case.options["reduction"])
     (slope,) = torch.autograd.grad(rows, logits, upstream.double())
     sizes = {n: t[n].abs().requires_grad_() for n in ("h", "weight")}
@@ -106,5 +116,6 @@ FAMILIES = {
         *element_families.FAMILIES,
         *group_families.FAMILIES,
         *aggregate_families.FAMILIES,
+        *whole_families.FAMILIES,
     )
 }

@@ -25,7 +25,11 @@ class Family:
     ordinary: Callable[[Case], Tensors] | None = None  # ordinary values, where they have to fit together
     terms: Callable[[Case, Tensors, Tensor], Tensors] | None = None  # see `judge`: by argument, what its gradient is a difference of
     rounding: Callable[[Case, Tensors], Tensor] | None = None  # of the exponents l - L of a gradient's weights, where L does not tell
+    exponents: Callable[[Case, Tensors], float] | None = None  # the size of the numbers that l is a sum of, where it is more than that of l
     size: Callable[[Case, Tensors], float] | None = None  # of the numbers that the results are differences of
+    unsure: Callable[[Case, Tensors], list[Tensor]] | None = None  # of each result, what the rounding of its weights leaves open
+    nearby: Callable[[Case], list[Case]] | None = None  # whose truths a call in its precision cannot tell from this one's
+    apart: Callable[[Case, Tensors], Tensor] | None = None  # the parts of a mixture, each with all of the weight
     by_tensor: bool = False  # gradients are sums over rows: judged by the whole tensor, as the mixture tests do
     weighs: bool = False  # gradients are weighed by e^(l - L) with the L that was rounded, as in torch
     loses_rows: bool = False  # documented: a row whose density is out of range adds nothing to any gradient

@@ -77,6 +77,12 @@ def multinomial(x: Tensor, logits: Tensor, coefficient: bool) -> Tensor:
     return out + (x.sum(-1) + 1.0).lgamma() - (x + 1.0).lgamma().sum(-1) if coefficient else out
 
 
+def _coefficient_size(case: Case, t: Tensors) -> float:
+    """The logarithm of the coefficient, which nearly makes up for that of the probabilities where counts are large: both are rounded."""
+    total = numbers_in(case, t["x"]).sum(-1)
+    return (total + 1.0).lgamma().max().item() if case.options["coefficient"] and total.numel() else 0.0
+
+
 def _multinomial_plain(case: Case, t: Tensors) -> Tensor:
     return multinomial(numbers_in(case, t["x"]), t["logits"], case.options["coefficient"])
 
@@ -164,7 +170,7 @@ def _logistic_call(case: Case, t: Tensors) -> tuple[str, dict[str, Any]]:
     return "discretized_logistic_log_prob", t | {"bits": case.options["bits"], "event_dim": len(case.sizes["event"])}
 
 
-def _logistic_plain(case: Case, t: Tensors) -> Tensor:
+def logistic_plain(case: Case, t: Tensors) -> Tensor:
     return oracle.total(_log_bin(_levels(case, t["x"]), t["loc"], t["log_scale"], case.options["bits"]), len(case.sizes["event"]))
 
 
@@ -195,9 +201,10 @@ def _published_log_bin(y: Tensor, loc: Tensor, log_scale: Tensor, bits: int, las
     half, inverse = 1 / (2**bits - 1), (-log_scale).exp()
     plus, minus, mid = inverse * (y - loc + half), inverse * (y - loc - half), inverse * (y - loc)
     log_delta = _log_bin(torch.zeros_like(y), loc - y, log_scale, bits) if bits > 1 else (plus.sigmoid() - minus.sigmoid()).log()
-    density = mid - log_scale - 2 * F.softplus(mid) - math.log((2**bits - 1) / 2)
+    density = F.logsigmoid(mid) + F.logsigmoid(-mid) - log_scale - math.log((2**bits - 1) / 2)
     inside = torch.where(log_delta > math.log(1e-5), log_delta, density)
-    return torch.where(y < -0.999, plus - F.softplus(plus), torch.where(y > last, -F.softplus(minus), inside))
+    # logsigmoid, since softplus turns linear at 20: an error of 2e-9
+    return torch.where(y < -0.999, F.logsigmoid(plus), torch.where(y > last, F.logsigmoid(-minus), inside))
 
 
 def _images_plain(case: Case, t: Tensors) -> Tensor:
@@ -233,6 +240,7 @@ FAMILIES = (
         _multinomial_plain,
         {"coefficient": False},
         terms=_counted_terms,
+        size=_coefficient_size,
         rows=False,  # where nothing was counted, nothing of a logit is seen
     ),
     Family(
@@ -248,6 +256,6 @@ FAMILIES = (
         products=True,
         rows=False,
     ),
-    Family("discretized_logistic", _make_logistic, _logistic_call, _logistic_plain, {"bits": 8}),
+    Family("discretized_logistic", _make_logistic, _logistic_call, logistic_plain, {"bits": 8}),
     Family("images", _make_images, _images_call, _images_plain, {"convention": "exact", "bits": 8}, by_tensor=True, weighs=True),
 )

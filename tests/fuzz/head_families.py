@@ -141,6 +141,25 @@ def _iwae_rounding(case: Case, t: Tensors) -> Tensor:
     return error.masked_fill(~rival | (rival.sum(0) < 2), 0.0).amax(0)
 
 
+def _iwae_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
+    """Every gradient of a latent is a difference of one of log p(z) and one of log q(z), times the share of the sample."""
+    zero = torch.zeros_like(t["z"])
+    prior_mu, prior_var = t.get("prior_mu", zero), (t.get("prior_logvar", zero)).exp()
+    share = _iwae_logs(case, t)[2].softmax(0).nan_to_num(0.0) * upstream.double().abs()
+    if case.options["reduction"] == "mean":
+        share = share / max(1, share[0].numel())
+    share = share.reshape((*share.shape, *[1] * len(case.sizes["latent"])))
+    var, q, p = t["logvar"].exp(), (t["z"] - t["mu"]).abs(), (t["z"] - prior_mu).abs()
+    sizes = {
+        "z": q / var + p / prior_var,
+        "mu": q / var,
+        "logvar": 0.5 * (q.square() / var + 1.0),
+        "prior_mu": p / prior_var,
+        "prior_logvar": 0.5 * (p.square() / prior_var + 1.0),
+    }
+    return {n: (share * size).nan_to_num(0.0, 0.0, 0.0).sum_to_size(t[n].shape) for n, size in sizes.items() if n in t}
+
+
 def _iwae_plain(case: Case, t: Tensors) -> Tensor:
     log_p, log_q, log_w = _iwae_logs(case, t)
     largest = _largest(case)
@@ -160,5 +179,15 @@ def _iwae_plain(case: Case, t: Tensors) -> Tensor:
 
 FAMILIES = (
     Family("elbo", _make_elbo, _elbo_call, _elbo_plain, _HEAD | {"beta": 1.0, "free_bits": None, "reduction": "elbo", "donate": False}),
-    Family("iwae", _make_iwae, _iwae_call, _iwae_plain, _HEAD | {"reduction": "none"}, rounding=_iwae_rounding, weighs=True, rows=False),
+    Family(
+        "iwae",
+        _make_iwae,
+        _iwae_call,
+        _iwae_plain,
+        _HEAD | {"reduction": "none"},
+        terms=_iwae_terms,
+        rounding=_iwae_rounding,
+        weighs=True,
+        rows=False,
+    ),
 )

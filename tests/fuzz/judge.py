@@ -3,7 +3,8 @@
     No NaN; infinite only, and always, where the true value is out of range; otherwise an error of at most that of the plain float32
     formula + 1e-6, relative to the element or, for elements near zero, to the typical one (as in ``oracle.relative_error``).
 
-A gradient that is a difference of terms known to rounding, be it zero, is so to the rounding of those: ``terms`` is their size.
+A gradient that is a difference of terms known to rounding, be it zero, is so to the rounding of those: ``terms`` is their size. What the
+rounding of an argument on its way leaves open of the truth itself, is ``unsure``.
 
 Halves may add a rounding of theirs (and one more for a gradient that was rounded before it was scaled). A plain formula may be exact at
 one point by luck, so that whoever fails is judged again by the plain formula's worst error over neighbours a few units in the last place
@@ -50,6 +51,7 @@ class Judge:
         self.floor = unit * (1e-4 if slack < 5e-7 else 1e-9 if self.plain is None or self.plain.isfinite().all() else 1e-2)
         self.plain_error = 0.0
         self.terms = torch.zeros_like(self.want) if terms is None else terms
+        self.unsure = torch.zeros_like(self.want)
 
     def verdict(self, got: Tensor) -> Finding | None:
         want, what = self.want, self.what
@@ -71,7 +73,7 @@ class Judge:
         if not self.plain_error:
             self.plain_error = self._error_of_plain(inside)
         scale = self._scale(inside)
-        allowed = (self.slack + self.plain_error) * scale + self._rounding(info) * self._size() + self._tiny(info)
+        allowed = (self.slack + self.plain_error) * scale + self._rounding(info) * self._size() + self._tiny(info) + self.unsure
         # what is allowed may be out of a half's range: a gradient that is left over from terms far out of it
         if (bad := inside & value.isinf() & (want.abs() + allowed < info.max)).any():
             return self._finding("inf", bad, value)

@@ -139,6 +139,7 @@ FAMILIES = (
         _kl_call,
         _kl_plain,
         {"scale": "logvar", "prior": "none", "bounds": None, "free_bits": None, "reduction": "none"},
+        nearby=scale_bounds.nearby,
     ),
     Family(
         "sample",
@@ -146,6 +147,7 @@ FAMILIES = (
         _sample_call,
         _sample_plain,
         {"scale": "logvar", "bounds": None, "num_samples": None, "free_bits": None},
+        nearby=scale_bounds.nearby,
         rows=False,
     ),
 )

@@ -64,6 +64,11 @@ def likelihood(case: Case, x: Tensor, recon: tuple[Tensor, ...]) -> Tensor:
         log_p, log_q = at.log().clamp(min=-100.0), torch.log1p(-at).clamp(min=-100.0)
         slope = (fixed - at) / (at * (1 - at)).clamp(min=1e-12)
         return oracle.total(x * log_p + (1 - x) * log_q + slope * (p - at), n)
+    if o["space"] == "probs" and o["clip"] == "clamp" and recon[0].dtype == torch.float64:
+        p, eps = recon[0], o["eps"]  # the distance of 1 - eps from 1, as it is rounded, is not eps
+        c, high = p.clamp(eps, 1 - eps), p > 0.5
+        log_q = torch.where(high, torch.where(high, 1 - p, 0.5).clamp(min=eps).log(), torch.log1p(-torch.where(high, 0.5, c)))
+        return oracle.total(torch.xlogy(x, c) + torch.where(x == 1, 0.0, (1 - x) * log_q), n)
     if o["space"] == "probs":
         return oracle.bernoulli_probs(x, recon[0], o["clip"], o["eps"], n)
     return oracle.gaussian_log_prob(x, *recon, event_dim=n)
@@ -116,5 +121,5 @@ def _gaussian_plain(case: Case, t: Tensors) -> Tensor:
 
 FAMILIES = (
     Family("bernoulli", _make_bernoulli, _bernoulli_call, _bernoulli_plain, BERNOULLI),
-    Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"bounds": None, "scale": None}),
+    Family("gaussian", _make_gaussian, _gaussian_call, _gaussian_plain, {"bounds": None, "scale": None}, nearby=scale_bounds.nearby),
 )

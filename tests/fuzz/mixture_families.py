@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .case import Case, Spec, extents
-from .family import Family, Tensors, start
+from .family import Family, Tensors, rounding_of_exponents, start
 
 
 def _make_mixture(rng: Random) -> Case:
@@ -84,9 +84,53 @@ def _mixture_plain(case: Case, t: Tensors) -> Any:
         return q
     delta = (t["x"].unsqueeze(-2) - t["means"]).reshape(-1, *t["means"].shape)
     q = q.reshape(-1, q.shape[-1])
-    form = {"diag": "nk,nkd,nkd->kd", "spherical": "nk,nkd,nkd->k", "tied": "nk,nki,nkj->ij", "full": "nk,nki,nkj->kij"}[covariance]
-    sums = torch.einsum("nk,nkd->kd", q, delta), torch.einsum(form, q, delta, delta)
+    sums = _weighed_sums(q, delta, covariance)
     return log_prob, q.sum(0), *(sums if not exact or largest > 1e300 else _within_range(sums, t["scale"], covariance, len(q)))
+
+
+def _unsure(case: Case, t: Tensors) -> list[Tensor]:
+    """What the rounding of the exponents leaves open: of responsibilities, and of the sums that they weigh."""
+    covariance, of = case.options["covariance"], case.options["of"]
+    if of == "log_prob" or not t["x"].numel():
+        return []
+    joint = _mixture_joint(t, covariance).reshape(-1, len(t["means"]))
+    double = any(s.dtype == "float64" for s in case.specs)
+    rounding = rounding_of_exponents(double) * _size_of_exponents(t, covariance).reshape(joint.shape).amax(-1, keepdim=True)
+    log_q = joint.log_softmax(-1)
+    q = log_q.exp()
+    reach = torch.maximum((log_q + rounding).clamp(max=0.0).exp() - q, q - (log_q - rounding).exp())
+    open_ = torch.minimum(reach, reach.sum(-1, keepdim=True) - reach).nan_to_num(1.0)  # what one loses, others have
+    if of == "responsibilities":
+        return [open_.reshape(*t["x"].shape[:-1], -1)]
+    delta = (t["x"].unsqueeze(-2) - t["means"]).reshape(-1, *t["means"].shape).abs()
+    first, second = _weighed_sums(open_, delta, covariance)
+    return [torch.zeros(()), open_.sum(0), first, second]
+
+
+def _size_of_exponents(t: Tensors, covariance: str) -> Tensor:
+    """Of each row and component: of the numbers that the logarithm of the density is a sum of, each with a rounding."""
+    delta, scale = t["x"].unsqueeze(-2) - t["means"], t["scale"]
+    if covariance in ("diag", "spherical"):
+        return (delta * (-(scale if covariance == "diag" else scale.unsqueeze(-1))).exp()).square().sum(-1)
+    u, parts = (
+        torch.einsum("...kd,...de->...ke" if covariance == "tied" else "...kd,kde->...ke", d, f)
+        for d, f in ((delta, scale.triu()), (delta.abs(), scale.triu().abs()))
+    )
+    return (u.abs() * parts).sum(-1)
+
+
+def _exponents(case: Case, t: Tensors) -> float:
+    """The largest of a component that has a share."""
+    covariance = case.options["covariance"]
+    if case.options["of"] == "statistics" or covariance in ("diag", "spherical") or not t["x"].numel():
+        return 0.0
+    shared = _mixture_joint(t, covariance).softmax(-1) > 1e-9
+    return _size_of_exponents(t, covariance).masked_fill(~shared, 0.0).nan_to_num(0.0, 0.0, 0.0).max().item()
+
+
+def _weighed_sums(q: Tensor, delta: Tensor, covariance: str) -> tuple[Tensor, Tensor]:
+    form = {"diag": "nk,nkd,nkd->kd", "spherical": "nk,nkd,nkd->k", "tied": "nk,nki,nkj->ij", "full": "nk,nki,nkj->kij"}[covariance]
+    return torch.einsum("nk,nkd->kd", q, delta), torch.einsum(form, q, delta, delta)
 
 
 def _within_range(sums: tuple[Tensor, Tensor], scale: Tensor, covariance: str, rows: int) -> tuple[Tensor, ...]:
@@ -144,10 +188,14 @@ def weight_terms(log_prob: Callable[[Tensors], Tensor], t: Tensors, upstream: Te
 def _mixture_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
     if case.options["of"] == "log_prob":
         return weight_terms(lambda leaves: _mixture_plain(case, leaves), t, upstream)
-    if case.options["of"] == "responsibilities" and case.options["covariance"] in ("tied", "full"):
+    if case.options["of"] == "statistics":
+        return {}
+    g, q = upstream.double().abs(), _mixture_plain(case, t)
+    found = {"weight_logits": (q * (g + (q * g).sum(-1, keepdim=True))).nan_to_num(0.0).reshape(-1, q.shape[-1]).sum(0)}
+    if case.options["covariance"] in ("tied", "full"):
         # sum g q (e_k - sum q e), of whose exponents e each has the logarithm of the determinant
-        return {"scale": 2.0 * upstream.double().abs().sum() / t["scale"].abs()}
-    return {}
+        found["scale"] = 2.0 * g.sum() / t["scale"].abs()
+    return found
 
 
 def _mdn_terms(case: Case, t: Tensors, upstream: Tensor) -> Tensors:
@@ -163,6 +211,8 @@ FAMILIES = (
         {"of": "log_prob"},
         _mixture_ordinary,
         terms=_mixture_terms,
+        exponents=_exponents,
+        unsure=_unsure,
         by_tensor=True,
         weighs=True,
         loses_rows=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -60,12 +60,18 @@ def run(case: Case, numbers: Tensors | None = None) -> tuple[list[Tensor], Tenso
     return [o.detach() for o in outs], grads, upstreams, leaves
 
 
-def run_plain(case: Case, numbers: Tensors, dtype: torch.dtype, upstreams: list[Tensor]) -> tuple[list[Tensor], Tensors]:
+def run_plain(
+    case: Case, numbers: Tensors, dtype: torch.dtype, upstreams: list[Tensor], formula: Callable[[Case, Tensors], Any] | None = None
+) -> tuple[list[Tensor], Tensors]:
+    """Outputs and gradients of the family's plain formula, or of another one."""
     grad = {s.name: s.grad for s in case.specs}
-    leaves = {n: exact(t, dtype).requires_grad_(grad[n]) for n, t in numbers.items()}
+    if FAMILIES[case.family].products and dtype == torch.float32:  # as the call: in which order a product is summed depends on it
+        leaves = {s.name: build(case, s, exact(numbers[s.name], dtype)) for s in case.specs}
+    else:
+        leaves = {n: exact(t, dtype).requires_grad_(grad[n]) for n, t in numbers.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outs = outputs(FAMILIES[case.family].plain(case, leaves))
+        outs = outputs((formula or FAMILIES[case.family].plain)(case, leaves))
         ups = [g.detach().to(o.dtype) for g, o in zip(upstreams, outs, strict=True)]
         if any(g.shape != o.shape for g, o in zip(ups, outs, strict=True)):
             return [o.detach() for o in outs], {}

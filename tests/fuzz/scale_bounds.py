@@ -1,5 +1,6 @@
 """Bounds of a scale as an option of a family: drawn, given to the call, and in the words of torch."""
 
+from dataclasses import replace
 from random import Random
 
 import torch
@@ -23,10 +24,22 @@ def draw(rng: Random, scale: str | None) -> Bounds | None:
 def held(case: Case, t: Tensors) -> Tensors:
     """The tensors with the scale, "logvar", between its bounds."""
     bounds = case.options["bounds"]
-    return t if bounds is None else t | {"logvar": _bounded(t["logvar"], bounds)}
+    return t if bounds is None else t | {"logvar": bounded(t["logvar"], bounds)}
 
 
-def _bounded(t: Tensor, bounds: Bounds) -> Tensor:
+def nearby(case: Case) -> list[Case]:
+    """Bounds a rounding away: the scale that is held is a sum of numbers of their size."""
+    found = []
+    for name in ("bounds", "recon_bounds"):
+        if case.options.get(name) is None:
+            continue
+        low, high, mode = case.options[name]
+        step = max(abs(low), abs(high)) * (2.0**-53 if any(s.dtype == "float64" for s in case.specs) else 2.0**-24)
+        found += [replace(case, options=case.options | {name: (low + s, high + s, mode)}) for s in (-step, step)]
+    return found
+
+
+def bounded(t: Tensor, bounds: Bounds) -> Tensor:
     low, high, mode = bounds
     if mode == "clamp":
         return t.clamp(low, high)

@@ -60,9 +60,12 @@ def against_truth(
             if case.options.get("of") == "responsibilities":  # which are weights themselves: their exponents are the density's
                 logs = run_plain(replace(case, options=case.options | {"of": "log_prob"}), numbers, torch.float64, upstreams)[0]
             size = max([0.0, *(w.abs().nan_to_num(0.0, 0.0, 0.0).max().item() for w in logs if w.numel())])
+            if family.exponents:
+                size = max(size, family.exponents(case, {n: exact(t) for n, t in numbers.items()}))
             of_exponents = size * rounding_of_exponents(double)
             of_exponents = math.inf if of_exponents > MOST_ROUNDING else of_exponents
     judged: list[tuple[Judge, Tensor]] = []
+    unsure = family.unsure(case, {n: exact(t) for n, t in numbers.items()}) if family.unsure else []
     for i, (got, true) in enumerate(zip(outs, want, strict=True)):
         expected = dtype_of(case, i, double)
         if got.dtype != expected:
@@ -72,6 +75,8 @@ def against_truth(
         judge = Judge(f"out{i}", true, plain[i], own)
         if family.size:
             judge.floor = max(judge.floor, family.size(case, {n: exact(t) for n, t in numbers.items()}))
+        if unsure:
+            judge.unsure = unsure[i]
         judged.append((judge, got))
     terms = family.terms(case, {n: exact(t) for n, t in numbers.items()}, upstreams[0]) if family.terms and want_grads else {}
     for name, true in want_grads.items():
@@ -84,6 +89,9 @@ def against_truth(
     failed = [(j, got) for j, got in judged if j.verdict(got)]
     if failed and is_wild(case):
         _exempt(case, numbers, upstreams, {j.what: j for j, _ in failed})
+    failed = [(j, got) for j, got in failed if j.verdict(got)]
+    if failed:
+        _allow_for_rounding(case, numbers, upstreams, {j.what: j for j, _ in failed})
     if any(found.kind == "error" for j, got in failed if (found := j.verdict(got))) and not double:
         _appeal(case, numbers, upstreams, {j.what: j for j, _ in failed})
     return next((found for j, got in failed if (found := j.verdict(got))), None) or _undefined(case, numbers, outs, grads, want, want_grads)
@@ -99,7 +107,7 @@ def _beyond_units(case: Case, numbers: Tensors, double: bool) -> bool:
 
 def _exempt(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[str, Judge]) -> None:
     """Documented: what is out of range on the way stays so. A row in the mean or sum of the batch; a derivative that a small factor (an
-    upstream gradient, beta, the slope of a bound) multiplies; an element of the gradient of a broadcast argument."""
+    upstream gradient, beta, the slope of a bound, a component's share) multiplies; an element of the gradient of a broadcast argument."""
     options = case.options
     if options.get("reduction") in ("mean", "sum"):
         rows, _ = run_plain(replace(case, options=options | {"reduction": "none"}), numbers, torch.float64, upstreams)
@@ -110,14 +118,39 @@ def _exempt(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[
     unit = [torch.full_like(g, count / min(1.0, abs(options.get("beta", 1.0)) or 1.0)) for g in upstreams]
     if options.get("bounds"):
         case = replace(case, options=options | {"bounds": (*options["bounds"][:2], "straight_through")})
-    whole = {s.name: numbers[s.name].expand(full_shape(case, s)).clone() for s in case.specs}
-    for given, factors in ((numbers, unit), (whole, unit), (whole, upstreams)):
-        _, derivatives = run_plain(case, given, torch.float64, factors)
+    whole = _written_out(case, numbers)
+    apart = FAMILIES[case.family].apart
+    ways = [(given, factors, None) for given, factors in ((numbers, unit), (whole, unit), (whole, upstreams))]
+    for given, factors, formula in [*ways, (whole, unit, apart)] if apart else ways:
+        _, derivatives = run_plain(case, given, torch.float64, factors, formula)
         for name, judge in judges.items():
             if name.startswith("grad"):
                 slope = derivatives[name[5:]]
                 beyond = slope.isnan() | (slope.abs() > torch.finfo(numbers[name[5:]].dtype).max / 8)  # it is itself a product of a few
                 judge.want = judge.want.masked_fill(beyond.double().sum_to_size(judge.want.shape) > 0, torch.nan)
+
+
+def _written_out(case: Case, numbers: Tensors) -> Tensors:
+    """The arguments in the shapes that they are broadcast to."""
+    return {s.name: numbers[s.name].expand(full_shape(case, s)).clone() for s in case.specs}
+
+
+def _allow_for_rounding(case: Case, numbers: Tensors, upstreams: list[Tensor], judges: dict[str, Judge]) -> None:
+    """Documented: the gradient of a broadcast argument is a sum of elements that each have a rounding, whose size this is; a scale between
+    bounds has one of the bounds' size, and what that leaves open are the truths of the nearest bounds that can be told apart."""
+    shared = [s.name for s in case.specs if (s.ones or s.drop) and f"grad {s.name}" in judges]
+    if shared:
+        _, elements = run_plain(case, _written_out(case, numbers), torch.float64, upstreams)
+        for name in shared:
+            judge = judges[f"grad {name}"]
+            sizes = elements[name].abs().nan_to_num(0.0, 0.0, 0.0).sum_to_size(judge.want.shape)
+            judge.terms = torch.maximum(judge.terms, sizes)
+    nearby = FAMILIES[case.family].nearby
+    for other in nearby(case) if nearby else []:
+        outs, grads = run_plain(other, numbers, torch.float64, upstreams)
+        for name, judge in judges.items():
+            found = outs[int(name[3:])] if name.startswith("out") else grads[name[5:]]
+            judge.unsure = torch.maximum(judge.unsure, (found - judge.want).abs().nan_to_num(0.0, 0.0, 0.0))
 
 
 def _largest(numbers: Tensors) -> float:

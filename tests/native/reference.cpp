@@ -218,6 +218,42 @@ Element evaluate(const TermName& t, const double (&in)[4], const double (&param)
   return t.formula != nullptr ? t.formula(t, in, param) : t.in_double(in, param);
 }
 
+HeldScale::HeldScale(const vae_fast::Bound& bound, double t) : value(t) {
+  using vae_fast::BoundMode;
+  const double low = bound.low, high = bound.high, half = 0.5 * (high - low), u = (t - 0.5 * (low + high)) / half;
+  switch (bound.mode) {
+    case BoundMode::kNone:
+      return;
+    case BoundMode::kClamp:
+      value = std::min(std::max(t, low), high), slope = t >= low && t <= high ? 1.0 : 0.0;
+      return;
+    case BoundMode::kStraightThrough:
+      value = std::min(std::max(t, low), high);
+      return;
+    case BoundMode::kSoftClip: {
+      const double above = high - softplus(high - t);
+      value = low + softplus(above - low), slope = sigmoid(high - t) * sigmoid(above - low);
+      return;
+    }
+    case BoundMode::kTanh:
+      value = low + 2.0 * half * sigmoid(2.0 * u), slope = 4.0 * sigmoid(2.0 * u) * sigmoid(-2.0 * u);
+  }
+}
+
+double size_of(const vae_fast::Bound& bound) {
+  return bound.mode == vae_fast::BoundMode::kNone ? 0.0 : std::max(std::fabs(bound.low), std::fabs(bound.high));
+}
+
+vae_fast::Bound draw_bound(Random& random, const TermName& name) {
+  vae_fast::Bound bound;
+  bound.mode = static_cast<vae_fast::BoundMode>(1 + random.below(4));
+  while (!name.is_scale(bound.input)) ++bound.input;  // the posterior's of a KL
+  const bool positive = name.form == 2 || name.form == 3;
+  bound.low = positive ? 0.25 : random.one_of({-1.5, 0.5, -7.0});
+  bound.high = positive ? 4.0 : random.one_of({1.25, 2.0});
+  return bound;
+}
+
 double std_of(int form, double t) {
   return form == 2 ? t : form == 3 ? std::sqrt(t) : form == 4 ? softplus(t) : std::exp(log_std_of(form, t));
 }

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/term_args.h"
+#include "arrays.h"
 
 namespace native {
 
@@ -43,6 +43,16 @@ const TermName& term_named(const std::string& name);
 const TermName& kl_of(int form, bool prior);
 
 Element evaluate(const TermName& name, const double (&in)[4], const double (&param)[vae_fast::kMaxTermParams]);
+
+/// A scale held between bounds, and the derivative.
+struct HeldScale {
+  double value, slope = 1.0;
+  HeldScale(const vae_fast::Bound& bound, double t);
+};
+/// How far apart what is held may be for its rounding, in units of that: the bounds' size.
+double size_of(const vae_fast::Bound& bound);
+/// Bounds of a term's scale, of which a KL has two: the posterior's.
+vae_fast::Bound draw_bound(Random& random, const TermName& name);
 
 double std_of(int form, double t);
 double d_std_of(int form, double t);

@@ -142,9 +142,15 @@ void run(Implementation& implementation, Case& c) {
       for (int64_t k = 0; k < t.args.columns; ++k) {
         double in[4] = {};
         for (int i = 0; i < t.name.inputs; ++i) in[i] = t.in[static_cast<size_t>(i)]->value(r, k);
-        const Element e = evaluate(t.name, in, t.args.param);
+        const vae_fast::Bound& bound = t.args.bound;
+        const HeldScale held(bound, in[bound.input]);
+        in[bound.input] = held.value;
+        Element e = evaluate(t.name, in, t.args.param);
+        const bool bounded = bound.mode != vae_fast::BoundMode::kNone;  // a derivative of what is not may be infinite
+        const double of_bound = bounded ? size_of(bound) * std::fabs(e.d[bound.input]) : 0.0;
+        e.d[bound.input] *= held.slope;
         exact_sum += static_cast<long double>(e.value);
-        size += e.magnitude;
+        size += e.magnitude + of_bound;
         for (int i = 0; i < t.name.inputs; ++i) {
           const auto& grad = t.grad[static_cast<size_t>(i)];
           if (grad == nullptr) continue;

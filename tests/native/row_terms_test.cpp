@@ -12,6 +12,13 @@ void check_row_terms(Implementation& implementation, int rounds) {
       if (implementation.disturb) implementation.disturb(static_cast<unsigned>(round));
       Case c = draw_case(random, *implementation.memory, term);
       run(implementation, c);
+      if (!!implementation.cuda) continue;
+      Case bounded = draw_case(random, *implementation.memory, term);
+      for (Term& t : bounded.terms) {
+        if (t.name.form >= 0) t.args.bound = draw_bound(random, t.name);
+      }
+      bounded.label += " bounds";
+      run(implementation, bounded);
     }
   }
 }
@@ -91,8 +98,10 @@ void check_row_terms_edges(Implementation& implementation) {
     Case c = plain_case(memory, logits, 300, 4100, [&](int i) { return draw_input(random, logits, i); });
     run(implementation, c);
   }
-  // Extremes: no NaN from what is finite.
-  for (const TermName& name : terms()) {
+  // Extremes: no NaN from what is finite, nor from what bounds make of it.
+  for (size_t i = 0, count = terms().size(); i < (!implementation.cuda ? 9 : 1) * count; ++i) {
+    const TermName& name = terms()[i % count];
+    if (i >= count && name.form < 0) continue;
     Case c = plain_case(memory, name, 16, 24, [&](int i) {
       if (name.is_scale(i))
         return name.form < 2   ? random.one_of({-400.0, -89.0, -40.0, 0.0, 40.0, 178.0, 3e38})
@@ -108,6 +117,7 @@ void check_row_terms_edges(Implementation& implementation) {
       if (name.is_of_counts() && i < 3 && !name.is_log()) return random.one_of({0.0, 1e-39, 1e-6, 1.0, 1e8, 3e38});
       return random.one_of({-3e38, -1e3, 0.0, 1e-39, 1e3, 3e38});
     });
+    if (i >= count) c.terms[0].args.bound = draw_bound(random, name);
     Tensor value(memory, DType::kFloat, 1, c.rows);
     launch(implementation, c, &value);
     bool nan = false;

@@ -22,6 +22,7 @@ struct Case {
   bool is_double, with_kl, with_prior, noise_given;
   double floor, coefficient;
   DType result;
+  vae_fast::Bound bound;
   uint64_t seed, offset;
   std::unique_ptr<Tensor> mu, scale, prior_mu, prior_scale, noise, z, grad_z, grad_kl;
 };
@@ -80,6 +81,8 @@ Case draw_case(Random& random, Memory& memory) {
   return c;
 }
 
+HeldScale scale_at(const Case& c, int64_t r, int64_t k) { return {c.bound, c.scale->value(r, k)}; }
+
 double noise_at(const Case& c, int64_t q, int64_t k) {
   return c.noise_given ? c.noise->value(q, k) : normal_of(c.seed, c.offset, static_cast<uint64_t>(q * c.columns + k));
 }
@@ -101,9 +104,13 @@ TermArgs kl_args(const Case& c) {
 }
 
 Element kl_element(const Case& c, int64_t r, int64_t k) {
-  const double in[4] = {c.mu->value(r, k), c.scale->value(r, k), c.with_prior ? c.prior_mu->value(r, k) : 0.0,
+  const HeldScale scale = scale_at(c, r, k);
+  const double in[4] = {c.mu->value(r, k), scale.value, c.with_prior ? c.prior_mu->value(r, k) : 0.0,
                         c.with_prior ? c.prior_scale->value(r, k) : 0.0};
-  return evaluate(kl_of(c.form, c.with_prior), in, {c.floor, 0.0});
+  Element e = evaluate(kl_of(c.form, c.with_prior), in, {c.floor, 0.0});
+  e.magnitude += size_of(c.bound) * std::fabs(e.d[1]);
+  e.d[1] *= scale.slope;
+  return e;
 }
 
 double stored(double v, DType dtype) {
@@ -125,6 +132,7 @@ void run_forward(Implementation& implementation, Case& c, bool through_pointers)
   args.form = c.form;
   args.mu = c.mu->stream();
   args.scale = c.scale->stream();
+  args.bound = c.bound;
   if (c.noise_given) args.noise = c.noise->stream();
   if (through_pointers) {
     const uint64_t held[2] = {c.seed, c.offset - 8};
@@ -156,7 +164,7 @@ void run_forward(Implementation& implementation, Case& c, bool through_pointers)
   for (int64_t q = 0; q < c.samples * c.rows; ++q) {
     for (int64_t k = 0; k < c.columns; ++k) {
       const int64_t r = q % c.rows;
-      const double std = std_of(c.form, c.scale->value(r, k)), noise = noise_at(c, q, k), want = c.mu->value(r, k) + std * noise;
+      const double std = std_of(c.form, scale_at(c, r, k).value), noise = noise_at(c, q, k), want = c.mu->value(r, k) + std * noise;
       const double got = c.z->result(q, k);
       if (close(got, want, unit * (std::fabs(c.mu->value(r, k)) + std * (1.0 + std::fabs(noise))) + stored(want, c.result))) continue;
       if (++bad == 1) first = text(" z(%ld, %ld) %.9g, not %.9g", static_cast<long>(q), static_cast<long>(k), got, want);
@@ -198,6 +206,7 @@ void run_backward(Implementation& implementation, Case& c, Random& random) {
   args.form = c.form;
   args.mu = c.mu->stream();
   args.scale = c.scale->stream();
+  args.bound = c.bound;
   if (c.noise_given) args.noise = c.noise->stream();
   args.philox.seed = c.seed;
   args.philox.offset = c.offset;
@@ -224,7 +233,8 @@ void run_backward(Implementation& implementation, Case& c, Random& random) {
     const double g_kl = !c.with_kl ? 0.0 : -0.5 * (c.grad_kl != nullptr ? c.grad_kl->value(0, r) : 1.0);
     for (int64_t k = 0; k < c.columns; ++k) {
       double want[4] = {}, magnitude[4] = {};
-      const double t = c.scale->value(r, k), d_std = d_std_of(c.form, t);
+      const HeldScale scale = scale_at(c, r, k);
+      const double d_std = scale.slope * d_std_of(c.form, scale.value);
       for (int64_t s = 0; s < c.samples && c.grad_z != nullptr; ++s) {
         const int64_t q = s * c.rows + r;
         const double g = c.grad_z->value(q, k), n = noise_at(c, q, k);
@@ -259,6 +269,11 @@ void check_sample(Implementation& implementation, int rounds) {
     Random random(static_cast<uint64_t>(1000 + round));
     if (implementation.disturb) implementation.disturb(static_cast<unsigned>(round));
     Case c = draw_case(random, *implementation.memory);
+    run_forward(implementation, c, round % 2 == 1);
+    run_backward(implementation, c, random);
+    if (!!implementation.cuda) continue;
+    c.bound = draw_bound(random, kl_of(c.form, false));
+    c.label += " bounds";
     run_forward(implementation, c, round % 2 == 1);
     run_backward(implementation, c, random);
   }

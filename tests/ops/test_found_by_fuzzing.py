@@ -169,3 +169,62 @@ def test_gradients_of_far_logits_through_every_route(clip, logit, device, backen
     logits = torch.full_like(x, logit, requires_grad=True)
     torch.testing.assert_close(torch.autograd.grad(total(logits), logits)[0], want, rtol=1e-9, atol=0.0)
     torch.testing.assert_close(torch.func.grad(total)(logits.detach()), want, rtol=1e-9, atol=0.0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("covariance", ["tied", "full"])
+def test_squares_whose_sum_is_out_of_range_leave_gradients_that_are_not(covariance):
+    """Of 400 rows 2e19 standard deviations away: their squares' sum was infinite, and its product with factors of both signs NaN."""
+    torch.manual_seed(0)
+    k, d = 3, 7
+    x = 1e-6 * torch.randn(400, d)
+    means = torch.where(torch.rand(k, d) < 0.5, 1.0, 1e4)
+    scale = torch.eye(d) + 0.3 * torch.randn(d, d) if covariance == "tied" else torch.eye(d) + 0.3 * torch.randn(k, d, d)
+    single = [t.clone().requires_grad_() for t in (x, torch.randn(k), means, 5e14 * scale.triu())]
+    wide = [t.detach().double().requires_grad_() for t in single]
+    for leaves in (single, wide):
+        value = vae_fast.mixture_log_prob(*leaves, covariance_type=covariance)
+        assert value.isfinite().all()
+        (value * 3.0).sum().backward()
+    for t, w in zip(single, wide, strict=True):
+        torch.testing.assert_close(t.grad.double(), w.grad, rtol=1e-5, atol=1e-5 * w.grad.abs().max().item())
+    found, want = (vae_fast.mixture_statistics(*(t.detach() for t in leaves), covariance_type=covariance) for leaves in (single, wide))
+    for t, w in zip(found, want, strict=True):
+        torch.testing.assert_close(t.double(), w, rtol=1e-5, atol=1e-5 * w.abs().max().item())
+
+
+@pytest.mark.parametrize("of", ["bernoulli", "multinomial"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_row_of_h_that_all_data_share_has_one_gradient_rounded_once(of, reduction, device, backend):
+    """It was multiplied out for every row of the data: products of 4,000 terms that nearly cancel, 20 times the error of the plain form."""
+    torch.manual_seed(0)
+    x, h = torch.rand(4000, 5, device=device).round() + 0.0, torch.randn(1, 7, device=device)
+    weight, bias = torch.randn(5, 7, device=device), torch.randn(5, device=device)
+    f = getattr(vae_fast, f"linear_{of}_log_prob")
+    single = [t.clone().requires_grad_() for t in (h, weight, bias)]
+    wide = [t.double().requires_grad_() for t in (h, weight, bias)]
+    for leaves in (single, wide):
+        value = f(x, *leaves, reduction=reduction)
+        assert value.dtype == leaves[0].dtype
+        value.backward()
+    torch.testing.assert_close(value, f(x, *wide, reduction="none").sum() / (1 if reduction == "sum" else len(x)))
+    for t, w in zip(single, wide, strict=True):
+        assert (t.grad.double() - w.grad).abs().max() <= 3e-7 * w.grad.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_counts_that_are_integers_under_importance_weights(dtype, device, backend):
+    """The ELBO took them, the importance-weighted loss refused all but bytes."""
+    x = torch.tensor([[0, 3, 17], [1, 0, 255]], device=device)
+    z, mu, log_rate = (torch.full(shape, 0.3, device=device) for shape in ((4, 2, 5), (2, 5), (4, 2, 3)))
+    given = (log_rate, z, mu, mu)
+    assert vae_fast.iwae_loss(x.to(dtype), *given, likelihood="poisson") == vae_fast.iwae_loss(x.float(), *given, likelihood="poisson")
+
+
+@pytest.mark.parametrize("of", ["a", "weights"])
+def test_nothing_to_sum_has_gradients_that_are_as_empty(of, device, backend):
+    given = {n: torch.zeros(0, 3, device=device, requires_grad=n == of) for n in ("a", "weights")}
+    out = vae_fast.logsumexp(given["a"], 0, given["weights"])
+    assert (out == -math.inf).all()
+    out.sum().backward()
+    assert given[of].grad.shape == (0, 3)

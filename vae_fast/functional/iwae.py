@@ -136,10 +136,11 @@ def _log_prob_of_samples(
     check_data: bool,
 ) -> tuple[Tensor, torch.dtype]:
     """``log p(x|z_k)``, and the precision in which the bound is computed; ``after`` batch dimensions follow that of the samples."""
-    check.tensor("x", x, check.TARGETS)
+    found = check.likelihood(likelihood, clip, eps)
+    check.tensor("x", x, check.COUNTS if found.of_counts else check.TARGETS)
     check.event_dims("event_dim", event_dim, "x", x.shape)
     samples, place = z.shape[z.ndim - latent_dim - after - 1], x.ndim - event_dim - after
-    first = in_order(check.likelihood(likelihood, clip, eps).family, parameters_of(recon))[0]
+    first = in_order(found.family, parameters_of(recon))[0]
     if isinstance(first, Tensor) and not first.is_nested and (first.ndim != x.ndim + 1 or place < 0 or first.shape[place] != samples):
         where = "(K, *x.shape)" if place <= 0 else f"x.shape with K as its dimension {place}"
         raise ValueError(

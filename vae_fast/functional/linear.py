@@ -9,7 +9,7 @@ from vae_fast import reference
 from vae_fast._precision import compute_dtype
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import cpu_kernels, kernels, overridable
+from vae_fast.functional._dispatch import cpu_kernels, kernels, overridable, reduce, row_sum
 from vae_fast.functional.categorical import as_counts, log_coefficient
 from vae_fast.likelihoods import term_params
 
@@ -48,7 +48,7 @@ def linear_bernoulli_log_prob(
     Args:
         x: targets, any floating dtype, bool, or uint8 (read as ``x / 255``), ``(*batch, D)``. Batch dimensions broadcast against those
             of ``h`` and are never repeated in memory along the leading ones: ``x (B, D)`` with ``h (K, B, H)`` is the case of K samples.
-        h: the last hidden layer, any floating dtype, ``(*batch, H)``.
+        h: the last hidden layer, any floating dtype, ``(*batch, H)``. Where rows of x share its rows, its logits are stored: fewer than x.
         weight: as of ``torch.nn.Linear``, ``(D, H)``, in the dtype of ``h``; under autocast all three are cast to its dtype.
         bias: ``(D,)``, or None.
         clip, eps: as in :func:`bernoulli_log_prob`.
@@ -146,6 +146,12 @@ def _in_chunks(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, term: 
     k = cpu_kernels(h) if term == "multinomial" else kernels()
     if k is None:
         return reference.reduce(reference.linear_likelihood(x, h, weight, bias, term, params), reduction)
+    if x.layout == torch.strided and h.shape[:-1].numel() < torch.broadcast_shapes(x.shape[:-1], h.shape[:-1]).numel():
+        # Rows of x share rows of h: those have fewer logits than there are data, and a gradient that is summed before the products.
+        logits = torch.nn.functional.linear(h, weight, bias)
+        x = x.float() if x.dtype == torch.float64 != h.dtype else x  # the precision is that of the product
+        each = k.softmax(x, logits, None, None, -1, 1) if term == "multinomial" else row_sum(term, [x, logits], [*params], 1)
+        return reduce(each, reduction)
     if reduction == "none":
         rows: Tensor = k.linear_likelihood(x, h, weight, bias, term, params)
         return rows
