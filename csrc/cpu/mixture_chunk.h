@@ -22,6 +22,7 @@ constexpr int kRowVectors = 4;                           // vectors of rows that
 constexpr int kComponentBlock = kManyRegisters ? 4 : 2;  // for as many components
 constexpr int kSumsBlock = 4;                            // components that sums over rows are taken for at a time
 constexpr int kDimBlock = 32;                            // terms of one float sum
+constexpr int kDimSpan = 128;                            // of one row block at a time: 16 KB in vectors of 32 bytes
 
 /// A chunk's rows where they are long. With few rows of them, adding a chunk's sums to double ones, which lie outside the second-level
 /// cache, takes as long as finding them: of 784 dimensions on an AVX2 processor 32 rows at a time. AVX-512 has half as many steps in a row.

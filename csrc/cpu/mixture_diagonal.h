@@ -6,50 +6,53 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-/// Adds -sum_d (u^2 - 1) / 2 over dimensions [d0, d1), which are at most kDimBlock, to the energies l of the row block at r and of `block`
-/// components from k; those from dimension 0 on begin them.
+/// Adds -sum_d (u^2 - 1) / 2 over dimensions [begin, end) to the energies l of the row block at r and of `block` components from k; those
+/// from dimension 0 on begin them.
 template <typename T, int block>
-VF_INLINE void diagonal_energies_of(const MixtureChunk<T>& c, int r, int64_t k, int d0, int d1, T* l) {
+VF_INLINE void diagonal_energies_of(const MixtureChunk<T>& c, int r, int64_t k, int begin, int end, T* l) {
   constexpr int width = kWidth<T>;
   const int64_t stride = c.p.stride, row_stride = c.p.rows;
   const T* mean = c.means + k * stride;
   const T* inverse = c.scale + k * stride;
-  Vec<T> sum[block][kRowVectors];
-  for (int b = 0; b < block; ++b) {
-    for (int j = 0; j < kRowVectors; ++j) sum[b][j] = every(static_cast<T>(d0 - d1));
-  }
-  const T* x = c.s.transposed + d0 * row_stride + r;
-  for (int d = d0; d < d1; ++d, x += row_stride) {
-    Vec<T> row[kRowVectors];
-    for (int j = 0; j < kRowVectors; ++j) row[j] = load_vec(x + j * width);
+  for (int d0 = begin; d0 < end; d0 += kDimBlock) {
+    const int d1 = d0 + kDimBlock < end ? d0 + kDimBlock : end;
+    Vec<T> sum[block][kRowVectors];
     for (int b = 0; b < block; ++b) {
-      const Vec<T> m = every(mean[b * stride + d]), by = every(inverse[b * stride + d]);
-      for (int j = 0; j < kRowVectors; ++j) {
-        const Vec<T> u = kThreeOperands ? math::standardise(m, row[j], by) : math::standardise(row[j], m, by);  // squared, whichever
-        sum[b][j] = madd(u, u, sum[b][j]);
+      for (int j = 0; j < kRowVectors; ++j) sum[b][j] = every(static_cast<T>(d0 - d1));
+    }
+    const T* x = c.s.transposed + d0 * row_stride + r;
+    for (int d = d0; d < d1; ++d, x += row_stride) {
+      Vec<T> row[kRowVectors];
+      for (int j = 0; j < kRowVectors; ++j) row[j] = load_vec(x + j * width);
+      for (int b = 0; b < block; ++b) {
+        const Vec<T> m = every(mean[b * stride + d]), by = every(inverse[b * stride + d]);
+        for (int j = 0; j < kRowVectors; ++j) {
+          const Vec<T> u = kThreeOperands ? math::standardise(m, row[j], by) : math::standardise(row[j], m, by);  // squared, whichever
+          sum[b][j] = madd(u, u, sum[b][j]);
+        }
       }
     }
-  }
-  for (int b = 0; b < block; ++b) {
-    for (int j = 0; j < kRowVectors; ++j) {
-      T* at = l + b * row_stride + j * width;
-      store_vec(at, madd(every(T(-0.5)), sum[b][j], d0 == 0 ? Vec<T>{} : load_vec(at)));
+    for (int b = 0; b < block; ++b) {
+      for (int j = 0; j < kRowVectors; ++j) {
+        T* at = l + b * row_stride + j * width;
+        store_vec(at, madd(every(T(-0.5)), sum[b][j], d0 == 0 ? Vec<T>{} : load_vec(at)));
+      }
     }
   }
 }
 
-/// The energies of components [k0, k0 + n). Rows of one block and kDimBlock dimensions, and the energies, stay in the first-level cache
+/// The energies of components [k0, k0 + n). Rows of one block and kDimSpan dimensions, and the energies, stay in the first-level cache
 /// while the components pass.
 template <typename T>
 void diagonal_energies(const MixtureChunk<T>& c, int64_t k0, int n) {
   for (int r = 0; r < c.padded_rows; r += kRowBlock<T>) {
-    for (int d0 = 0; d0 < c.dims(); d0 += kDimBlock) {
-      const int d1 = d0 + kDimBlock < c.dims() ? d0 + kDimBlock : c.dims();
+    for (int begin = 0; begin < c.dims(); begin += kDimSpan) {
+      const int end = begin + kDimSpan < c.dims() ? begin + kDimSpan : c.dims();
       int k = 0;
       for (; k + kComponentBlock <= n; k += kComponentBlock) {
-        diagonal_energies_of<T, kComponentBlock>(c, r, k0 + k, d0, d1, c.energies(k) + r);
+        diagonal_energies_of<T, kComponentBlock>(c, r, k0 + k, begin, end, c.energies(k) + r);
       }
-      for (; k < n; ++k) diagonal_energies_of<T, 1>(c, r, k0 + k, d0, d1, c.energies(k) + r);
+      for (; k < n; ++k) diagonal_energies_of<T, 1>(c, r, k0 + k, begin, end, c.energies(k) + r);
     }
   }
 }
