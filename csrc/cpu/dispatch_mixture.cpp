@@ -34,6 +34,7 @@ struct Parameters {
       view.largest_scale = pad(a.scale, factors * a.dims, a.dims, 0, false, nullptr);
     } else {
       view.largest_scale = pad(a.scale, a.components, a.dims, stride, false, scale.data.get());
+      view.smallest_scale = smallest(static_cast<const T*>(a.scale), a.components * a.dims);
     }
   }
 
@@ -53,6 +54,12 @@ struct Parameters {
       out += stride;
     }
     return static_cast<double>(top);
+  }
+
+  static double smallest(const T* of, int64_t count) {
+    T least = generic::math::infinity<T>();
+    for (int64_t i = 0; i < count; ++i) least = of[i] < least ? of[i] : least;
+    return static_cast<double>(least);
   }
 };
 

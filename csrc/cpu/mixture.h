@@ -62,11 +62,13 @@ void merge(const MixtureChunk<T>& c, int64_t k_first, int n) {
     }
   }
   VF_SIMD
-  for (int i = 0; i < rows; ++i) {
-    shift[i] = shift_of(top[i]);
-    c.s.total[i] *= static_cast<double>(math::exp(c.s.top[i] - shift[i]));
-    c.s.top[i] = top[i];
+  for (int i = 0; i < rows; ++i) shift[i] = shift_of(top[i]);
+  if (k_first > 0) {  // the first ones find totals of 0
+    VF_SIMD
+    for (int i = 0; i < rows; ++i) c.s.total[i] *= static_cast<double>(math::exp(c.s.top[i] - shift[i]));
   }
+  VF_SIMD
+  for (int i = 0; i < rows; ++i) c.s.top[i] = top[i];
   with_rounded(any_rounded(shift, rows), [&](auto some) {
     for (int k0 = 0; k0 < n; k0 += kDimBlock) {
       VF_SIMD
@@ -123,9 +125,12 @@ void start_rows(const MixtureChunk<T>& c) {
 template <typename T>
 void store_log_prob(const MixtureChunk<T>& c, void* to) {
   T* out = static_cast<T*>(to) + c.first;
+  const T* top = c.s.top;
+  const double* total = c.s.total;
+  const double baseline = *c.a.baseline;
+  VF_SIMD
   for (int i = 0; i < c.rows; ++i) {
-    const T sum = static_cast<T>(c.s.total[i]);
-    out[i] = static_cast<T>(*c.a.baseline + static_cast<double>(c.s.top[i]) + static_cast<double>(math::log(sum)));
+    out[i] = static_cast<T>(baseline + static_cast<double>(top[i]) + static_cast<double>(math::log(static_cast<T>(total[i]))));
   }
 }
 

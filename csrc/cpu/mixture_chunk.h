@@ -20,7 +20,21 @@ using cpu::MixtureSums;
 
 constexpr int kRowVectors = 4;                           // vectors of rows that energies are summed for at a time,
 constexpr int kComponentBlock = kManyRegisters ? 4 : 2;  // for as many components
+constexpr int kSumsBlock = 4;                            // components that sums over rows are taken for at a time
 constexpr int kDimBlock = 32;                            // terms of one float sum
+constexpr int kDimSpan = 128;                            // of one row block at a time: 16 KB in vectors of 32 bytes
+
+/// A chunk's rows where they are long. With few rows of them, adding a chunk's sums to double ones, which lie outside the second-level
+/// cache, takes as long as finding them: of 784 dimensions on an AVX2 processor 32 rows at a time. AVX-512 has half as many steps in a row.
+constexpr int64_t kChunkBytes = kManyRegisters ? int64_t{1} << 15 : int64_t{1} << 21;
+
+/// At most so many in any case, whole row blocks. Not a power of two where the first-level cache has eight ways: dimensions of one row
+/// block, which lie one chunk apart, would share a few sets of it.
+constexpr int kMostRows = kManyRegisters ? 256 : 224;
+
+/// Sums over rows of q (x - mean) and q (x - mean)^2 need no units of sigma while these bounds keep the squares in range, whatever q is in
+/// practice: up to 1e14 and down to 1e-20 of it in float.
+constexpr double kModerateDistance = 1e12, kModerateScale = 1e9;
 
 template <typename T>
 constexpr int kRowBlock = kRowVectors * kWidth<T>;
@@ -74,14 +88,14 @@ struct MixtureScratch {
   }
 };
 
-/// Chunks of up to 256 rows, fewer where rows are long or there are few of them; as many components at a time as keep a chunk's energies in
-/// the second-level cache. It depends on the shape alone.
+/// Chunks of up to kMostRows rows, fewer where rows are long or there are few of them; as many components at a time as keep a chunk's
+/// energies in the second-level cache. It depends on the shape alone.
 template <typename T>
 MixturePlan mixture_plan(const MixtureArgs& a) {
   constexpr int64_t block = kRowBlock<T>;
-  const auto blocks_of = [](int64_t rows) { return rows <= block ? block : rows > 256 ? round_up(256, block) : round_up(rows, block); };
+  const auto blocks_of = [](int64_t rows) { return rows <= block ? block : rows > kMostRows ? kMostRows : round_up(rows, block); };
   MixturePlan p;
-  const int64_t by_cache = blocks_of((int64_t{1} << 15) / static_cast<int64_t>(sizeof(T)) / (a.dims > 0 ? a.dims : 1));
+  const int64_t by_cache = blocks_of(kChunkBytes / static_cast<int64_t>(sizeof(T)) / (a.dims > 0 ? a.dims : 1));
   const int64_t by_count = blocks_of((a.rows + 7) / 8);
   p.rows = static_cast<int>(by_cache < by_count ? by_cache : by_count);
   p.padded_dims = static_cast<int>(round_up(a.dims, kWidth<T>));
@@ -105,11 +119,12 @@ struct MixtureChunk {
   const T* x_scale;                  // (dims,), or null
   MixtureScratch<T> s;
   int64_t first = 0;
-  int rows = 0;          // loaded
-  int padded_rows = 0;   // the same, rounded up to the row block; rows beyond `rows` are 0
-  double reach = 0.0;    // no difference of a row and a mean is larger
-  bool shifted = false;  // a dimension's terms have a shift
-  bool careful = false;  // a product of a difference and a scale may overflow: 0 * inf has to be kept out of the sums
+  int rows = 0;           // loaded
+  int padded_rows = 0;    // the same, rounded up to the row block; rows beyond `rows` are 0
+  double reach = 0.0;     // no difference of a row and a mean is larger
+  bool shifted = false;   // a dimension's terms have a shift
+  bool careful = false;   // a product of a difference and a scale may overflow: 0 * inf has to be kept out of the sums
+  bool moderate = false;  // differences and scales are such that sums of differences need no units, see kModerateDistance
 
   MixtureChunk(const MixtureArgs& args, const MixturePlan& plan, const MixtureParameters& given, void* scratch)
       : a(args),
@@ -146,38 +161,49 @@ struct MixtureChunk {
     first = from;
     rows = n;
     padded_rows = static_cast<int>(round_up(n, kRowBlock<T>));
-    const int dims = this->dims();
-    const T* x = load(a.x, Rect{from, 0, n, dims}, a.dims, s.grad);
-    T top = T(0);
-    int d = 0;
-    for (; d + kWidth<T> <= dims; d += kWidth<T>) top = load_panel(x, d, panels, top);
-    for (; d < dims; ++d) top = load_column(x, d, panels, top);
+    const T* x = load(a.x, Rect{from, 0, n, dims()}, a.dims, s.grad);
+    T top = load_all<false>(x, panels);
+    if (top > math::mixture_far<T>()) top = load_all<true>(x, panels);
     reach = static_cast<double>(top) + parameters.farthest_mean;
-    careful = !(reach * parameters.largest_scale * (a.full ? dims : 1) < 0.1 * static_cast<double>(math::largest<T>()));
+    careful = !(reach * parameters.largest_scale * (a.full ? dims() : 1) < 0.1 * static_cast<double>(math::largest<T>()));
+    moderate = reach <= kModerateDistance && parameters.largest_scale <= kModerateScale && parameters.smallest_scale >= 1 / kModerateScale;
   }
 
-  /// A vector of dimensions of every row; returns the largest absolute value.
-  T load_panel(const T* x, int d, bool keep, T top) {
-    constexpr int width = kWidth<T>;
-    const int64_t stride = dims();
-    Vec<T> largest = every(top);
-    for (int r = 0; r < padded_rows; r += width) {
-      Vec<T> v[width];
-      for (int i = 0; i < width; ++i) {
-        v[i] = r + i < rows ? bounded(load_vec(x + (r + i) * stride + d)) : Vec<T>{};
-        if (x_scale != nullptr) v[i] = bounded(v[i] * load_vec(x_scale + d));
-        const Vec<T> size = v[i] < Vec<T>{} ? -v[i] : v[i];
-        largest = size > largest ? size : largest;
-        if (keep) store_vec(s.rows + panel(d) + (r + i) * width, v[i]);
-      }
-      transpose<T>(v);
-      for (int i = 0; i < width; ++i) store_vec(s.transposed + panel(d + i) + r, v[i]);
+  /// The largest absolute value of all rows, which is none that is read unless they are bounded.
+  template <bool bound>
+  T load_all(const T* x, bool panels) {
+    const int whole = dims() / kWidth<T> * kWidth<T>;
+    Vec<T> largest{};
+    for (int r = 0; r < padded_rows; r += kWidth<T>) {
+      for (int d = 0; d < whole; d += kWidth<T>) load_square<bound>(x, r, d, panels, largest);
     }
-    for (int i = 0; i < width; ++i) top = largest[i] > top ? largest[i] : top;
+    T top = T(0);
+    for (int i = 0; i < kWidth<T>; ++i) top = largest[i] > top ? largest[i] : top;
+    for (int d = whole; d < dims(); ++d) top = load_column<bound>(x, d, panels, top);
     return top;
   }
 
+  /// A vector of dimensions of as many rows.
+  template <bool bound>
+  VF_INLINE void load_square(const T* x, int r, int d, bool keep, Vec<T>& largest) {
+    constexpr int width = kWidth<T>;
+    const int64_t stride = dims();
+    Vec<T> v[width];
+    for (int i = 0; i < width; ++i) {
+      v[i] = r + i < rows ? load_vec(x + (r + i) * stride + d) : Vec<T>{};
+      if (bound) v[i] = bounded(v[i]);
+      if (x_scale != nullptr) v[i] *= load_vec(x_scale + d);
+      if (bound) v[i] = bounded(v[i]);
+      const Vec<T> size = v[i] < Vec<T>{} ? -v[i] : v[i];
+      largest = size > largest ? size : largest;
+    }
+    for (int i = 0; keep && i < width; ++i) store_vec(s.rows + panel(d) + (r + i) * width, v[i]);
+    transpose<T>(v);
+    for (int i = 0; i < width; ++i) store_vec(s.transposed + panel(d + i) + r, v[i]);
+  }
+
   /// One of the dimensions that are left over.
+  template <bool bound>
   T load_column(const T* x, int d, bool keep, T top) {
     constexpr int width = kWidth<T>;
     const int64_t stride = dims();
@@ -185,7 +211,7 @@ struct MixtureChunk {
     T* to = s.transposed + panel(d);
 #pragma omp simd reduction(max : top)
     for (int i = 0; i < rows; ++i) {
-      const T v = math::bounded(math::bounded(x[i * stride + d]) * by), size = math::abs(v);
+      const T v = bound ? math::bounded(math::bounded(x[i * stride + d]) * by) : x[i * stride + d] * by, size = math::abs(v);
       to[i] = v;
       top = size > top ? size : top;
     }

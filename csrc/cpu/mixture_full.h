@@ -139,6 +139,19 @@ VF_INLINE void outer_products(const MixtureChunk<T>& c, int i0, int j, double* s
   for (int b = 0; b < block; ++b) add_to_double<T>(second + (i0 + b) * static_cast<int64_t>(c.p.stride) + j, sum[b]);
 }
 
+/// The same for all rows from i on that fill blocks, and the columns that are not below the diagonal; returns the first row that is left.
+template <typename T, int block>
+VF_INLINE int outer_blocks(const MixtureChunk<T>& c, int i, double* second) {
+  for (; i + block <= c.dims(); i += block) {
+    for (int j = i / kWidth<T> * kWidth<T>; j < c.p.padded_dims; j += kWidth<T>) outer_products<T, block>(c, i, j, second);
+  }
+  return i;
+}
+
+/// Rows of a block: within a panel, and enough sums that a multiply-add need not wait for the one before it.
+template <typename T>
+constexpr int kOuterBlock = kWidth<T> < 8 ? kWidth<T> : 8;
+
 /// Whether sums over the chunk's rows of q t_i t_j may leave T's range, where the gradients that are made of them, in double, need not.
 template <typename T>
 bool far_moments(const MixtureChunk<T>& c, const T* q) {
@@ -192,18 +205,11 @@ void full_moments(const MixtureChunk<T>& c, const T* q, int64_t component, const
     add_to_double<T>(first + d, sum);
   }
   if (to.second == nullptr) return;
-  constexpr int block = 2 * kComponentBlock < kWidth<T> ? 2 * kComponentBlock : kWidth<T>;  // within a panel
   double* second = to.second + component * to.second_stride;
-  const int dims = c.dims();
-  for (int i = 0; i < dims; i += block) {
-    for (int j = i / kWidth<T> * kWidth<T>; j < c.p.padded_dims; j += kWidth<T>) {
-      if (i + block <= dims) {
-        outer_products<T, block>(c, i, j, second);
-      } else {
-        for (int one = i; one < dims; ++one) outer_products<T, 1>(c, one, j, second);
-      }
-    }
-  }
+  int i = 0;
+  i = outer_blocks<T, kOuterBlock<T>>(c, i, second);
+  i = outer_blocks<T, kOuterBlock<T> / 2>(c, i, second);
+  outer_blocks<T, 1>(c, i, second);
 }
 
 template <typename T>

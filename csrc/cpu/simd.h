@@ -2,6 +2,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "../math/portable.h"
 
@@ -23,6 +24,9 @@ constexpr int kWidth = VF_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
 /// Registers: how many sums a loop may hold is decided by how many there are.
 constexpr bool kManyRegisters = VF_VECTOR_BYTES == 64;
+/// Whether the result of an instruction has a register of its own: what is subtracted may then stay in memory. In the oldest ones it takes
+/// the minuend's place.
+constexpr bool kThreeOperands = VF_VECTOR_BYTES >= 32;
 
 template <typename T>
 VF_INLINE Vec<T> load_vec(const T* p) {
@@ -58,38 +62,30 @@ VF_INLINE V madd(V a, V b, V c) {
 }
 #endif
 
-/// Rows become columns.
-template <typename T>
-VF_INLINE void transpose(Vec<T> (&v)[kWidth<T>]) {
+/// Halves of `half` lanes each, the upper one of `a` swapped with the lower one of `b`. The order of the lanes is a constant from the
+/// start: of one that loops make up the compiler makes general shuffles, or loads of single lanes.
+template <typename T, int half, int... lane>
+VF_INLINE void swap_halves(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, lane...>) {
   constexpr int width = kWidth<T>;
-#if defined(__GNUC__) && !defined(__clang__)
-  // Swaps the off-diagonal halves, then those of the halves, ... (Eklundh 1972).
-  using Lane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-#pragma GCC unroll 4
-  for (int half = width / 2; half > 0; half /= 2) {
-    Vec<Lane> upper, lower;
-#pragma GCC unroll 16
-    for (int lane = 0; lane < width; ++lane) {
-      upper[lane] = static_cast<Lane>((lane & half) != 0 ? width + lane - half : lane);
-      lower[lane] = static_cast<Lane>((lane & half) != 0 ? width + lane : lane + half);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) {
-      if ((i & half) != 0) continue;
-      const Vec<T> a = v[i], b = v[i + half];
-      v[i] = __builtin_shuffle(a, b, upper);
-      v[i + half] = __builtin_shuffle(a, b, lower);
-    }
-  }
+#if defined(__clang__)
+  const Vec<T> first = __builtin_shufflevector(a, b, ((lane & half) != 0 ? width + lane - half : lane)...);
+  b = __builtin_shufflevector(a, b, ((lane & half) != 0 ? width + lane : lane + half)...);
 #else
-  for (int i = 0; i < width; ++i) {
-    for (int j = 0; j < i; ++j) {
-      const T t = v[i][j];
-      v[i][j] = v[j][i];
-      v[j][i] = t;
-    }
-  }
+  using Lane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  const Vec<T> first = __builtin_shuffle(a, b, Vec<Lane>{static_cast<Lane>((lane & half) != 0 ? width + lane - half : lane)...});
+  b = __builtin_shuffle(a, b, Vec<Lane>{static_cast<Lane>((lane & half) != 0 ? width + lane : lane + half)...});
 #endif
+  a = first;
+}
+
+/// Rows become columns: swaps the off-diagonal halves, then those of the halves, ... (Eklundh 1972).
+template <typename T, int half = kWidth<T> / 2>
+VF_INLINE void transpose(Vec<T> (&v)[kWidth<T>]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth<T>; ++i) {
+    if ((i & half) == 0) swap_halves<T, half>(v[i], v[i + half], std::make_integer_sequence<int, kWidth<T>>());
+  }
+  if constexpr (half > 1) transpose<T, half / 2>(v);
 }
 
 }  // namespace VF_ISA

@@ -16,8 +16,8 @@ struct MixturePlan {
 /// A mixture's parameters as the loops read them: means, and reciprocal standard deviations, `stride` apart and filled up with zeros.
 struct MixtureParameters {
   const void* means = nullptr;
-  const void* scale = nullptr;  // full: the factors as they are
-  double farthest_mean = 0.0, largest_scale = 0.0;
+  const void* scale = nullptr;                                            // full: the factors as they are
+  double farthest_mean = 0.0, largest_scale = 0.0, smallest_scale = 0.0;  // the last of diagonal ones
 };
 
 /// Where a piece's sums over rows go: rows `stride` apart, added to.
