@@ -2,6 +2,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "../math/portable.h"
 
@@ -58,29 +59,38 @@ VF_INLINE V madd(V a, V b, V c) {
 }
 #endif
 
+#if defined(__GNUC__) && !defined(__clang__)
+/// Swaps the off-diagonal halves of each `2 * half` lanes of two vectors. The lanes are constants in a list, as what a loop fills in is put
+/// together again at every call.
+template <typename T, int half, size_t... lane>
+VF_INLINE void swap_halves(Vec<T>& a, Vec<T>& b, std::index_sequence<lane...>) {
+  using Lane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+  constexpr int width = kWidth<T>;
+  constexpr Vec<Lane> upper = {static_cast<Lane>((lane & half) != 0 ? width + lane - half : lane)...};
+  constexpr Vec<Lane> lower = {static_cast<Lane>((lane & half) != 0 ? width + lane : lane + half)...};
+  const Vec<T> x = a, y = b;
+  a = __builtin_shuffle(x, y, upper);
+  b = __builtin_shuffle(x, y, lower);
+}
+/// The off-diagonal halves, then those of the halves, ... (Eklundh 1972).
+template <typename T, int half>
+VF_INLINE void transpose_halves(Vec<T> (&v)[kWidth<T>]) {
+  if constexpr (half > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth<T>; ++i) {
+      if ((i & half) == 0) swap_halves<T, half>(v[i], v[i + half], std::make_index_sequence<kWidth<T>>());
+    }
+    transpose_halves<T, half / 2>(v);
+  }
+}
+#endif
+
 /// Rows become columns.
 template <typename T>
 VF_INLINE void transpose(Vec<T> (&v)[kWidth<T>]) {
   constexpr int width = kWidth<T>;
 #if defined(__GNUC__) && !defined(__clang__)
-  // Swaps the off-diagonal halves, then those of the halves, ... (Eklundh 1972).
-  using Lane = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-#pragma GCC unroll 4
-  for (int half = width / 2; half > 0; half /= 2) {
-    Vec<Lane> upper, lower;
-#pragma GCC unroll 16
-    for (int lane = 0; lane < width; ++lane) {
-      upper[lane] = static_cast<Lane>((lane & half) != 0 ? width + lane - half : lane);
-      lower[lane] = static_cast<Lane>((lane & half) != 0 ? width + lane : lane + half);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < width; ++i) {
-      if ((i & half) != 0) continue;
-      const Vec<T> a = v[i], b = v[i + half];
-      v[i] = __builtin_shuffle(a, b, upper);
-      v[i + half] = __builtin_shuffle(a, b, lower);
-    }
-  }
+  transpose_halves<T, width / 2>(v);
 #else
   for (int i = 0; i < width; ++i) {
     for (int j = 0; j < i; ++j) {
