@@ -12,12 +12,15 @@ namespace ops {
 
 /// For an upstream gradient of 1, as the kernels write them: (*batch, *event), dense, float or double.
 struct Written {
-  Tensors grads;
-  std::vector<bool> summed;  // over samples: that can only be multiplied by one number for all of them
+  /// What becomes of one: the gradient; a sum of it over samples; or it is such a sum, which can only be multiplied by one number for all.
+  enum class Form { kWhole, kToSum, kSum };
 
-  void add(Tensor grad, bool is_sum = false) {
+  Tensors grads;
+  std::vector<Form> forms;
+
+  void add(Tensor grad, Form form = Form::kWhole) {
     grads.push_back(std::move(grad));
-    summed.push_back(is_sum);
+    forms.push_back(form);
   }
 };
 
