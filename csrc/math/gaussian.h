@@ -65,7 +65,9 @@ struct GaussianUnit {
 /// log N(x; m, s^2) = -log s - log(2 pi) / 2 - t^2 / 2 with t = (x - m) / s; d/dm = t / s, d/dlog s = t^2 - 1.
 template <ScaleForm form>
 struct Gaussian {
-  static constexpr int kInputs = 3, kParams = 0, kScale = 2;  // x, mu, scale
+  static constexpr int kInputs = 3, kParams = 0;  // x, mu, scale
+  // gcc vectorises no loop with the other forms' selections of an invariant inside
+  static constexpr int kScale = form == ScaleForm::kLogVar || form == ScaleForm::kLogStd ? 2 : -1;
 
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxTermInputs], const TermParams<T>&, T& value, T (&d)[kMaxTermInputs]) {

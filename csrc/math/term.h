@@ -4,7 +4,7 @@
 // and, where they apply,
 //   kBounded = true                            no derivative is ever out of range
 //   derive(param)                              fills in, on the host and in double, what follows from the parameters
-//   kScale                                     the input that is often one number for all elements: loops for that are compiled
+//   kScale                                     the input that is often one number for all elements: loops for that are compiled; -1: none
 // A term of counts has zero(...) and positive(...) beside eval(...), see counts.h.
 #pragma once
 
@@ -27,7 +27,7 @@ struct HasScale : std::false_type {
   static constexpr int input = 0;
 };
 template <class Term>
-struct HasScale<Term, std::void_t<decltype(Term::kScale)>> : std::true_type {
+struct HasScale<Term, std::enable_if_t<(Term::kScale >= 0)>> : std::true_type {
   static constexpr int input = Term::kScale;
 };
 

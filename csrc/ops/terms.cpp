@@ -85,11 +85,15 @@ struct TermOp {
     Tensor out = c.add_value(inputs);
     for (size_t k = 0; k < inputs.size(); ++k) {
       if (!s.mask[k]) continue;
-      const bool of_all = is_summed(inputs[k], c.layout, c.layout.columns), keeps = c.layout.rows * c.layout.columns <= kMostToSum;
-      s.written.add(c.prepared.add_gradient(static_cast<int>(k), inputs[k], c.layout, keeps ? 0 : c.layout.columns),
-                    !of_all ? Written::Form::kWhole
-                    : keeps ? Written::Form::kToSum
-                            : Written::Form::kSum);
+      const bool of_all = is_summed(inputs[k], c.layout, c.layout.columns);
+      if (k > 0 && of_all && c.layout.ordered && c.layout.rows * c.layout.columns <= kMostToSum) {
+        const Tensor kept = buffer_to_sum(c.layout.shape, inputs[k].options().dtype(compute_type(c.is_double)));
+        c.prepared.args.grad[k] = dense_stream(kept, c.layout.columns);
+        s.written.add(kept, Written::Form::kToSum);
+      } else {
+        s.written.add(c.prepared.add_gradient(static_cast<int>(k), inputs[k], c.layout, c.layout.columns),
+                      of_all ? Written::Form::kSum : Written::Form::kWhole);
+      }
     }
     c.launch(inputs);
     return out;

@@ -1,11 +1,22 @@
 #include "written.h"
 
 #include <algorithm>
+#include <mutex>
+#include <utility>
 
 namespace vae_fast {
 namespace ops {
 
 namespace {
+struct Spare {
+  std::mutex mutex;
+  Tensor tensor;
+};
+Spare& spare() {
+  static Spare* kept = new Spare();  // never destroyed: torch may end first
+  return *kept;
+}
+
 /// The sum over samples of g, (*batch, *event), times the upstream gradients: (1, ..., *event), in double.
 Tensor sum_over_samples(const Tensor& g, const Tensor& upstream, const RowGrad& by, bool uniform) {
   const size_t batch = static_cast<size_t>(upstream.dim());
@@ -29,6 +40,17 @@ Tensor sum_over_samples(const Tensor& g, const Tensor& upstream, const RowGrad& 
 }
 }  // namespace
 
+Tensor buffer_to_sum(at::IntArrayRef shape, const at::TensorOptions& options) {
+  Tensor found;
+  {
+    const std::lock_guard<std::mutex> lock(spare().mutex);
+    found = std::move(spare().tensor);
+    spare().tensor = Tensor();
+  }
+  const bool fits = found.defined() && found.sizes() == shape && found.dtype() == options.dtype();
+  return fits ? found : at::empty(shape, options);
+}
+
 std::optional<Tensors> multiplied(Written& written, const Tensor& upstream) {
   if (written.grads.empty()) return std::nullopt;
   Tensors grads = std::move(written.grads);
@@ -43,7 +65,9 @@ std::optional<Tensors> multiplied(Written& written, const Tensor& upstream) {
   for (size_t i = 0; i < grads.size(); ++i) {
     Tensor& g = grads[i];
     if (written.forms[i] == Written::Form::kToSum) {
-      g = sum_over_samples(g, upstream, by, uniform);
+      Tensor sum = sum_over_samples(g, upstream, by, uniform);
+      const std::lock_guard<std::mutex> lock(spare().mutex);
+      spare().tensor = std::exchange(g, std::move(sum));
     } else if (written.forms[i] == Written::Form::kSum) {
       const double f = rows > 0 ? upstream.flatten()[0].item<double>() : 1.0;
       f == 0.0 ? g.zero_() : g.mul_(f);

@@ -24,6 +24,10 @@ struct Written {
   }
 };
 
+/// A dense tensor for derivatives that are summed later (kToSum): the one that the last sum was done with, if it fits. Fresh memory of a
+/// few MB costs as much in page faults as the rest of the pass over it; nobody else ever sees this one.
+Tensor buffer_to_sum(at::IntArrayRef shape, const at::TensorOptions& options);
+
 /// Whether the gradient of `input` may be written before the upstream one is known: one of 16 bits would be rounded, and leave its range,
 /// before a loss's scale comes.
 inline bool can_be_written(const Tensor& input) {
