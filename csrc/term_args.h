@@ -47,7 +47,8 @@ struct Stream {
   DType dtype = DType::kFloat;
   int32_t inner_stride = 1;
   RowIndex row;
-  // Of a gradient, in double: row r is added to the one that is r / size[1], which rows [r, r + size[1]) of one thread share.
+  // Of a gradient, in double: row r is added to the one that is r / size[1], which rows [r, r + size[1]) of one thread share; the sum of
+  // the row if inner_stride is 0.
   bool summed = false;
 };
 

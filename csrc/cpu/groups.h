@@ -4,6 +4,10 @@
 
 #include <utility>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-thread-jumps")  // as for the terms of row sums, see row_terms.h
+#endif
+
 #include "../group_table.h"
 #include "../math/scale.h"
 #include "group_sums.h"
@@ -73,10 +77,12 @@ struct GroupTile {
       sum[i] = T(0);
     }
     for (int k = 0; k < components; ++k) {
+      const T* const row = v + k * cells;  // with the index in the loop gcc does not vectorise it
+      T* const to = out + k * cells;
       VF_SIMD
       for (int i = 0; i < n; ++i) {
-        const T e = math::exp(v[k * cells + i] - largest[i]);
-        out[k * cells + i] = e;
+        const T e = math::exp(row[i] - largest[i]);
+        to[i] = e;
         sum[i] += e;
       }
     }

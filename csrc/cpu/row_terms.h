@@ -2,7 +2,7 @@
 #pragma once
 
 // A loop vectorises with every way through its selections, and jump threading makes copies of what lies behind them: without it a term
-// takes up to a third fewer instructions. Softmaxes and mixtures are no faster for it, so it is not an option of the compiler's for all.
+// takes up to a third fewer instructions. Mixtures of Gaussians are no faster for it, so it is not an option of the compiler's for all.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-thread-jumps")
 #endif
@@ -18,8 +18,9 @@ namespace vae_fast {
 namespace VF_ISA {
 
 /// value[i] = f(in[.][i]) and, with gradients, grad[k][i] = upstream[i] df/din[k] for k >= first. One loop, no branches: the compiler
-/// vectorises it.
-template <class F, typename T, int first, bool with_grad>
+/// vectorises it. Of input `one`, if there is one, and of upstream the first is that of every element: what follows from it alone leaves
+/// the loop.
+template <class F, typename T, int first, bool with_grad, int one = -1>
 void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
   constexpr int inputs = F::kInputs;
   const T* __restrict a0 = tiles.in[0];
@@ -32,6 +33,7 @@ void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, co
   T* __restrict g3 = tiles.grad[3];
   T* __restrict value = tiles.value;
   const math::TermParams<T> p = params;  // a copy no store can alias
+  const T of_all = one < 0 ? T(0) : *tiles.in[one < 0 ? 0 : one], same = with_grad && one >= 0 ? *upstream : T(0);
   VF_SIMD
   for (int i = 0; i < n; ++i) {
     T x[kMaxTermInputs], d[kMaxTermInputs], v;
@@ -39,10 +41,11 @@ void map_tile(const TermTiles<T>& tiles, const T* __restrict upstream, int n, co
     x[1] = a1[i];
     if constexpr (inputs > 2) x[2] = a2[i];
     if constexpr (inputs > 3) x[3] = a3[i];
+    if constexpr (one >= 0) x[one] = of_all;
     F::eval(x, p, v, d);
     value[i] = v;
     if constexpr (with_grad) {
-      const T g = upstream[i];
+      const T g = one >= 0 ? same : upstream[i];
       if constexpr (first == 0) g0[i] = g * d[0];
       g1[i] = g * d[1];
       if constexpr (inputs > 2) g2[i] = g * d[2];
@@ -113,13 +116,41 @@ struct AtCount : F {
   }
 };
 
+/// map_tile for counts as if all were 0. Of a zero-inflated one in two loops: in one the chain of dependent operations is so long that the
+/// processor does not see the next vector before it has ended.
+template <class F, typename T, bool with_grad>
+void map_zeros(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
+  if constexpr (!math::IsInflated<F>::value) {
+    map_tile<AtZero<F>, T, 1, with_grad>(tiles, upstream, n, params);
+  } else {
+    map_tile<AtZero<typename F::Count>, T, 1, with_grad>(tiles, upstream, n, params);
+    const T* __restrict logit = tiles.in[3];
+    T* __restrict g1 = tiles.grad[1];
+    T* __restrict g2 = tiles.grad[2];
+    T* __restrict g3 = tiles.grad[3];
+    T* __restrict value = tiles.value;
+    VF_SIMD
+    for (int i = 0; i < n; ++i) {
+      T v, d_count, d_logit;
+      F::inflate(value[i], logit[i], v, d_count, d_logit);
+      value[i] = v;
+      if constexpr (with_grad) {
+        g1[i] *= d_count;
+        g2[i] *= d_count;
+        g3[i] = upstream[i] * d_logit;
+      }
+    }
+  }
+}
+
 /// map_tile for counts: all of them as if they were 0, then those that are not, packed together.
 template <class F, typename T, bool with_grad>
 void map_counts(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
-  map_tile<AtZero<F>, T, 1, with_grad>(tiles, upstream, n, params);
+  map_zeros<F, T, with_grad>(tiles, upstream, n, params);
 
-  int place[kTile + kSpill];
-  const int found = find_nonzero(tiles.in[0], n, place);
+  int places[kTile + kSpill];
+  int* const place = tiles.place != nullptr ? tiles.place : places;
+  const int found = tiles.place != nullptr ? tiles.found : find_nonzero(tiles.in[0], n, place);
   if (found == 0) return;
   // Filled up to whole vectors with copies of the last: the few that a vector loop leaves over would cost as much as a vector each.
   constexpr int lanes = 64 / static_cast<int>(sizeof(T));
@@ -136,7 +167,11 @@ void map_counts(const TermTiles<T>& tiles, const T* __restrict upstream, int n, 
   TermTiles<T> packed = {};
   packed.value = value;
   for (int k = 0; k < F::kInputs; ++k) {
-    pack(tiles.in[k], in[k]);
+    if (k > 0 || tiles.place == nullptr) {
+      pack(tiles.in[k], in[k]);
+    } else {
+      for (int j = 0; j < whole; ++j) in[k][j] = tiles.in[k][j < found ? j : found - 1];
+    }
     packed.in[k] = in[k];
     packed.grad[k] = grad[k];
   }
@@ -144,6 +179,30 @@ void map_counts(const TermTiles<T>& tiles, const T* __restrict upstream, int n, 
   map_tile<AtCount<F>, T, 1, with_grad>(packed, g, whole, params);
   unpack(value, tiles.value);
   for (int k = 1; with_grad && k < F::kInputs; ++k) unpack(grad[k], tiles.grad[k]);
+}
+
+/// map_tile for the elements of one row, which have one scale and one upstream gradient; the sum of their values.
+template <class F, typename T, int first, bool with_grad>
+double row_of_one_scale(const TermTiles<T>& tiles, int at, T g, int n, const math::TermParams<T>& params) {
+  TermTiles<T> row;
+  row.value = tiles.value + at;
+  for (int k = 0; k < F::kInputs; ++k) {
+    row.in[k] = tiles.in[k] + at;
+    row.grad[k] = tiles.grad[k] + at;
+  }
+  map_tile<F, T, first, with_grad, F::kScale>(row, &g, n, params);
+  for (int k = first; with_grad && g == T(0) && k < F::kInputs; ++k) {  // even where a derivative is out of range
+    for (int i = 0; i < n; ++i) row.grad[k][i] = T(0);
+  }
+  return sum(row.value, n);
+}
+template <class F, typename T>
+constexpr RowLoops<T> one_scale_loops() {
+  if constexpr (math::HasScale<F>::value) {
+    return {&row_of_one_scale<F, T, 1, false>, &row_of_one_scale<F, T, 1, true>, &row_of_one_scale<F, T, 0, true>};
+  } else {
+    return {};
+  }
 }
 
 /// The loops of one term.
@@ -157,12 +216,14 @@ struct TermMap {
   Fn gradient;   // value and the gradients of inputs 1, 2, 3: the data of a likelihood seldom wants one
   Fn all;        // value and every gradient
   RowLoops<T> rows;
+  int scale;  // which input it is, of a term that has loops for one of all elements
+  RowLoops<T> of_one_scale;
 
   template <class F>
   static constexpr TermMap of() {
     if constexpr (math::IsOfCounts<F>::value) {
       constexpr Fn gradient = &map_counts<F, T, true>;
-      return {F::kInputs, &math::term_params<F, T>, math::IsBounded<F>::value, &map_counts<F, T, false>, gradient, gradient, {}};
+      return {F::kInputs, &math::term_params<F, T>, math::IsBounded<F>::value, &map_counts<F, T, false>, gradient, gradient, {}, 0, {}};
     } else {
       return {F::kInputs,
               &math::term_params<F, T>,
@@ -170,8 +231,19 @@ struct TermMap {
               &map_tile<F, T, 1, false>,
               &map_tile<F, T, 1, true>,
               &map_tile<F, T, 0, true>,
-              row_loops<F, T>()};
+              row_loops<F, T>(),
+              math::HasScale<F>::input,
+              one_scale_loops<F, T>()};
     }
+  }
+
+  /// The loops that take the rows of a call one by one, if there are such: for one scale only where its gradient is a sum over the row.
+  const RowLoops<T>* by_row(const TermArgs& a) const {
+    if (a.columns < kRowLoopColumns) return nullptr;
+    if (rows.value != nullptr) return &rows;
+    const Stream& grad = a.grad[scale];
+    const bool one = a.in[scale].inner_stride == 0 && (grad.data == nullptr || grad.inner_stride == 0) && a.bound.mode == BoundMode::kNone;
+    return of_one_scale.value != nullptr && one ? &of_one_scale : nullptr;
   }
 };
 
@@ -233,23 +305,30 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
   const math::TermParams<T> params = map.params(a.param);
   bool with_grad = false;
   for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
+  int place[kTile];
   Held<T> held;
-  const bool first = a.grad[0].data != nullptr, by_row = map.rows.value != nullptr && a.columns >= kRowLoopColumns;
-  const auto row_loop = first ? map.rows.all : with_grad ? map.rows.gradient : map.rows.value;
+  const bool first = a.grad[0].data != nullptr;
+  const RowLoops<T>* by_row = map.by_row(a);
+  const auto row_loop = by_row == nullptr ? nullptr : first ? by_row->all : with_grad ? by_row->gradient : by_row->value;
 
   for_each_rect(r0, r1, c0, c1, a.columns, [&](const Rect& r) {
     TermTiles<T> tiles;
     tiles.value = value;
     bool direct[kMaxTermInputs] = {};
     for (int k = 0; k < map.inputs; ++k) {
-      tiles.in[k] = a.in[k].dtype == kSparseRows ? load_sparse(a.in[k], r, in_buffer[k]) : load(a.in[k], r, a.columns, in_buffer[k]);
+      if (a.in[k].dtype != kSparseRows) {
+        tiles.in[k] = load(a.in[k], r, a.columns, in_buffer[k]);
+      } else {
+        tiles.in[k] = in_buffer[k], tiles.place = place;
+        tiles.found = load_sparse(a.in[k], r, in_buffer[k], place);
+      }
       T* place = in_place<T>(a.grad[k], r, a.columns);
       // Over its own input: by way of the buffer, as the pointers of map_tile must not alias.
-      direct[k] = place != nullptr && (by_row || place != tiles.in[k]);
+      direct[k] = place != nullptr && (by_row == &map.rows || place != tiles.in[k]);
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];
     }
     tiles.in[a.bound.input] = held.of(a.bound, tiles.in[a.bound.input], r.count());
-    if (by_row) {
+    if (row_loop != nullptr) {
       for (int i = 0; i < r.rows; ++i) {
         const double s = row_loop(tiles, i * r.columns, row_gradient<T>(a.row_grad, r.row + i), r.columns, params);
         if (acc != nullptr) acc[r.row - r0 + i] += s;
@@ -265,7 +344,7 @@ void term_rows(const TermArgs& a, int64_t r0, int64_t r1, int64_t c0, int64_t c1
         store(tiles.grad[k], a.grad[k], r, a.columns);
       }
     }
-    if (acc != nullptr && !by_row) {
+    if (acc != nullptr && row_loop == nullptr) {
       for (int i = 0; i < r.rows; ++i) acc[r.row - r0 + i] += sum(value + i * r.columns, r.columns);
     }
   });
@@ -277,6 +356,7 @@ void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
   const TermMap<T>& map = term_map<T>(a.term);
   const math::TermParams<T> params = map.params(a.param);
   const T coefficient = static_cast<T>(a.coefficient);
+  int place[kTile];
   Held<T> held;
   bool with_grad = false;
   for (const Stream& s : a.grad) with_grad |= s.data != nullptr;
@@ -286,8 +366,12 @@ void term_elements(const TermArgs& a, void* values, int64_t r0, int64_t r1) {
     tiles.value = values != nullptr ? static_cast<T*>(values) + r : value_buffer;
     bool direct[kMaxTermInputs] = {};
     for (int k = 0; k < map.inputs; ++k) {
-      tiles.in[k] =
-          a.in[k].dtype == kSparseRows ? load_sparse(a.in[k], rect, in_buffer[k]) : load_elements(a.in[k], r, rect.rows, in_buffer[k]);
+      if (a.in[k].dtype != kSparseRows) {
+        tiles.in[k] = load_elements(a.in[k], r, rect.rows, in_buffer[k]);
+      } else {
+        tiles.in[k] = in_buffer[k], tiles.place = place;
+        tiles.found = load_sparse(a.in[k], rect, in_buffer[k], place);
+      }
       T* place = in_place<T>(a.grad[k], rect, 1);
       direct[k] = place != nullptr && place != tiles.in[k];
       tiles.grad[k] = direct[k] ? place : grad_buffer[k];

@@ -1,4 +1,4 @@
-// Tiles of sparse rows: zeros, and the values that are stored among them.
+// Tiles of sparse counts: those that are not 0, and where they lie.
 #pragma once
 
 #include "../sparse_rows.h"
@@ -27,31 +27,35 @@ VF_INLINE int64_t place(const void* of, bool wide, int64_t i) {
   return wide ? static_cast<const int64_t*>(of)[i] : static_cast<const int32_t*>(of)[i];
 }
 
+/// Of the rectangle, row by row: the counts that are not 0 (NaN is not) and their places in it; returns how many.
 template <typename T, typename I>
-inline void spread_sparse(const SparseRows& x, const Rect& r, T* out) {
+inline int stored_counts(const SparseRows& x, const Rect& r, T* count, int* place) {
   const I *offsets = static_cast<const I*>(x.offsets), *columns = static_cast<const I*>(x.columns);
-  for (int64_t row = r.row; row < r.row + r.rows; ++row, out += r.columns) {
-    const I *begin = columns + offsets[row], *end = columns + offsets[row + 1];
+  constexpr int kPiece = 128;
+  T value[kPiece];
+  int found = 0;
+  for (int row = 0; row < r.rows; ++row) {
+    const I *begin = columns + offsets[r.row + row], *end = columns + offsets[r.row + row + 1];
     begin = first_from(begin, end, r.column);
     end = first_from(begin, end, r.column + r.columns);
-    VF_SIMD
-    for (int j = 0; j < r.columns; ++j) out[j] = T(0);
-    constexpr int kPiece = 128;
-    T value[kPiece];
+    const int64_t from = r.column - int64_t{row} * r.columns;
     for (const I* at = begin; at < end; at += kPiece) {
       const int n = static_cast<int>(end - at < kPiece ? end - at : kPiece);
       widen(x.values, x.dtype, at - columns, n, value);
-      for (int j = 0; j < n; ++j) out[at[j] - r.column] = value[j];
+      for (int j = 0; j < n; ++j) {
+        place[found] = static_cast<int>(at[j] - from);
+        count[found] = value[j];
+        found += value[j] != T(0) ? 1 : 0;
+      }
     }
   }
+  return found;
 }
 
-/// The rectangle as compute values, see load.
 template <typename T>
-inline const T* load_sparse(const Stream& s, const Rect& r, T* buffer) {
+inline int load_sparse(const Stream& s, const Rect& r, T* buffer, int* place) {
   const SparseRows& x = *static_cast<const SparseRows*>(s.data);
-  x.wide ? spread_sparse<T, int64_t>(x, r, buffer) : spread_sparse<T, int32_t>(x, r, buffer);
-  return buffer;
+  return x.wide ? stored_counts<T, int64_t>(x, r, buffer, place) : stored_counts<T, int32_t>(x, r, buffer, place);
 }
 
 }  // namespace VF_ISA

@@ -195,12 +195,21 @@ inline void store(const T* from, const Stream& s, const Rect& r, int64_t columns
   }
 }
 
+template <typename T>
+inline double sum(const T* v, int n);
+
 /// Adds the rectangle to a stream of sums, or begins them with it.
 template <typename T>
 inline void add(const T* from, const Stream& s, const Rect& r) {
   for (int i = 0; i < r.rows; ++i, from += r.columns) {
-    double* to = static_cast<double*>(s.data) + s.row(r.row + i) + r.column;
-    if ((r.row + i) % s.row.size[1] == 0) {
+    const bool begins = (r.row + i) % s.row.size[1] == 0;
+    double* to = static_cast<double*>(s.data) + s.row(r.row + i);
+    if (s.inner_stride == 0) {
+      *to = (begins && r.column == 0 ? 0.0 : *to) + sum(from, r.columns);
+      continue;
+    }
+    to += r.column;
+    if (begins) {
       VF_SIMD
       for (int j = 0; j < r.columns; ++j) to[j] = static_cast<double>(from[j]);
     } else {
@@ -307,6 +316,9 @@ struct TermTiles {
   const T* in[kMaxTermInputs] = {};
   T* grad[kMaxTermInputs] = {};
   T* value = nullptr;
+  // Of sparse counts in[0] has those alone that are not 0: `found` of them, which belong to these places.
+  int* place = nullptr;
+  int found = 0;
 };
 
 /// Calls f with the rectangles that tile rows [r0, r1) and columns [c0, c1) of `columns`: runs of whole short rows, or pieces of one long

@@ -188,24 +188,31 @@ struct NegativeBinomial {
 /// log sigmoid(-l) + log NB(x) above (scvi-tools' log_zinb_positive, with its eps).
 template <Space space>
 struct ZeroInflatedNegativeBinomial {
+  using Count = NegativeBinomial<space>;
   static constexpr int kInputs = 4, kParams = 1;
 
+  /// At x = 0, of c = log NB(0) <= 0 and the logit: the value, softplus(c - l) - softplus(-l) with its linear parts taken together, its
+  /// derivative in c, and that in l.
+  template <typename T>
+  VF_INLINE static void inflate(T c, T l, T& value, T& d_count, T& d_logit) {
+    const T most = c > l ? c : l;
+    const Logistic<T> count(c - l), inflation(l);
+    value = (most < T(0) ? most : T(0)) + (count.log1p_e - inflation.log1p_e);
+    d_count = count.p();
+    d_logit = l < T(0) ? count.q() - inflation.p() : inflation.q() - count.p();
+  }
   template <typename T>
   VF_INLINE static void zero(const T (&in)[kMaxTermInputs], const TermParams<T>& params, T& value, T (&d)[kMaxTermInputs]) {
-    T of_count;
-    NegativeBinomial<space>::zero(in, params, of_count, d);
-    // softplus(c - l) - softplus(-l) for c = log NB(0) <= 0, its linear parts taken together
-    const T l = in[3], most = of_count > l ? of_count : l;
-    const Logistic<T> count(of_count - l), inflation(l);
-    value = (most < T(0) ? most : T(0)) + (count.log1p_e - inflation.log1p_e);
-    d[1] *= count.p();
-    d[2] *= count.p();
-    d[3] = l < T(0) ? count.q() - inflation.p() : inflation.q() - count.p();
+    T of_count, share;
+    Count::zero(in, params, of_count, d);
+    inflate(of_count, in[3], value, share, d[3]);
+    d[1] *= share;
+    d[2] *= share;
   }
   template <typename T>
   VF_INLINE static void positive(const T (&in)[kMaxTermInputs], const TermParams<T>& params, T& value, T (&d)[kMaxTermInputs]) {
     T of_count;
-    NegativeBinomial<space>::positive(in, params, of_count, d);
+    Count::positive(in, params, of_count, d);
     const Logistic<T> inflation(in[3]);
     value = of_count - ((in[3] > T(0) ? in[3] : T(0)) + inflation.log1p_e);
     d[3] = -inflation.p();

@@ -66,6 +66,8 @@ struct GaussianUnit {
 template <ScaleForm form>
 struct Gaussian {
   static constexpr int kInputs = 3, kParams = 0;  // x, mu, scale
+  // gcc vectorises no loop with the other forms' selections of an invariant inside
+  static constexpr int kScale = form == ScaleForm::kLogVar || form == ScaleForm::kLogStd ? 2 : -1;
 
   template <typename T>
   VF_INLINE static void eval(const T (&in)[kMaxTermInputs], const TermParams<T>&, T& value, T (&d)[kMaxTermInputs]) {

@@ -4,6 +4,7 @@
 // and, where they apply,
 //   kBounded = true                            no derivative is ever out of range
 //   derive(param)                              fills in, on the host and in double, what follows from the parameters
+//   kScale                                     the input that is often one number for all elements: loops for that are compiled; -1: none
 // A term of counts has zero(...) and positive(...) beside eval(...), see counts.h.
 #pragma once
 
@@ -20,11 +21,27 @@ struct IsBounded : std::false_type {};
 template <class Term>
 struct IsBounded<Term, std::enable_if_t<Term::kBounded>> : std::true_type {};
 
+/// Whether a term names its scale, and which input that is.
+template <class Term, typename = void>
+struct HasScale : std::false_type {
+  static constexpr int input = 0;
+};
+template <class Term>
+struct HasScale<Term, std::enable_if_t<(Term::kScale >= 0)>> : std::true_type {
+  static constexpr int input = Term::kScale;
+};
+
 /// Whether a term's first input is a count.
 template <class Term, typename = void>
 struct IsOfCounts : std::false_type {};
 template <class Term>
 struct IsOfCounts<Term, std::void_t<decltype(&Term::template positive<float>)>> : std::true_type {};
+
+/// Whether it is one that has zeros besides those of another, its Count.
+template <class Term, typename = void>
+struct IsInflated : std::false_type {};
+template <class Term>
+struct IsInflated<Term, std::void_t<typename Term::Count>> : std::true_type {};
 
 /// What an upstream gradient makes of a derivative: nothing, if it is 0, even where the derivative is out of range.
 template <class Term, typename T>

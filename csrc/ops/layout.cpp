@@ -265,8 +265,6 @@ Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double
   return layout.empty(same ? input.options() : input.options().dtype(compute_type(is_double)));
 }
 
-namespace {
-/// Whether the kernels can sum the gradient of an input over rows: those of the CPU, of an input that all rows share.
 bool is_summed(const Tensor& input, const Layout& layout, int64_t columns) {
   const size_t batch = layout.batch().size(), added = layout.shape.size() - static_cast<size_t>(input.dim());
   for (size_t d = added; d < batch; ++d) {
@@ -274,20 +272,22 @@ bool is_summed(const Tensor& input, const Layout& layout, int64_t columns) {
   }
   return input.is_cpu() && layout.rows > 1 && layout.columns > 0 && columns > 1 && columns < cpu::kLongRow;
 }
-}  // namespace
 
 Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout, int64_t columns) {
   TORCH_CHECK_VALUE(k > 0 || !is_of_counts(args.term), "x requires a gradient: counts have none, expected x.detach()");
   if (is_summed(input, layout, columns)) {
     const int64_t rows = cpu::RowBlocks(layout.rows, columns).rows_of_sum();
+    const bool one = input.numel() == 1;
     Layout sums = layout;
     for (size_t d = 0; d < layout.batch().size(); ++d) sums.shape[d] = d == 0 ? cpu::ceil_div(layout.rows, rows) : 1;
+    for (size_t d = layout.batch().size(); one && d < sums.shape.size(); ++d) sums.shape[d] = 1;
     Tensor grad = sums.empty(input.options().dtype(at::kDouble));
-    Stream& s = args.grad[k] = dense_stream(grad, layout.columns);
+    Stream& s = args.grad[k] = dense_stream(grad, one ? 1 : layout.columns);
     s.summed = true;
+    s.inner_stride = one ? 0 : 1;
     s.row.dims = 2;
     s.row.size[0] = sums.shape[0];
-    s.row.stride[0] = layout.columns;
+    s.row.stride[0] = one ? 1 : layout.columns;
     s.row.size[1] = rows;
     s.row.stride[1] = 0;
     return grad;

@@ -405,6 +405,16 @@ def test_sparse_counts_are_the_same_as_dense_ones(shape, dtype, backend):
                 torch.testing.assert_close(g, w, rtol=0.0, atol=0.0)
 
 
+def test_stored_zeros_are_zeros(backend):
+    """CSR data may hold them: to_sparse_csr of counts of which some were set to 0 afterwards."""
+    x, mu, theta, *_ = draw((5, 1500), zeros=0.9)
+    rows = (x + 1.0).to_sparse_csr()
+    rows.values().copy_(x.flatten())
+    value, grads = value_and_grads(lambda *t: vae_fast.negative_binomial_log_prob(rows, *t), [mu, theta])
+    want, want_grads = value_and_grads(lambda *t: vae_fast.negative_binomial_log_prob(x, *t), [mu, theta])
+    torch.testing.assert_close((value, *grads), (want, *want_grads), rtol=0.0, atol=0.0)
+
+
 def test_sparse_counts_in_a_loss(backend):
     x, mu, theta, *_, pi = draw((9, 700), zeros=0.9)
     latent = torch.randn(9, 2)

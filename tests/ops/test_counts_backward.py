@@ -54,6 +54,19 @@ def test_every_upstream_gradient(name, event_dim, shared, backend):
                 torch.testing.assert_close(g.double(), want, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("rows", [40, 2200])
+def test_a_dispersion_that_all_samples_share(rows):
+    """In a small batch its derivatives are kept until the upstream gradients come, in a large one their sum: one has to be all the same."""
+    x, (mu, theta) = drawn("negative_binomial", True, torch.float32, rows, 2000)
+    each = torch.randn(rows)
+    each[1] = 0.0
+    for upstream in (torch.full((rows,), -0.3), each):
+        out = vae_fast.negative_binomial_log_prob(x, mu, theta)
+        got = torch.autograd.grad(out, (mu, theta), upstream)
+        for g, want in zip(got, expected("negative_binomial", x, (mu, theta), upstream, 1), strict=True):
+            torch.testing.assert_close(g.double(), want, rtol=2e-4, atol=2e-4 * rows**0.5)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_retained_graph_is_differentiated_again(name, backend):
     """The second pass over a graph starts from the inputs, and so does a second derivative."""
