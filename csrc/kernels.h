@@ -255,13 +255,11 @@ struct SoftmaxArgs {
   RowGrad row_grad;
 };
 
-/// out[o, i] = scale * the sum over k of weight[k] a[o, k, i], dense; summed in double, in an order that the shape alone decides. A weight
-/// of 0 leaves nothing, even of what is out of range.
+/// out[o, i] = scale * the sum over k of a[o, k, i], dense; summed in double, in an order that the shape alone decides.
 struct SumArgs {
   int64_t outer = 0, k = 0, inner = 0;
   bool is_double = false;  // a holds double, else float
   const void* a = nullptr;
-  const void* weight = nullptr;  // as a; null: all are 1
   bool out_is_double = false;
   void* out = nullptr;
   double scale = 1.0;

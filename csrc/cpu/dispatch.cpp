@@ -250,8 +250,7 @@ void sum(const SumArgs& a) {
   for_blocks(a.outer * pieces, step * inner, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t o = b / pieces, r0 = b % pieces * step, r1 = r0 + step < a.k ? r0 + step : a.k;
-      const void* weights = a.weight == nullptr ? nullptr : static_cast<const char*>(a.weight) + r0 * bytes;
-      add_rows(static_cast<const char*>(a.a) + (o * a.k + r0) * a.inner * bytes, weights, r1 - r0, a.inner, partial.data() + b * a.inner);
+      add_rows(static_cast<const char*>(a.a) + (o * a.k + r0) * a.inner * bytes, r1 - r0, a.inner, partial.data() + b * a.inner);
     }
   });
   for_blocks(a.outer * a.inner, pieces, [&](int64_t begin, int64_t end) {

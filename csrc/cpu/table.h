@@ -47,7 +47,7 @@ struct KernelTable {
   int64_t (*group_scratch_bytes[2])(const GroupArgs&);
   double (*group_cells[2])(const GroupArgs&, int64_t row, int64_t c0, int64_t c1, void* scratch);
   double (*softmax_cells[2])(const SoftmaxArgs&, int64_t row, int64_t c0, int64_t c1);
-  void (*add_rows[2])(const void* from, const void* weights, int64_t rows, int64_t inner, double* acc);
+  void (*add_rows[2])(const void* from, int64_t rows, int64_t inner, double* acc);
   double (*fma_probe)(int64_t iterations, float* sink);
   void (*scale)(void* data, DType dtype, int64_t begin, int64_t end, double by);
 };

@@ -265,6 +265,8 @@ Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double
   return layout.empty(same ? input.options() : input.options().dtype(compute_type(is_double)));
 }
 
+namespace {
+/// Whether the kernels can sum the gradient of an input over rows: those of the CPU, of an input that all rows share.
 bool is_summed(const Tensor& input, const Layout& layout, int64_t columns) {
   const size_t batch = layout.batch().size(), added = layout.shape.size() - static_cast<size_t>(input.dim());
   for (size_t d = added; d < batch; ++d) {
@@ -272,6 +274,7 @@ bool is_summed(const Tensor& input, const Layout& layout, int64_t columns) {
   }
   return input.is_cpu() && layout.rows > 1 && layout.columns > 0 && columns > 1 && columns < cpu::kLongRow;
 }
+}  // namespace
 
 Tensor Term::add_gradient(int k, const Tensor& input, const Layout& layout, int64_t columns) {
   TORCH_CHECK_VALUE(k > 0 || !is_of_counts(args.term), "x requires a gradient: counts have none, expected x.detach()");

@@ -74,8 +74,6 @@ Bound bound_of(c10::string_view name, const Tensor& like);
 /// Where a number on the device lies, that takes the place of a Python number: float64, one element. Null for none.
 const double* number_at(const std::optional<Tensor>& number, const Tensor& like);
 
-/// Whether the kernels can sum the gradient of an input over rows: those of the CPU, of an input that all rows share.
-bool is_summed(const Tensor& input, const Layout& layout, int64_t columns);
 /// A fresh dense buffer for the gradient of an input that was broadcast to the layout.
 Tensor gradient_buffer(const Tensor& input, const Layout& layout, bool is_double);
 

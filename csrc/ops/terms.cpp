@@ -59,10 +59,6 @@ Tensors to_inputs(Tensors grads, TensorList inputs, const Mask& mask) {
   return grads;
 }
 
-/// Elements up to which the gradient of an input that all samples share is kept for each of them until the upstream gradients come. Beyond,
-/// where memory counts, it is summed, and if samples have upstream gradients of their own all is computed again.
-constexpr int64_t kMostToSum = int64_t{1} << 22;
-
 struct TermOp {
   struct State {
     std::string term;
@@ -83,17 +79,9 @@ struct TermOp {
   static Tensor forward_with_grad(TensorList inputs, State& s) {
     Call c = Call::make(inputs, s.term, s.params, s.param_at, s.event_dim);
     Tensor out = c.add_value(inputs);
-    for (size_t k = 0; k < inputs.size(); ++k) {
-      if (!s.mask[k]) continue;
-      const bool of_all = is_summed(inputs[k], c.layout, c.layout.columns);
-      if (k > 0 && of_all && c.layout.ordered && c.layout.rows * c.layout.columns <= kMostToSum) {
-        const Tensor kept = buffer_to_sum(c.layout.shape, inputs[k].options().dtype(compute_type(c.is_double)));
-        c.prepared.args.grad[k] = dense_stream(kept, c.layout.columns);
-        s.written.add(kept, Written::Form::kToSum);
-      } else {
-        s.written.add(c.prepared.add_gradient(static_cast<int>(k), inputs[k], c.layout, c.layout.columns),
-                      of_all ? Written::Form::kSum : Written::Form::kWhole);
-      }
+    const Tensors grads = c.add_gradients(inputs, s.mask);
+    for (size_t k = 0, next = 0; k < inputs.size(); ++k) {
+      if (s.mask[k]) s.written.add(grads[next++], c.prepared.args.grad[k].summed);
     }
     c.launch(inputs);
     return out;

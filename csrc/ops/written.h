@@ -12,21 +12,14 @@ namespace ops {
 
 /// For an upstream gradient of 1, as the kernels write them: (*batch, *event), dense, float or double.
 struct Written {
-  /// What becomes of one: the gradient; a sum of it over samples; or it is such a sum, which can only be multiplied by one number for all.
-  enum class Form { kWhole, kToSum, kSum };
-
   Tensors grads;
-  std::vector<Form> forms;
+  std::vector<bool> summed;  // over samples: that can only be multiplied by one number for all of them
 
-  void add(Tensor grad, Form form = Form::kWhole) {
+  void add(Tensor grad, bool is_sum = false) {
     grads.push_back(std::move(grad));
-    forms.push_back(form);
+    summed.push_back(is_sum);
   }
 };
-
-/// A dense tensor for derivatives that are summed later (kToSum): the one that the last sum was done with, if it fits. Fresh memory of a
-/// few MB costs as much in page faults as the rest of the pass over it; nobody else ever sees this one.
-Tensor buffer_to_sum(at::IntArrayRef shape, const at::TensorOptions& options);
 
 /// Whether the gradient of `input` may be written before the upstream one is known: one of 16 bits would be rounded, and leave its range,
 /// before a loss's scale comes.

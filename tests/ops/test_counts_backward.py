@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from oracle import needs_kernels
 
 import vae_fast
 from vae_fast import reference
@@ -54,9 +55,9 @@ def test_every_upstream_gradient(name, event_dim, shared, backend):
                 torch.testing.assert_close(g.double(), want, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("rows", [40, 2200])
+@pytest.mark.parametrize("rows", [40, 300])
 def test_a_dispersion_that_all_samples_share(rows):
-    """In a small batch its derivatives are kept until the upstream gradients come, in a large one their sum: one has to be all the same."""
+    """Its gradient is summed in the forward pass, which one upstream gradient for all multiplies; with others all is computed again."""
     x, (mu, theta) = drawn("negative_binomial", True, torch.float32, rows, 2000)
     each = torch.randn(rows)
     each[1] = 0.0
@@ -82,6 +83,7 @@ def test_a_retained_graph_is_differentiated_again(name, backend):
         assert a.data_ptr() != b.data_ptr()
 
 
+@needs_kernels
 def test_no_upstream_gradient_leaves_nothing_of_a_derivative_out_of_range():
     """x / 0 at a rate of 0 is infinite."""
     x, rate = torch.tensor([[1.0, 2.0], [3.0, 0.0], [1.0, 1.0]]), torch.zeros(3, 2, requires_grad=True)
