@@ -45,7 +45,7 @@ struct BernoulliLogits {
         c = c < -params.at[kLogitBound] ? -params.at[kLogitBound] : c;
         c = c > params.at[kLogitBound] ? params.at[kLogitBound] : c;
       }
-      const Logistic<T> s(c);
+      const Logistic<T> s(c, exp_minus_abs_quick(c));
       const T w = s.negative ? x : y;
       value = fma(-w, abs(c), -s.log1p_e);
       d[0] = c;
