@@ -117,13 +117,17 @@ struct AtCount : F {
 };
 
 /// map_tile for counts as if all were 0. Of a zero-inflated one in two loops: in one the chain of dependent operations is so long that the
-/// processor does not see the next vector before it has ended.
+/// processor does not see the next vector before it has ended. The upstream gradient comes last: one that takes a derivative out of range
+/// must not meet a share of 0.
 template <class F, typename T, bool with_grad>
 void map_zeros(const TermTiles<T>& tiles, const T* __restrict upstream, int n, const math::TermParams<T>& params) {
   if constexpr (!math::IsInflated<F>::value) {
     map_tile<AtZero<F>, T, 1, with_grad>(tiles, upstream, n, params);
   } else {
-    map_tile<AtZero<typename F::Count>, T, 1, with_grad>(tiles, upstream, n, params);
+    T ones[with_grad ? kTile : 1];
+    VF_SIMD
+    for (int i = 0; i < (with_grad ? n : 0); ++i) ones[i] = T(1);
+    map_tile<AtZero<typename F::Count>, T, 1, with_grad>(tiles, ones, n, params);
     const T* __restrict logit = tiles.in[3];
     T* __restrict g1 = tiles.grad[1];
     T* __restrict g2 = tiles.grad[2];
@@ -135,9 +139,10 @@ void map_zeros(const TermTiles<T>& tiles, const T* __restrict upstream, int n, c
       F::inflate(value[i], logit[i], v, d_count, d_logit);
       value[i] = v;
       if constexpr (with_grad) {
-        g1[i] *= d_count;
-        g2[i] *= d_count;
-        g3[i] = upstream[i] * d_logit;
+        const T g = upstream[i];
+        g1[i] = g * (g1[i] * d_count);
+        g2[i] = g * (g2[i] * d_count);
+        g3[i] = g * d_logit;
       }
     }
   }

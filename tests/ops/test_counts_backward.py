@@ -83,6 +83,14 @@ def test_a_retained_graph_is_differentiated_again(name, backend):
         assert a.data_ptr() != b.data_ptr()
 
 
+def test_an_upstream_gradient_that_takes_a_derivative_out_of_range_meets_a_share_of_0(backend):
+    """Of a zero that is surely inflation: 3e38 times the count's derivative by theta, -12.8, is out of range, and counts for nothing."""
+    mu, theta, logit = (torch.full((3, 40), v, requires_grad=True) for v in (1e3, 1e-3, 200.0))
+    out = vae_fast.zero_inflated_negative_binomial_log_prob(torch.zeros(3, 40), mu, theta, logit)
+    for grad in torch.autograd.grad(out, (mu, theta, logit), torch.full((3,), 3e38)):
+        assert not grad.any()
+
+
 @needs_kernels
 def test_no_upstream_gradient_leaves_nothing_of_a_derivative_out_of_range():
     """x / 0 at a rate of 0 is infinite."""
