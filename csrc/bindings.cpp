@@ -1,6 +1,6 @@
 // The Python module and the dispatcher's ops. Schemas are what torch.compile, export and opcheck see.
 #include <pybind11/functional.h>
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "cpu/table.h"

@@ -1,6 +1,7 @@
 // What the autograd layers share: when a call may skip the dispatcher, and how state is carried to the backward pass.
 #pragma once
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 

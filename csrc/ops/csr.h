@@ -1,7 +1,7 @@
 // The parts of a CSR matrix as the kernels read them.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <vector>
 

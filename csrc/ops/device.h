@@ -1,7 +1,7 @@
 // Runs kernels on the device their tensors are on: the right device, the current stream, errors reported.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <vector>
 

@@ -1,5 +1,7 @@
 // The whole head of a VAE: likelihood minus beta KL of every sample, and the reduced loss that writes its gradient in the same pass.
 #include <ATen/ExpandUtils.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 
 #include "autograd.h"

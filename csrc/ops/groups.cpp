@@ -1,6 +1,8 @@
 // Terms over groups of parameters: mixtures over cells, and softmaxes over classes. The forward pass keeps the inputs and, where one is
 // wanted, the gradient.
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/aminmax.h>
+#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 
 #include <algorithm>

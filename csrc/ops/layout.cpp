@@ -4,6 +4,8 @@
 #include "../cpu/parallel.h"
 
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>

@@ -1,7 +1,7 @@
 // From tensors to the plain rows and columns that kernels see: broadcasting, permuted events, data types, and the gradients' buffers.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <memory>
 #include <string>

@@ -1,5 +1,7 @@
 // torch's linear layer, its products through product.h.
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 
 #include "autograd.h"
 #include "product.h"

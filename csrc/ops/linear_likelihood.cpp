@@ -1,6 +1,8 @@
 // The last layer of a decoder and its Bernoulli or multinomial likelihood, some rows at a time: neither the logits nor their gradient are
 // ever whole.
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 
 #include "autograd.h"

@@ -1,4 +1,5 @@
 // log sum_k w_k e^{a_k} over one dimension; only the result is saved.
+#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 
 #include "autograd.h"

@@ -1,5 +1,6 @@
 // Mixture density networks: parameters per row; of the forward pass only the result is saved.
 #include <ATen/ExpandUtils.h>
+#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 
 #include "autograd.h"

@@ -1,4 +1,6 @@
 // Mixtures of Gaussians: densities, responsibilities and the sums of an M-step.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <ATen/record_function.h>
 
 #include "autograd.h"

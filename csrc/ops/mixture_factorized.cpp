@@ -1,4 +1,6 @@
 // Mixtures dimension by dimension, sum_d log sum_k w_k N(x_d; ...), beside the joint density of the same pass.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/record_function.h>
 
 #include "autograd.h"

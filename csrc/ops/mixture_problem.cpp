@@ -1,5 +1,14 @@
 // What is done to a mixture's parameters before and after the kernels, in double: of a diagonal one by kernels of their own, of others on
 // tensors of K or K x D x D elements.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/exp2.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/nan_to_num.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
 #include "mixture_problem.h"
 
 #include "../math/mixture.h"

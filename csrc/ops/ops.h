@@ -2,7 +2,7 @@
 // pass (Autograd key), `name` is what Python calls in eager mode (pybind11): it goes straight to the others when nothing else has a say.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string>

@@ -1,10 +1,13 @@
 #include "product.h"
 
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/List.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstdio>

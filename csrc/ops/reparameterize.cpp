@@ -1,5 +1,7 @@
 // Reparameterized sampling with or without the KL of the same pass. The noise is kept as (seed, offset), or, on the CPU, as a tensor where
 // that is small: drawing it again costs more than reading it from the cache, and the values are the same.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/record_function.h>
 
 #include <algorithm>
@@ -64,7 +66,7 @@ constexpr int64_t kKeptNoise = int64_t{4} << 20;
 
 /// Whether to keep the noise of a sample of `count` elements: on the CPU, if it is small and no larger than z.
 bool keeps_noise(TensorList inputs, int64_t count) {
-  const auto z = at::promote_types(inputs[0].scalar_type(), inputs[1].scalar_type());
+  const auto z = c10::promoteTypes(inputs[0].scalar_type(), inputs[1].scalar_type());
   const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
   return inputs[0].is_cpu() && bytes <= kKeptNoise && c10::elementSize(z) >= sizeof(float);
 }
@@ -75,7 +77,7 @@ std::tuple<Tensor, Tensor> run(TensorList inputs, const OptionalTensor& noise, c
                                string_view scale_or_kl, bool with_kl, int64_t num_samples, double floor, int64_t event_dim) {
   const SampleProblem p(inputs, event_dim);
   const auto sample_shape = p.sample_shape(num_samples);
-  const auto dtype = at::promote_types(inputs[0].scalar_type(), inputs[1].scalar_type());
+  const auto dtype = c10::promoteTypes(inputs[0].scalar_type(), inputs[1].scalar_type());
   std::vector<Tensor> keep;
   SampleArgs a;
   a.samples = num_samples > 0 ? num_samples : 1;

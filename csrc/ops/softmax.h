@@ -1,7 +1,7 @@
 // Softmaxes over classes, for the ops that have rows of logits.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "../kernels.h"
 

@@ -1,4 +1,5 @@
 // One row-summed term: gaussian_kl, bernoulli_log_prob, gaussian_log_prob.
+#include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 
 #include <algorithm>
