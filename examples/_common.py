@@ -38,6 +38,7 @@ EXAMPLES = (
     "gradient_estimators",
     "sgvb",
     "vamp_prior",
+    "disentanglement",
     "importance_weighted",
     "vae_inference",
     "convolutional_vae",

@@ -176,7 +176,7 @@ def main() -> None:
     setting |= {"hidden": 256, "latent": 10, "samples": 10_000, "seeds": 2}
     betas = (1.0, 2.0, 4.0)
     if args.quick:
-        setting |= {"side": 16, "scales": 2, "rotations": 4, "places": 5, "epochs": 40, "batch": 32, "lr": 3e-3}
+        setting |= {"side": 16, "scales": 2, "rotations": 4, "places": 5, "epochs": 25, "batch": 32, "lr": 3e-3}
         setting |= {"hidden": 64, "latent": 6, "samples": 500, "seeds": 1}
         betas = (1.0, 4.0)
     tasks = [

@@ -146,6 +146,36 @@ def test_vamp_prior(quick):
     assert vamp["log_prob"] > normal["log_prob"] + 0.5
 
 
+def test_disentanglement(quick):
+    for results in both(quick, "disentanglement"):
+        for fit in results["fits"]:
+            parts = sum(fit[name] for name in ("mutual_information", "total_correlation", "dimension_wise_kl"))
+            assert parts == pytest.approx(sum(fit["kl_of_latent"]), rel=0.1)
+            assert all(-0.01 < share < 1.01 for row in fit["information"] for share in row)
+            assert all(0.0 <= gap < 1.01 for gap in fit["gaps"].values())
+        largest = max(fit["beta"] for fit in results["fits"])
+        mean = {
+            (kind, key): sum(fit[key] for fit in results["fits"] if (fit["kind"], fit["beta"]) == (kind, largest)) / results["seeds"]
+            for kind in ("beta", "tc")
+            for key in ("log_likelihood", "mig")
+        }
+        assert mean["tc", "log_likelihood"] > mean["beta", "log_likelihood"]
+        assert mean["tc", "mig"] > mean["beta", "mig"]
+
+
+def test_information_of_a_latent_that_is_the_factor_or_has_nothing_of_it(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    information = importlib.import_module("disentanglement").information
+    torch.manual_seed(0)
+    factor, of = torch.arange(5).repeat(200), torch.randperm(1000)
+    logvar = torch.full((1000,), -4.0)
+    for mu, expected in ((10.0 * factor, torch.tensor(5.0).log().item()), (10.0 * torch.arange(1000).div(500, rounding_mode="floor"), 0.0)):
+        z = mu[of] + torch.randn(1000) * (0.5 * logvar).exp()
+        found, entropy = information(z, mu, logvar, of, factor)
+        assert found == pytest.approx(expected, abs=1e-4)
+        assert entropy == pytest.approx(torch.tensor(5.0).log().item(), rel=1e-6)
+
+
 def test_large_mixture(quick):
     for results in both(quick, "large_mixture"):
         curve = [log_p for _, log_p in results["curve"]]
