@@ -78,11 +78,24 @@ def options(
     if add is not None:
         add(parser)
     args = parser.parse_args()
+    args.own = _given(parser, args)
     if dataset is not None and args.dataset is None:
         args.dataset = "digits" if args.quick else dataset
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     return args
+
+
+def _given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+    """An example's own options as they were given: those that differ from their defaults. Files and folders change no result."""
+    words: list[str] = []
+    for name, value in vars(args).items():
+        if name in ("quick", "full", "out", "seed", "dataset") or value == parser.get_default(name) or isinstance(value, Path):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        values = value if isinstance(value, list) else [value] * (value is not True)
+        words += [str(v).removesuffix(".0") for v in values]
+    return words
 
 
 def size_options(parser: argparse.ArgumentParser, quick: str) -> None:
@@ -111,16 +124,20 @@ def commit() -> str:
     return sources.commit(also=("examples/*.py",))
 
 
+def command(args: argparse.Namespace) -> str:
+    """The command that gives the same results again: the script and the options that were given to it."""
+    words = ["python", f"examples/{Path(sys.argv[0]).name}"] + ["--quick"] * args.quick
+    words += ["--seed", str(args.seed)] * (args.seed != 0)
+    if "dataset" in args and not (args.quick and args.dataset == "digits"):
+        words += ["--dataset", args.dataset]
+    return shlex.join(words + getattr(args, "own", []))
+
+
 def finish(args: argparse.Namespace, results: dict[str, Any], pictures: Iterable[str]) -> None:
     """Write the JSON file: how it was made, then the results; and say what was written."""
-    script = Path(sys.argv[0])
-    command = ["python", f"examples/{script.name}"] + ["--quick"] * args.quick
-    command += ["--seed", str(args.seed)] * (args.seed != 0)
-    if getattr(args, "dataset", "digits") != "digits":
-        command += ["--dataset", args.dataset]
-    made = {"command": shlex.join(command), "seed": args.seed, "commit": commit()}
-    write_json(args.out / f"{script.stem}.json", made | results)
-    print(f"wrote {args.out}: {', '.join([*pictures, script.stem + '.json'])}")
+    name = f"{Path(sys.argv[0]).stem}.json"
+    write_json(args.out / name, {"command": command(args), "seed": args.seed, "commit": commit()} | results)
+    print(f"wrote {args.out}: {', '.join([*pictures, name])}")
 
 
 def learn(model: nn.Module, x: Tensor, epochs: int, lr: float = 2e-3, batch_size: int = 100) -> float:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import PICTURES, commit, load, options, unit
+from _common import PICTURES, command, commit, load, options, unit
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -225,9 +224,7 @@ def made_of(args: argparse.Namespace, folder: Path, seed: int, goes_on: bool) ->
     made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"seed": seed, "commits": []}
     if goes_on:
         made["commits"] += [commit()] if commit() not in made["commits"] else []
-        command = ["python", f"examples/{Path(sys.argv[0]).name}"] + ["--quick"] * args.quick
-        command += ["--seed", str(args.seed)] * (args.seed != 0)
-        made |= {"command": shlex.join(command), "threads": torch.get_num_threads()}
+        made |= {"command": command(args), "threads": torch.get_num_threads()}
         write_json(path, made)
     return made
 

@@ -10,15 +10,17 @@ import time
 import pytest
 import torch
 from bench_results import SMALL, result, run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from one_line_errors import one_line
 
 from vae_fast import bench
-from vae_fast.bench import advice, cases_head, machine, measure, report, sources, suites
+from vae_fast.bench import advice, cases_head, machine, measure, pictures, report, sources, suites
 from vae_fast.bench.case import Bench, Case, Work, leaf, plain
 from vae_fast.bench.options import Options
 
 MODULES = [f"vae_fast.bench.{m.name}" for m in pkgutil.iter_modules(bench.__path__)]
+RESULTS = sources.ROOT / "benchmarks" / "results"
 pytestmark = pytest.mark.usefixtures("no_pause")
 
 
@@ -69,6 +71,23 @@ def test_markdown_and_pictures(written):
     assert "commit " + sources.commit() in text
     for name in ("speed", "memory", "roofline"):
         assert min(imread(written / f"{name}.png").shape[:2]) >= 500
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in RESULTS.glob("*/kernels.json")))
+def test_the_limits_labels_of_a_roofline_lie_on_no_point(folder):
+    rows = [r for suite in ("kernels", "mixtures") for r in report.read(RESULTS / folder / f"{suite}.json")["rows"]]
+    figure = pictures._roofline([r for r in rows if r["direction"] == "both"])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    labels = [t for t in axes.texts if t.get_text().startswith(("copy ", "multiply-adds "))]
+    assert len(labels) == 2
+    points = [p for each in axes.collections for p in axes.transData.transform(each.get_offsets())]
+    assert len(points) > 20
+    for label in labels:
+        box = label.get_window_extent(renderer).padded(4)
+        assert not any(box.contains(x, y) for x, y in points), label.get_text()
+        assert axes.get_window_extent(renderer).x0 < box.x0
 
 
 def test_random_images_stand_in_for_mnist(monkeypatch, tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why_once():
     got, step, told = weights_after(9, recorder=Refusing())
     torch.testing.assert_close(got, want)
     assert step.replays == 0
-    assert told == ["the training step cannot be recorded as a CUDA graph and runs as it is: RuntimeError: operation not permitted"]
+    assert told == ["the training step cannot be recorded as a CUDA graph and runs without one: RuntimeError: operation not permitted"]
 
 
 def test_an_optimizer_that_keeps_its_steps_on_the_host_is_refused():
@@ -135,7 +135,7 @@ def test_warmup_by_its_definition():
     [
         ((-1,), "steps=-1: expected at least 1"),
         ((5, "step"), "then='step'"),
-        ((5, "linear"), "total=None: expected more than the 5 steps"),
+        ((5, "linear"), "total=None: expected more than the 5 warm-up steps"),
         ((5, "cosine", 5), "total=5"),
     ],
 )

@@ -105,7 +105,7 @@ def test_the_first_format_version_never_loads_other_values(path):
 def test_a_digest_that_is_gone_is_missed(path):
     state = checkpoint.load(path)
     torch.save(state, path)
-    with pytest.raises(FileError, match="the checksum at its end is gone"):
+    with pytest.raises(FileError, match="the checksum at its end is missing"):
         checkpoint.load(path)
 
 
@@ -173,7 +173,7 @@ def nest(depth):
         (moments(step=torch.tensor(1)), "step is .*int64"),
         (moments(extra=torch.zeros(3, 2)), "holds step, exp_avg, exp_avg_sq, extra, expected step, exp_avg, exp_avg_sq"),
         (lambda s: s["optimizer"]["state"][0].pop("step"), "holds exp_avg, exp_avg_sq, expected step"),
-        (lambda s: s["optimizer"]["state"].update({7: {}}), "of a parameter 7: expected 0 to 1"),
+        (lambda s: s["optimizer"]["state"].update({7: {}}), "for parameter 7: expected 0 to 1"),
         (lambda s: s["optimizer"]["state"].update(x={}), "a dictionary for each number"),
         (lambda s: s["optimizer"].update(state=[]), "optimizer state"),
         (lambda s: s["optimizer"].update(param_groups=[3]), "optimizer state"),

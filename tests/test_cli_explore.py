@@ -97,7 +97,7 @@ def test_a_broken_checkpoint_falls_back_on_the_one_before(run, tmp_path, capsys)
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     (tmp_path / "checkpoint.previous.pt").write_bytes((run / "checkpoint.pt").read_bytes())
     assert explore(tmp_path, "--page", tmp_path / "p.html") == 0
-    assert "fell back on checkpoint.previous.pt" in capsys.readouterr().out
+    assert "fell back to checkpoint.previous.pt" in capsys.readouterr().out
 
 
 def test_dims_and_image(four, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_broken_newest_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, 
     if damage == "gone":
         path.unlink()
     assert same_bits(noisy_run(path, epochs=3, resume=True), want)
-    assert re.search(r"a.pt: .*fell back on a.previous.pt; continuing after 2 epochs", capsys.readouterr().err)
+    assert re.search(r"a.pt: .*fell back to a.previous.pt; continuing after 2 epochs", capsys.readouterr().err)
     path.write_bytes(b"")
     checkpoint.previous_of(path).write_bytes(b"")
     with pytest.raises(FileError, match=r"a.pt: not a checkpoint, broken or truncated"):
@@ -169,7 +169,7 @@ def test_sigterm_in_one_process(tmp_path, capsys):
         ("data", "n is 32 on rank 0 and 33 on rank 1"),
         ("models", "model is .* on rank 0 and .* on rank 1"),
         ("argument on one", "accumulate=0"),
-        ("rows", r"batch_size=8: expected a row for each of 2 process\(es\) and accumulate=5 pieces"),
+        ("rows", r"batch_size=8: expected at least one row for each of 2 process\(es\) and accumulate=5 pieces"),
         ("broken", "broken.pt: not a checkpoint, broken or truncated"),
         ("other weights", "was trained with batch_size=50"),
         ("full disk", "below.pt: cannot be written"),

@@ -116,6 +116,34 @@ def test_a_budget_ends_a_run(module, images, tmp_path):
     assert len(run["history"]) == 1  # it begins, as nothing is spent, and ends with the pass
 
 
+OWN = ["--minutes", "1", "2.5", "3", "--images", "40"]
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ([], ["--dataset", "mnist"]),
+        (["--dataset", "digits"], ["--dataset", "digits"]),
+        (["--quick", "--seed", "2", *OWN], ["--quick", "--seed", "2", *OWN]),
+        (["--full", *OWN], ["--dataset", "mnist", *OWN]),
+    ],
+)
+def test_the_recorded_command_says_what_was_run(module, tmp_path, monkeypatch, given, recorded):
+    """Of the run and of each model; where files are kept changes no result. The command, given again, gives the same options."""
+    common = importlib.import_module("_common")
+    places = ["--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", ["examples/importance_weighted.py", *given, *places])
+    args = common.options("", "mnist", module.more_options)
+    common.finish(args, {}, ())
+    found = json.loads((tmp_path / "importance_weighted.json").read_text())["command"]
+    assert found == " ".join(["python", "examples/importance_weighted.py", *recorded])
+    assert module.made_of(args, tmp_path, args.seed, True)["command"] == found
+    monkeypatch.setattr("sys.argv", [*found.split()[1:], *places])
+    again = common.options("", "mnist", module.more_options)
+    names = ("quick", "seed", "dataset", "minutes", "images")
+    assert {name: getattr(again, name) for name in names} == {name: getattr(args, name) for name in names}
+
+
 def test_the_estimate_of_all_images(module, images):
     """With every image given all samples, what the few say cancels."""
     model, test = module.ImportanceWeighted(36, 16, 3, 1).eval(), module.binarized(images)

@@ -91,7 +91,7 @@ def test_scopes_nest_and_patch_counts():
         vae_fast.unpatch("torch.distributions")
         assert ours(T.Normal(0.0, 1.0))
     assert state() == before
-    with pytest.raises(ValueError, match=re.escape("target='torch.distributions': expected one that is patched; there is none")):
+    with pytest.raises(ValueError, match=re.escape("target='torch.distributions': expected a patched target; patched now: none")):
         vae_fast.unpatch("torch.distributions")
 
 
@@ -145,7 +145,7 @@ def test_as_a_decorator():
 def test_what_somebody_else_put_there_is_left_and_named(monkeypatch):
     monkeypatch.setattr(T.Laplace, "log_prob", T.Laplace.log_prob)  # put back at the end
     before = state()
-    words = "torch.distributions.Laplace.log_prob: replaced by somebody else while vae_fast had patched torch.distributions"
+    words = "torch.distributions.Laplace.log_prob: replaced by other code while vae_fast had patched torch.distributions"
     with pytest.warns(RuntimeWarning, match=words), vae_fast.patched("torch.distributions"):
         T.Laplace.log_prob = theirs = lambda self, value: value
     assert {name for name, value in state().items() if before[name] != value} == {"Laplace.log_prob"}
@@ -176,7 +176,7 @@ def test_unknown_versions_are_refused_by_name(version, monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: version)
     with pytest.raises(
         UnknownVersionError,
-        match=re.escape(f"torch {version} is not known to vae_fast.patch('torch.distributions'): expected 2.11 or 2.13"),
+        match=re.escape(f"torch {version} has not been tested with vae_fast.patch('torch.distributions'): expected 2.11 or 2.13"),
     ):
         vae_fast.patch("torch.distributions")
     assert state() == before

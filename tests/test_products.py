@@ -89,7 +89,7 @@ def test_a_run_on_another_processor_keeps_the_choice_and_says_so(tmp_path, timed
     where = checkpoint.load(tmp_path / "c.pt")["products"]["processor"]
     trained(2, checkpoint=tmp_path / "c.pt", resume=True)
     assert asked == []
-    assert capsys.readouterr().err.count(f"products as chosen on {where}") == 1
+    assert capsys.readouterr().err.count(f"linear layers use the libraries chosen on {where}") == 1
 
 
 def test_what_a_checkpoint_says_of_products(monkeypatch):
@@ -106,7 +106,7 @@ def test_what_a_checkpoint_says_of_products(monkeypatch):
 def test_a_fixed_choice_that_is_not_the_checkpoints_is_said(monkeypatch):
     monkeypatch.setattr(_backend, "products_mode", "blas")
     state = products.kept([{"a": "blas", "b": "onednn"}])
-    assert products.found("c.pt", state, 0)[1] == "VAE_FAST_PRODUCTS=blas: not the products of c.pt, results differ from it in rounding"
+    assert products.found("c.pt", state, 0)[1] == "VAE_FAST_PRODUCTS=blas: c.pt used the other library; results differ in rounding"
     assert products.found("c.pt", products.kept([{"a": "blas"}]), 0)[1] == ""
 
 

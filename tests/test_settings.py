@@ -73,7 +73,7 @@ def test_a_setting_given_both_ways_is_refused(group, field):
         training.fit(small(), images(), **{group: kind(), field.name: field.default})
     given = f"{field.name}={field.default!r}"
     inside = f"{group}={kind.__name__}"
-    assert str(caught.value) == f"{given}: given beside {inside}(...): expected it in one place, {inside}({given})"
+    assert str(caught.value) == f"{given}: given together with {inside}(...): expected it in one place, {inside}({given})"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_killed_process_restarts_from_the_last_checkpoint(pair, tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     done = torchrun(tmp_path / "killed.py", *command(tmp_path), restarts=1)
     assert done.returncode == 0, done.stderr
-    assert "restart 1: what was done after the checkpoint is done again; continuing after 2 epochs and 1 steps" in done.stderr
+    assert "restart 1: the steps after the checkpoint are repeated; continuing after 2 epochs and 1 steps" in done.stderr
     assert done.stdout.count("epoch 3/3") == 1  # rank 0 alone prints
     assert done.stdout.count("epoch 1/3") == 1
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
@@ -78,7 +78,7 @@ def test_full_disk_and_a_broken_checkpoint_between_restarts(pair, tmp_path):
     for words in (
         f"error: {path}: cannot be written: File too large",
         "restart 1: .*continuing after 1 epochs and 2 steps",
-        f"{path}: not a checkpoint, broken or truncated: .* fell back on checkpoint.previous.pt; restart 2: .* after 2 epochs and 1 steps",
+        f"{path}: not a checkpoint, broken or truncated: .* fell back to checkpoint.previous.pt; restart 2: .* after 2 epochs and 1 steps",
     ):
         assert re.search(words, done.stderr), done.stderr
     restarted, unbroken = (checkpoint.load(folder / "run" / "checkpoint.pt") for folder in (tmp_path, pair[1]))

@@ -1,11 +1,10 @@
-"""Other packages on our kernels without a change to the code that uses them: ``with vae_fast.patched("torch.distributions"):``.
+"""Run other packages on our kernels without changing the code that uses them: ``with vae_fast.patched("torch.distributions"):``.
 
-What is replaced are methods of the packages' own classes, and functions where their modules look them up, never the classes: so
-``isinstance`` holds, objects, subclasses and imported names from before the scope are computed by our kernels too, and what is pickled
-inside it loads outside. Draws are left to the package: with the same seed a run has the same noise in and out of the scope.
+This replaces methods of the packages' own classes, and functions in the modules that look them up, but never a class. So ``isinstance``
+holds; objects, subclasses and imported names from before the scope use our kernels too; and what is pickled inside a scope loads outside
+it. Draws are left to the package: with the same seed, the noise is the same inside and outside a scope.
 
-A scope holds for the whole process, all threads included, until the last of those that are open has ended; then every attribute is the
-object that it was.
+A scope covers the whole process, all threads included, until the last open scope ends; then every attribute is the original object again.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class _Change:
-    """One attribute of a module or class, or one entry of a dict, and what stands there inside a scope."""
+    """One attribute of a module or class, or one entry of a dict, and its value inside a scope."""
 
     name: str
     owner: Any
@@ -42,7 +41,7 @@ class _Change:
     inherited: bool = False
 
     def now(self) -> Any:
-        """What stands there, and is not inherited."""
+        """The current value, unless it is inherited."""
         return (self.owner if isinstance(self.owner, dict) else vars(self.owner)).get(self.key, _MISSING)
 
     def put(self, value: Any) -> None:
@@ -196,7 +195,7 @@ _open: dict[str, tuple[int, list[tuple[_Change, Any]]]] = {}
 
 
 def _known(target: str) -> _Target:
-    """The target, which has to be one that there is, installed, in a version that was tested."""
+    """The target; raises unless it exists and is installed in a version that was tested."""
     if not isinstance(target, str):
         raise TypeError(f"target: expected a str, got {type(target).__name__}")
     if target not in TARGETS:
@@ -208,36 +207,36 @@ def _known(target: str) -> _Target:
         raise MissingExtraError(f"patching {target} needs {found.package}: install it with `pip install {found.package}`") from None
     if not any(version.partition("+")[0] == known or version.startswith(f"{known}.") for known in found.versions):
         known = " or ".join(found.versions)
-        raise UnknownVersionError(f"{found.package} {version} is not known to vae_fast.patch({target!r}): expected {known}")
+        raise UnknownVersionError(f"{found.package} {version} has not been tested with vae_fast.patch({target!r}): expected {known}")
     return found
 
 
 def patch(target: str) -> tuple[str, ...]:
-    """Replace arithmetic of another package by our kernels, until :func:`unpatch`; :func:`patched` does both around a block.
+    """Replace arithmetic of another package with our kernels, until :func:`unpatch`; :func:`patched` does both around a block.
 
     ===================  ==========  ============================================================================================
     target               version     what is replaced
     ===================  ==========  ============================================================================================
     torch.distributions  torch 2.11  ``log_prob`` of the classes that :mod:`vae_fast.distributions` has, ``MixtureSameFamily.expand``
-                         or 2.13     and the KL of Normal from Normal and of Independent from Independent
+                         or 2.13     and the KL between two Normals and between two Independents
     pythae               0.1.2       ``loss_function`` of ``VAE`` and ``BetaVAE``
     scvi                 scvi-tools  the log-probabilities of ``scvi.distributions.NegativeBinomial``, of its zero-inflated form and of
                          1.4.2       the mixture of two: ``log_nb_positive``, ``log_zinb_positive``, ``log_mixture_nb``
     ===================  ==========  ============================================================================================
 
-    The same values and gradients to rounding, from the same draws. It may be called again, in any thread, and holds for the process until
-    :func:`unpatch` was called as often.
+    Values and gradients are the same to rounding, from the same draws. It may be called more than once, in any thread, and stays in effect
+    for the whole process until :func:`unpatch` has been called as often.
 
     Args:
         target: ``"torch.distributions"``, ``"pythae"`` or ``"scvi"``.
 
     Returns:
-        the names of what is replaced.
+        The names of what is replaced, a tuple of str.
 
     Raises:
         TypeError, ValueError: if there is no such target.
         MissingExtraError: if its package is not installed.
-        UnknownVersionError: if its package is of a version that was not tested.
+        UnknownVersionError: if the installed version of its package was not tested.
 
     Example:
         >>> import torch, vae_fast
@@ -263,9 +262,9 @@ def patch(target: str) -> tuple[str, ...]:
 
 
 def unpatch(target: str) -> None:
-    """Take one :func:`patch` back; with the last one every attribute is again the object that it was.
+    """Undo one :func:`patch`; after the last one every attribute is the original object again.
 
-    What somebody else has put in place of our functions meanwhile is left there, and a RuntimeWarning names it.
+    If other code has replaced one of our functions in the meantime, its replacement stays, and a RuntimeWarning names it.
 
     Args:
         target: as in :func:`patch`.
@@ -274,7 +273,7 @@ def unpatch(target: str) -> None:
         None.
 
     Raises:
-        TypeError, ValueError: if there is no such target, or nothing of it is patched.
+        TypeError, ValueError: if there is no such target, or if it is not patched.
 
     Example:
         >>> import vae_fast
@@ -285,7 +284,7 @@ def unpatch(target: str) -> None:
         raise TypeError(f"target: expected a str, got {type(target).__name__}")
     with _lock:
         if target not in _open:
-            raise ValueError(f"target={target!r}: expected one that is patched; there is {', '.join(map(repr, _open)) or 'none'}")
+            raise ValueError(f"target={target!r}: expected a patched target; patched now: {', '.join(map(repr, _open)) or 'none'}")
         count, done = _open.pop(target)
         if count > 1:
             _open[target] = count - 1, done
@@ -296,14 +295,14 @@ def unpatch(target: str) -> None:
                 change.put(before)
         TARGETS[target].after()
     if foreign:
-        words = f"{', '.join(foreign)}: replaced by somebody else while vae_fast had patched {target}, and left as found"
+        words = f"{', '.join(foreign)}: replaced by other code while vae_fast had patched {target}; the replacement stays"
         warnings.warn(words, RuntimeWarning, stacklevel=2)
 
 
 class patched(contextlib.ContextDecorator):  # noqa: N801  used like a function, as torch.no_grad is
     """:func:`patch` around a block or a function; ``with patched(target) as names`` gives the names of what is replaced.
 
-    Scopes nest and overlap, in one thread or in several: what is replaced comes back when the last one ends, after an exception too.
+    Scopes may nest and overlap, in one thread or in several; the originals come back when the last one ends, after an exception too.
 
     Args:
         target: as in :func:`patch`.

@@ -163,12 +163,13 @@ def _roofline(rows: Sequence[Row]) -> Any:
     across = [r["flops"] / r["least_bytes"] for r in points]
     low, high = min(*across, peak / bandwidth) / 5, max(*across, peak / bandwidth) * 2
     axes.plot([low, peak / bandwidth, high], [low * bandwidth, peak, peak], color=QUIET, linewidth=1.6, zorder=1)
-    axes.annotate(
-        f"multiply-adds {peak:,.0f} GFLOP/s", (high, peak), (0, 4), textcoords="offset points", ha="right", color=QUIET, fontsize=9
-    )
-    axes.annotate(
-        f"copy {bandwidth:,.0f} GB/s", (low, low * bandwidth), (8, -2), textcoords="offset points", va="top", color=QUIET, fontsize=9
-    )
+    effects = optional_import("matplotlib.patheffects", "matplotlib", "drawing pictures")
+    halo = {"color": QUIET, "fontsize": 9, "zorder": 5, "path_effects": [effects.withStroke(linewidth=3, foreground="white")]}
+    for text, place, offset, aligned in (  # above the roof, where points are none or few, and over those
+        (f"multiply-adds {peak:,.0f} GFLOP/s", (high, peak), (0, 4), "baseline"),
+        (f"copy {bandwidth:,.0f} GB/s", (0.5 * peak / bandwidth, 0.5 * peak), (-8, 0), "center"),
+    ):
+        axes.annotate(text, place, offset, textcoords="offset points", ha="right", va=aligned, **halo)
     for contender, (colour, marker, label) in STYLE.items():
         mine = [r for r in points if r["contender"] == contender]
         if mine:

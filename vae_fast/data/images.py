@@ -1,4 +1,4 @@
-"""Data sets for training: scikit-learn's digits, MNIST and Frey Faces, read from files that are not trusted."""
+"""Data sets for training: scikit-learn's digits, MNIST and Frey Faces, read from untrusted files."""
 
 from __future__ import annotations
 
@@ -59,12 +59,11 @@ _MOST_BYTES = 64 * 2**20  # of one download, packed or unpacked; the largest MNI
 
 @dataclass(frozen=True)
 class Dataset:
-    """Flattened grey images, split once and for all.
+    """Flattened greyscale images with a fixed split.
 
     Attributes:
-        name: of the data set.
-        train, valid, test: ``(n, height * width)``; uint8 (the models and kernels read ``x / 255``) or float32 in [0,
-            1].
+        name: name of the data set.
+        train, valid, test: ``(n, height * width)``; uint8 (the models and kernels read ``x / 255``) or float32 in [0, 1].
         test_labels: ``(n,)`` int64, one per test image: the class, or the position in the film for Frey Faces.
         label_name: what the labels are, for a legend.
         image_shape: ``(height, width)``.
@@ -84,13 +83,12 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 
     Args:
         name: ``"digits"``, ``"mnist"`` or ``"frey"``.
-        data_dir: where its files are looked for, see :func:`load_mnist` and :func:`load_frey`; None:
-            :func:`default_data_dir`.
+        data_dir: directory of its files, see :func:`load_mnist` and :func:`load_frey`; None: :func:`default_data_dir`.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: if ``name`` is unknown.
         FileError: naming the file and why it cannot be used.
-        MissingExtraError: for digits without scikit-learn.
+        MissingExtraError: for ``"digits"``, if scikit-learn is not installed.
 
     Example:
         >>> load("digits").train.shape
@@ -119,7 +117,7 @@ def default_data_dir() -> Path:
 
 
 def entropy_floor(x: Tensor) -> float:
-    r"""The least Bernoulli loss any model can reach on grey targets, in nats per image.
+    r"""The lowest Bernoulli loss that any model can reach on greyscale targets, in nats per image.
 
     .. math:: -\frac1N \sum_n \sum_i x_{ni} \log x_{ni} + (1 - x_{ni}) \log(1 - x_{ni})
 
@@ -150,9 +148,16 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def load_digits() -> Dataset:
-    """The 1,797 digits of 8 x 8 that come inside scikit-learn; no file, no network. Values 0..16 are divided by 16.
+    """The 1,797 handwritten digits of 8 x 8 pixels bundled with scikit-learn: no file, no network. Values 0..16 are divided by 16; float32.
 
-    The split (80 / 10 / 10 per cent) is fixed and spreads every part evenly over the whole set.
+    The split (80 / 10 / 10 per cent) is fixed; each part is spread evenly over the whole set.
+
+    Raises:
+        MissingExtraError: if scikit-learn is not installed.
+
+    Example:
+        >>> load_digits().test.shape
+        torch.Size([179, 64])
     """
     sklearn = optional_import("sklearn.datasets", "scikit-learn", "the data set 'digits'")
     images, labels = sklearn.load_digits(return_X_y=True)
@@ -161,7 +166,7 @@ def load_digits() -> Dataset:
 
 
 def spread_split(name: str, x: Tensor, labels: Tensor, label_name: str, shape: tuple[int, int]) -> Dataset:
-    """80 / 10 / 10 per cent by a golden-ratio walk through the indices: fixed without any random generator.
+    """Split 80 / 10 / 10 per cent by a golden-ratio walk through the indices: the same every time, without random numbers.
 
     Args:
         name, label_name, shape: the data set's ``name``, ``label_name`` and ``image_shape``.
@@ -187,16 +192,16 @@ def spread_split(name: str, x: Tensor, labels: Tensor, label_name: str, shape: t
 
 
 def load_mnist(data_dir: str | os.PathLike[str] | None = None, *, download: bool = True, validation: int = 5000) -> Dataset:
-    """MNIST: the first 5,000 training images are validation, the other 55,000 train.
+    """MNIST: the first 5,000 training images are for validation, the other 55,000 for training.
 
     The four IDX files (``train-images-idx3-ubyte`` and so on, gzip or plain) are looked for in ``data_dir`` and in
-    ``data_dir/mnist``. What is missing is downloaded there over https, checked against a checksum, and only then given
-    its name.
+    ``data_dir/mnist``. Missing files are downloaded to the latter over https; a file gets its name only after its
+    checksum has been verified.
 
     Args:
         data_dir: None: :func:`default_data_dir`.
         download: False: a missing file is an error.
-        validation: number of training images held out.
+        validation: number of training images held out for validation.
 
     Raises:
         FileError: naming the file and why it cannot be used.
@@ -230,10 +235,10 @@ def _flat(images: np.ndarray[Any, Any]) -> Tensor:
 
 
 def mnist_file(folder: Path, name: str, download: bool) -> Path:
-    """One of the four files of :func:`load_mnist`, packed or not, from ``folder/mnist`` or ``folder``; downloaded if that is wanted.
+    """One of the four files of :func:`load_mnist`, gzip or plain, in ``folder/mnist`` or ``folder``; downloaded if missing and wanted.
 
     Raises:
-        FileError: naming the file and why there is none.
+        FileError: naming the file and why it is missing.
 
     Example:
         >>> mnist_file(Path("nowhere"), "t10k-labels-idx1-ubyte", download=False)  # doctest: +IGNORE_EXCEPTION_DETAIL
@@ -272,7 +277,7 @@ def _download(name: str, target: Path) -> Path:
             out.write(packed)
         return target
     raise FileError(
-        f"{target}: not there, and no mirror delivered it ({'; '.join(reasons)}). "
+        f"{target}: missing, and no mirror provided it ({'; '.join(reasons)}). "
         f"Without a network, put the four MNIST files in a directory and name it with --data-dir or VAE_FAST_DATA"
     )
 
@@ -285,10 +290,9 @@ _FREY_NAMES = ("frey/frey_faces.npy", "frey_faces.npy", "frey/frey_rawface.mat",
 def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Frey Faces: 1,965 frames of 28 x 20 from one film; the label of a frame is its position in the film.
 
-    Reads ``frey_faces.npy`` (uint8, (n, 28, 20) or (n, 560)) or ``frey_rawface.mat`` (key ``ff``, (560, n); see
-    :func:`read_mat` for what can be seen of damage) in
-    ``data_dir`` or ``data_dir/frey``, or the file ``data_dir`` names. The split (80 / 10 / 10 per cent) spreads every
-    part over the film.
+    Reads ``frey_faces.npy`` (uint8, ``(n, 28, 20)`` or ``(n, 560)``) or ``frey_rawface.mat`` (key ``ff``, ``(560, n)``;
+    :func:`read_mat` says which damage it detects) in ``data_dir`` or ``data_dir/frey``, or the file that ``data_dir``
+    names. The split is 80 / 10 / 10 per cent; each part is spread evenly over the film.
 
     Raises:
         FileError: naming the file and why it cannot be used.
@@ -315,16 +319,16 @@ def load_frey(data_dir: str | os.PathLike[str] | None = None) -> Dataset:
 
 
 def load_file(path: str | os.PathLike[str], *, held: int = 10_000) -> Dataset:
-    """The images of a ``.npy`` file, for data that do not fit: the training rows stay mapped, only what is indexed is read.
+    """The images of a ``.npy`` file, also one larger than memory: the training rows stay memory-mapped, only indexed rows are read.
 
-    The last tenth of the rows is held out, at most ``held`` for validation and as many for testing; these are read.
+    The last tenth of the rows is held out, at most ``held`` for validation and as many for testing; these are loaded.
 
     Args:
         path: ``(n, height, width)`` or ``(n, d)``, n at least 10; uint8 (read as ``x / 255``), bool or floating in [0, 1].
-        held: most rows of each held-out part.
+        held: largest number of rows of each held-out part.
 
     Raises:
-        FileError: naming the file and why it cannot be used. Of floating values, those held out are looked at.
+        FileError: naming the file and why it cannot be used. Of floating values, only those held out are checked.
 
     Example:
         >>> import tempfile
@@ -353,7 +357,7 @@ def load_file(path: str | os.PathLike[str], *, held: int = 10_000) -> Dataset:
 
 
 def in_model_dtype(x: Tensor) -> Tensor:
-    """A batch as the models take it: floating values as float32, uint8 and bool as they are.
+    """A batch in a dtype that the models take: floating values become float32, uint8 and bool stay.
 
     Example:
         >>> in_model_dtype(torch.zeros(2, dtype=torch.float64)).dtype
@@ -363,7 +367,10 @@ def in_model_dtype(x: Tensor) -> Tensor:
 
 
 def binarized(x: Tensor) -> Tensor:
-    """A batch drawn anew: each value is 1 with probability x (x / 255 for uint8), bool; from torch's own generator.
+    """Dynamic binarisation: a fresh bool draw, True with probability x (x / 255 for uint8), from torch's default generator.
+
+    Args:
+        x: any shape; floating in [0, 1], uint8, or bool, which is returned as it is.
 
     Example:
         >>> binarized(torch.tensor([0, 255], dtype=torch.uint8))

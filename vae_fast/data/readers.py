@@ -1,4 +1,4 @@
-"""Arrays from files that are not trusted: IDX, .npy, MATLAB's .mat. Refused with a reason; nothing is allocated on a file's word alone."""
+"""Arrays from untrusted files: IDX, .npy, MATLAB's .mat. A bad file is refused with the reason; sizes in headers are not trusted."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray[Any, np.dtype[np.uint8]
     """An IDX file of unsigned bytes, gzip or plain, as an array.
 
     Raises:
-        FileError: naming the file and why: not IDX, another element type, truncated, more bytes than its header says, broken gzip, or
-            packed and more than 1 GiB.
+        FileError: naming the file and the reason: not IDX, another element type, truncated, longer than its header says, damaged gzip,
+            or more than 1 GiB when unpacked.
 
     Example:
         >>> import tempfile
@@ -65,7 +65,7 @@ def _idx(path: Path, file: Any, most: int) -> np.ndarray[Any, np.dtype[np.uint8]
     size = math.prod(shape)
     claim = f"{path}: the header says {' x '.join(map(str, shape))} = {size:,} bytes"
     if size > most and most == MOST_UNPACKED:
-        raise FileError(f"{claim}: expected {most:,} at most of a packed file; unpack it first")
+        raise FileError(f"{claim}: expected at most {most:,} in a packed file; unpack it first")
     body = bytearray()
     while len(body) <= size and (chunk := file.read(min(2**20, size + 1 - len(body)))):
         body += chunk
@@ -79,10 +79,10 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def read_npy(path: Path) -> Array:
-    """The array of a ``.npy`` file, mapped, never unpickled.
+    """The array of a ``.npy`` file, memory-mapped, never unpickled.
 
     Raises:
-        FileError: if the file is not there, not a ``.npy``, truncated, a pickle, or its header is none.
+        FileError: if the file is missing, is not a ``.npy`` file, is truncated, holds a pickle, or has an invalid header.
 
     Example:
         >>> import tempfile
@@ -123,11 +123,16 @@ _COMPLEX = 0x0800
 def read_mat(path: Path, name: str) -> Array:
     """A matrix of real numbers from a MATLAB file of version 5 to 7.
 
-    A packed matrix (MATLAB's own default) carries a checksum, which is compared. One that is not packed has none: what is damaged in its
-    structure is refused, what is damaged in its numbers cannot be seen.
+    A compressed matrix (MATLAB's default) carries a checksum, which is verified. An uncompressed one has none: damage to its structure is
+    refused, damage to its numbers cannot be detected.
 
     Raises:
-        FileError: naming the file and why: not such a file, damaged, truncated, no such matrix, packed and more than 1 GiB.
+        FileError: naming the file and the reason: not such a file, damaged, truncated, no such matrix, or more than 1 GiB when unpacked.
+
+    Example:
+        >>> read_mat(Path("nowhere.mat"), "ff")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        FileError: nowhere.mat: cannot be read: No such file or directory
     """
     with open_regular(path) as file:
         header = file.read(128)
@@ -168,10 +173,10 @@ def _unpacked(packed: memoryview, order: Order) -> memoryview:
     stream = zlib.decompressobj()
     _, size = struct.unpack(f"{order}II", stream.decompress(packed, 8))
     if size > MOST_UNPACKED:
-        raise ValueError(f"a packed element says it has {size:,} bytes: expected {MOST_UNPACKED:,} at most; save it with -v6")
+        raise ValueError(f"a packed element says it has {size:,} bytes: expected at most {MOST_UNPACKED:,}; save it with -v6")
     data = stream.decompress(stream.unconsumed_tail, size + 1)
     if len(data) != size or not stream.eof or stream.unused_data:
-        raise ValueError("a packed element is cut off, its checksum is not there")
+        raise ValueError("a packed element is cut off before its checksum")
     return memoryview(data)
 
 
@@ -188,7 +193,7 @@ def _matrix(data: memoryview, order: Order, name: str) -> Array | None:
     shape = struct.unpack(f"{order}{len(sizes) // 4}i", sizes)
     kind, numbers = next(parts, (0, memoryview(b"")))
     if word & 0xFF not in _CLASSES or word & _COMPLEX or kind not in _NUMBERS or len(shape) != 2 or min(shape) < 0:
-        raise ValueError(f"{name!r} is no matrix of real numbers")
+        raise ValueError(f"{name!r} is not a matrix of real numbers")
     stored = np.dtype(_NUMBERS[kind]).newbyteorder(order)
     if math.prod(shape) * stored.itemsize != len(numbers):
         raise ValueError(f"{name!r} says it is {shape[0]} x {shape[1]}, {len(numbers):,} bytes are there")

@@ -1,4 +1,4 @@
-"""Small data sets to fit mixtures to: points on a line and in the plane, drawn here, the same for the same seed."""
+"""Small synthetic data sets to fit mixtures to: points on a line and in the plane, reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def toy(name: str, n: int = 10_000, seed: int = 0) -> Tensor:
                              plausible figures, not measured ones
     ``checkerboard``      2  uniform on the eight dark squares of a 4 x 4 board over [-4, 4]^2
     ``eight-gaussians``   2  eight round Gaussians of standard deviation 0.3 on a circle of radius 3
-    ``galaxy``            2  two wound arms, a bulge, a halo and three satellites: smooth, with detail at every scale
-    ``rings``             2  three concentric rings of radius 1, 2 and 3, as dense along each, noise 0.1 across
+    ``galaxy``            2  two spiral arms, a bulge, a halo and three satellites: smooth, with detail at every scale
+    ``rings``             2  three concentric rings of radius 1, 2 and 3, equally dense along each, noise 0.1
     ``sine-inverse``      2  Bishop's inverse problem (1994, section 5): columns ``(t, x)`` with x uniform on [0, 1] and
                              ``t = x + 0.3 sin(2 pi x)`` + noise uniform on [-0.1, 0.1]; x is to be predicted from t
     ``spiral``            2  two arms of one and a half turns, noise 0.1
@@ -36,13 +36,13 @@ def toy(name: str, n: int = 10_000, seed: int = 0) -> Tensor:
     Args:
         name: one of :data:`TOYS`.
         n: number of points, at least 1.
-        seed: of the points; torch's own generators are neither read nor moved.
+        seed: seed of the draws; torch's default generators are neither read nor advanced.
 
     Returns:
         float32, ``(n, d)``; the points are independent draws, in no particular order.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> toy("two-moons", 500).shape
@@ -58,7 +58,7 @@ def toy(name: str, n: int = 10_000, seed: int = 0) -> Tensor:
 
 
 def toy_log_prob(name: str, x: Tensor) -> Tensor:
-    """The true log-density of a toy whose density has a formula: what the best possible fit would reach.
+    """The true log-density of a toy whose density has a formula: the best that any fit can reach.
 
     Args:
         name: ``"cats"``, ``"eight-gaussians"`` or ``"galaxy"``.
@@ -68,7 +68,7 @@ def toy_log_prob(name: str, x: Tensor) -> Tensor:
         float64, ``(n,)``, in nats.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> points = toy("eight-gaussians", 20_000)

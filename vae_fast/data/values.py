@@ -1,4 +1,4 @@
-"""The values of a data set: looked at once before a run, and once more where a run went wrong."""
+"""Checks of a data set's values: once before a run, and again if the run diverges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AT_ONCE = 2**22  # elements read at once: data may be mapped from a file and no
 
 
 def kind_of(model: object, transform: object | None) -> str:
-    """What a model asks of its data: "unit", "positive", "count" or "finite", as its likelihood does where it gets the data as they are.
+    """What a model requires of its data, by its likelihood: "unit", "positive", "count" or "finite"; with ``transform`` always "finite".
 
     Example:
         >>> from vae_fast.models import MLPVAE
@@ -27,7 +27,7 @@ def kind_of(model: object, transform: object | None) -> str:
 
 
 def refuse(name: str, data: Tensor, kind: str, rank: int = 0, size: int = 1) -> None:
-    """Refuse data with a value that is not what is asked of it. Of several processes each looks at its part.
+    """Refuse data with an invalid value. Each of several processes checks its part.
 
     Raises:
         ValueError: naming the first bad index (of this process's part), its value and what was expected.
@@ -37,16 +37,16 @@ def refuse(name: str, data: Tensor, kind: str, rank: int = 0, size: int = 1) -> 
     """
     found = complaint(name, data, kind, rank=rank, size=size)
     if found is not None:
-        raise ValueError(f"{found}; check_data=False takes them all the same")
+        raise ValueError(f"{found}; check_data=False turns this check off")
 
 
 @torch.no_grad()
 def complaint(
     name: str, data: Tensor, kind: str, *, rank: int = 0, size: int = 1, through: Callable[[Tensor], Tensor] | None = None
 ) -> str | None:
-    """The line about the first value that is not what is asked of it, or None; ``through`` is applied to each piece first.
+    """The message about the first invalid value, or None; ``through`` is applied to each piece first.
 
-    A device is waited for once, not once for each piece.
+    The host waits for the device once, not once for each piece.
 
     Example:
         >>> complaint("train", torch.tensor([[0.5], [float("nan")]]), "finite")
@@ -75,7 +75,7 @@ def complaint(
 def reason(
     model: nn.Module, data: Tensor, transform: Callable[[Tensor], Tensor] | None, device: torch.device, rates: Sequence[float]
 ) -> str:
-    """What to blame for a loss that is no longer finite: a value of the data, what ``transform`` makes of them, or the learning rate.
+    """The cause of a loss that is not finite: a value of the data, a value that ``transform`` makes, or the learning rate.
 
     Example:
         >>> reason(nn.Linear(1, 1), torch.zeros(2, 1), None, torch.device("cpu"), [0.1])

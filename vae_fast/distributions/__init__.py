@@ -1,11 +1,11 @@
-"""``torch.distributions`` on our kernels: the same classes with the same arguments, shapes and errors, from another import.
+"""``torch.distributions`` on our kernels: the same classes with the same arguments, shapes and errors; only the import changes.
 
-Each is a subclass of torch's class of the same name, so that ``isinstance`` holds; what is not in this table is inherited from it:
+Each is a subclass of torch's class of the same name, so that ``isinstance`` holds; whatever is not in this table is inherited:
 
 ===================  ==============================================================  ==================================================
 class                ours                                                            torch's arithmetic
 ===================  ==============================================================  ==================================================
-Normal               log_prob, rsample, sample; KL from a Normal                     entropy, cdf, icdf, other KLs
+Normal               log_prob, rsample, sample; KL between Normals                    entropy, cdf, icdf, other KLs
 Laplace              log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
 Bernoulli            log_prob                                                        sample, entropy, enumerate_support, KLs
 StudentT             log_prob                                                        rsample, sample, entropy
@@ -13,18 +13,19 @@ LogNormal            log_prob                                                   
 ContinuousBernoulli  log_prob                                                        rsample, sample, entropy, cdf, icdf, KLs
 Poisson              log_prob                                                        sample, KLs
 NegativeBinomial     log_prob, mean, variance; by ``mu`` and ``theta`` too           sample, mode
-ZeroInflated-        all: there is none in torch                                     its draws are torch's Gamma, Poisson and Bernoulli
+ZeroInflated-        everything: torch has no such class                             its draws: torch's Gamma, Poisson and Bernoulli
 NegativeBinomial
 Categorical          log_prob                                                        sample, entropy, enumerate_support, KLs
 Multinomial          log_prob                                                        sample, entropy
-Independent          log_prob of those above with its sum, one pass; KL of           the sum of anything else's log_prob; entropy
-                     Independent Normals, one pass
+Independent          log_prob of the classes above, summed in the same pass; KL      summing any other class's log_prob; entropy
+                     between Independent Normals, one pass
 MixtureSameFamily    log_prob and sample of diagonal Normals (memory O(N + K D))     other components, cdf, mean, variance
 ===================  ==============================================================  ==================================================
 
-``torch.distributions.kl_divergence`` finds the KLs, between ours and between one of ours and one of torch's. Of what is computed by our
-kernels, halves give float32, as :func:`vae_fast.gaussian_log_prob` does; integers are numbers, and never bytes to be read as ``x / 255``.
-Constructing a distribution and ``log_prob`` look at all values, as torch's do, unless ``validate_args=False``.
+``torch.distributions.kl_divergence`` works between two of these classes, and between one of these and one of torch's. Log-probabilities
+and KL divergences are in nats. Our kernels return float32 for float16 and bfloat16, as :func:`vae_fast.gaussian_log_prob` does; integers
+are numbers here: uint8 is not read as ``x / 255``. The constructors and ``log_prob`` check all values, as torch's do, unless
+``validate_args=False``.
 
 Example:
     >>> import torch

@@ -1,4 +1,4 @@
-"""Distributions over classes: one of them, and counts of all."""
+"""Categorical and multinomial distributions."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _categorical_rows(d: distributions.Categorical, value: Any, n: int) -> Tenso
 
 
 class Categorical(distributions.Categorical):
-    """:class:`torch.distributions.Categorical` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.Categorical` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
-    The constructor normalises the logits, as torch's does, which is a pass of its own; :func:`vae_fast.categorical_log_prob` does without.
+    The constructor normalises the logits, as torch's does, which is an extra pass; :func:`vae_fast.categorical_log_prob` needs none.
 
     Args:
         probs: a probability for each class in the last dimension. Give this or ``logits``.
         logits: their logarithms, up to a constant.
-        validate_args: as in :class:`torch.distributions.Distribution`; True refuses values that are no class.
+        validate_args: as in :class:`torch.distributions.Distribution`; True refuses values that are not class indices.
 
     Raises:
         ValueError: as torch's class does.
@@ -46,18 +46,18 @@ class Categorical(distributions.Categorical):
     """
 
     def log_prob(self, value: Any) -> Tensor:
-        """Log-probability of each class index, float32 (float64 if the parameters are); differentiable in the parameters."""
+        """Log-probability of each class index, ``(*batch)``, float32 (float64 if the parameters are); differentiable in the parameters."""
         return _categorical_rows(self, value, 0)
 
 
 class Multinomial(distributions.Multinomial):
-    """:class:`torch.distributions.Multinomial` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.Multinomial` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
     Args:
-        total_count: number of trials; ``log_prob`` takes counts of another sum as well if they are not looked at.
+        total_count: number of trials; with ``validate_args=False``, ``log_prob`` also takes counts with another sum.
         probs: a probability for each class in the last dimension. Give this or ``logits``.
         logits: their logarithms, up to a constant.
-        validate_args: as in :class:`torch.distributions.Distribution`; True refuses values that are no counts.
+        validate_args: as in :class:`torch.distributions.Distribution`; True refuses values that are not counts.
 
     Raises:
         ValueError: as torch's class does.
@@ -70,7 +70,7 @@ class Multinomial(distributions.Multinomial):
     """
 
     def log_prob(self, value: Any) -> Tensor:
-        """Log-probability of the counts, with their coefficient; differentiable in the parameters and in floating counts."""
+        """Log-probability of the counts, multinomial coefficient included; differentiable in the parameters and in floating counts."""
         if self._validate_args:
             self._validate_sample(value)
         logits = number(self.logits)

@@ -1,4 +1,4 @@
-"""Distributions made of others: dimensions that belong together, and mixtures."""
+"""Distributions made of others: ``Independent`` and mixtures."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ def diagonal_normals(d: distributions.MixtureSameFamily) -> Any:
 
 
 class Independent(distributions.Independent[Any]):
-    """:class:`torch.distributions.Independent`, whose ``log_prob`` of a distribution that our kernels know sums in the same pass.
+    """:class:`torch.distributions.Independent`, with ``log_prob`` summed in the same pass if our kernels know the base distribution.
 
-    Those are the element-wise ones of :mod:`vae_fast.distributions`, torch's own of the same names (but ``LogNormal``, which has to be
-    ours), and an ``Independent`` of them. Any other distribution is asked for its ``log_prob``, which is then summed, as torch does. The
-    rest is inherited; draws are those of the base distribution. The KL divergence of an ``Independent`` of normal distributions from
-    another is one pass too.
+    They know the element-wise classes of :mod:`vae_fast.distributions`, torch's own of the same names (except ``LogNormal``, which has to
+    be ours), and an ``Independent`` of them. For any other base distribution ``log_prob`` is summed afterwards, as torch does. Everything
+    else is inherited; draws are those of the base distribution. The KL divergence between two ``Independent`` normal distributions is one
+    pass too.
 
     Args:
         base_distribution: any distribution.
-        reinterpreted_batch_ndims: how many of its last batch dimensions are those of one event.
+        reinterpreted_batch_ndims: how many of its last batch dimensions become event dimensions.
         validate_args: as in :class:`torch.distributions.Distribution`.
 
     Raises:
@@ -87,18 +87,18 @@ class Independent(distributions.Independent[Any]):
     """
 
     def log_prob(self, value: Any) -> Tensor:
-        """Log-probability of each event, ``batch_shape``; differentiable in whatever the base distribution's is."""
+        """Log-probability of each event, ``sample_shape + batch_shape``; differentiable in whatever the base distribution's is."""
         return _independent_rows(self, value, 0)
 
 
 class MixtureSameFamily(distributions.MixtureSameFamily):
-    r""":class:`torch.distributions.MixtureSameFamily`; of diagonal normal distributions without forming an N x K array.
+    r""":class:`torch.distributions.MixtureSameFamily`, which for diagonal normal components forms no N x K array.
 
-    Where the components are a ``Normal``, or an ``Independent`` of one (ours or torch's own), ``log_prob`` is
-    :func:`vae_fast.mixture_log_prob`, one pass over the value and memory O(N + K D), gradients included; with parameters of their own for
-    each element of the batch it is :func:`vae_fast.mdn_log_prob`. A mixture that was expanded is computed as it was before. ``sample`` then
-    draws from the chosen components alone, with our noise. Components of another family are computed by torch's formula, of which only
-    their own ``log_prob`` may be ours.
+    If the components are a ``Normal``, or an ``Independent`` of one (ours or torch's own), ``log_prob`` is
+    :func:`vae_fast.mixture_log_prob`, one pass over the value with memory O(N + K D), gradients included; if each element of the batch has
+    its own parameters, it is :func:`vae_fast.mdn_log_prob`. An expanded mixture is computed from its parameters before ``expand``.
+    ``sample`` then draws from the chosen components only, with our noise. For other components torch's formula is used, in which only
+    the components' ``log_prob`` may be ours.
 
     Args:
         mixture_distribution: a ``Categorical`` over K components.
@@ -118,14 +118,14 @@ class MixtureSameFamily(distributions.MixtureSameFamily):
     """
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
-        """The same mixture with a larger batch; it remembers what it was, so that its parameters' gradients stay as small."""
+        """The same mixture with a larger batch; it keeps the unexpanded parameters, so that gradients have their size."""
         new = _expand_mixture(self, batch_shape, _instance)
         if "_alone" in self.__dict__ or not self.batch_shape:
             new._alone = self.__dict__.get("_alone", self)
         return new
 
     def log_prob(self, value: Any) -> Tensor:
-        """Log-density of each event, ``batch_shape``; differentiable in the value and all parameters."""
+        """Log-density of each event, ``sample_shape + batch_shape``; differentiable in the value and all parameters."""
         return _mixture_rows(self, value, 0)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -44,11 +44,11 @@ def _zero_inflated_rows(d: ZeroInflatedNegativeBinomial, value: Any, n: int) -> 
 
 
 class Poisson(distributions.Poisson):
-    """:class:`torch.distributions.Poisson` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.Poisson` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
     Args:
         rate: the mean, a tensor or a number.
-        validate_args: as in :class:`torch.distributions.Distribution`; True refuses values that are no counts.
+        validate_args: as in :class:`torch.distributions.Distribution`; True refuses values that are not counts.
 
     Raises:
         ValueError: as torch's class does.
@@ -66,23 +66,23 @@ class Poisson(distributions.Poisson):
 
 
 class NegativeBinomial(distributions.NegativeBinomial):
-    r""":class:`torch.distributions.NegativeBinomial` by mean and inverse dispersion, as scvi-tools has it, or by torch's parameters.
+    r""":class:`torch.distributions.NegativeBinomial` by mean and inverse dispersion, as in scvi-tools, or by torch's parameters.
 
     ``mu`` is the mean and the variance is ``mu + mu^2 / theta``; torch's ``total_count`` is theta, and its logits are
-    ``log mu - log theta``. Both sets of attributes are there, whichever was given. ``log_prob`` is ours, exact (scvi-tools adds 1e-8 within
-    its logarithms); draws, ``mode`` and the rest are torch's arithmetic.
+    ``log mu - log theta``. Both sets of attributes exist, whichever was given. ``log_prob`` is ours and exact (scvi-tools adds 1e-8 inside
+    its logarithms); draws, ``mode`` and everything else are torch's.
 
     Args:
-        total_count: theta as torch calls it, with ``probs`` or ``logits``.
+        total_count: torch's name for theta; give it with ``probs`` or ``logits``.
         probs: probability of success.
         logits: its log-odds.
         validate_args: as in :class:`torch.distributions.Distribution`.
         mu: the mean, > 0. Give ``mu`` and ``theta``, or torch's parameters.
         theta: the inverse dispersion, > 0, broadcast against ``mu``.
-        scale: what :meth:`get_normalized` gives by this name, for code written for scvi-tools; nothing is computed from it.
+        scale: what :meth:`get_normalized` returns by this name, for code written for scvi-tools; nothing is computed from it.
 
     Raises:
-        ValueError: as torch's class does, and if the parameters are of both sets or of neither.
+        ValueError: as torch's class does, and unless exactly one of the two sets of parameters is given.
 
     Example:
         >>> import torch
@@ -159,10 +159,10 @@ class NegativeBinomial(distributions.NegativeBinomial):
         return self.mu + self.mu.square() / self.theta
 
     def get_normalized(self, key: str) -> Tensor | None:
-        """``mu`` or ``scale``, by name, as scvi-tools' models ask for them.
+        """``mu`` or ``scale`` by name, as the models of scvi-tools look them up.
 
         Raises:
-            ValueError: for another name.
+            ValueError: if ``key`` is neither.
         """
         if key not in ("mu", "scale"):
             raise ValueError(f"key={key!r}: expected 'mu' or 'scale'")
@@ -189,15 +189,15 @@ class NegativeBinomial(distributions.NegativeBinomial):
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    r"""A negative binomial distribution of which some counts are lost, and then 0: scvi-tools' model of single cells.
+    r"""A negative binomial distribution with extra zeros: the model of single-cell counts in scvi-tools.
 
     .. math:: p(x) = \sigma(l)\, [x = 0] + \sigma(-l)\, \mathrm{NB}(x; \mu, \theta)
 
-    There is none in torch. ``log_prob`` is ours, exact (scvi-tools adds 1e-8 within its logarithms).
+    torch has no such class. ``log_prob`` is ours and exact (scvi-tools adds 1e-8 inside its logarithms).
 
     Args:
         total_count, probs, logits, validate_args, mu, theta, scale: as in :class:`NegativeBinomial`.
-        zi_logits: l, the logits of a zero that is no count, broadcast against the others.
+        zi_logits: l, the logits of an extra zero, broadcast against the others.
 
     Raises:
         ValueError: as :class:`NegativeBinomial` does.
@@ -233,7 +233,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     @lazy_property
     def zi_probs(self) -> Tensor:
-        """The probability of a zero that is no count."""
+        """The probability of an extra zero."""
         return logits_to_probs(self.zi_logits, is_binary=True)
 
     @property
@@ -248,7 +248,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     @property
     def mode(self) -> Tensor:
-        """Not known in a closed form."""
+        """Not implemented: it has no closed form."""
         raise NotImplementedError
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

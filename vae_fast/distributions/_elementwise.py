@@ -58,8 +58,8 @@ def _continuous_bernoulli_rows(d: distributions.ContinuousBernoulli, value: Any,
 class Normal(distributions.Normal):
     r""":class:`torch.distributions.Normal` on our kernels: ``log_prob``, ``rsample`` and ``sample``, and its KL divergences.
 
-    A sample's noise is ours (Philox, see :func:`vae_fast.reparameterize`): it follows ``torch.manual_seed``, and ``sample`` and
-    ``rsample`` give the same numbers from the same seed, but not those of torch's class. Everything else is inherited.
+    Draws use our noise (Philox, see :func:`vae_fast.reparameterize`), which follows ``torch.manual_seed``: ``sample`` and ``rsample``
+    give the same numbers for the same seed, but not those of torch's class. Everything else is inherited.
 
     Args:
         loc: mean, a tensor or a number.
@@ -98,11 +98,11 @@ class Normal(distributions.Normal):
 
 
 class Laplace(distributions.Laplace):
-    """:class:`torch.distributions.Laplace` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.Laplace` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
     Args:
         loc: location, a tensor or a number.
-        scale: b, broadcast against ``loc``.
+        scale: b in ``exp(-|x - loc| / b) / (2 b)``, broadcast against ``loc``.
         validate_args: as in :class:`torch.distributions.Distribution`.
 
     Raises:
@@ -121,10 +121,10 @@ class Laplace(distributions.Laplace):
 
 
 class Bernoulli(distributions.Bernoulli):
-    """:class:`torch.distributions.Bernoulli` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.Bernoulli` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
-    Given ``logits`` it is exact for every logit. Given ``probs`` it is torch's value: probabilities count as clipped to
-    ``[eps, 1 - eps]`` with the eps of their dtype, but their logarithms are taken directly, not by way of a logit.
+    Given ``logits``, it is exact for every logit. Given ``probs``, it is torch's value: probabilities are clipped to
+    ``[eps, 1 - eps]`` with the eps of their dtype, but their logarithms are taken directly, not through a logit.
 
     Args:
         probs: probability of 1, a tensor or a number. Give this or ``logits``.
@@ -147,12 +147,12 @@ class Bernoulli(distributions.Bernoulli):
 
 
 class StudentT(distributions.StudentT):
-    """:class:`torch.distributions.StudentT` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.StudentT` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
     Args:
         df: degrees of freedom, a tensor or a number.
         loc: location, broadcast against ``df``.
-        scale: scale, which is not the standard deviation.
+        scale: scale (not the standard deviation), broadcast against ``df``.
         validate_args: as in :class:`torch.distributions.Distribution`.
 
     Raises:
@@ -171,9 +171,9 @@ class StudentT(distributions.StudentT):
 
 
 class LogNormal(distributions.LogNormal):
-    """:class:`torch.distributions.LogNormal` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.LogNormal` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
-    Without ``validate_args`` a value that is not positive has a log-density of -inf, and in torch's class NaN.
+    With ``validate_args=False`` a value that is not positive has log-density -inf, where torch's class gives NaN.
 
     Args:
         loc: mean of the logarithm, a tensor or a number.
@@ -196,13 +196,12 @@ class LogNormal(distributions.LogNormal):
 
 
 class ContinuousBernoulli(distributions.ContinuousBernoulli):
-    """:class:`torch.distributions.ContinuousBernoulli` with ``log_prob`` on our kernels; the rest is inherited, draws are torch's own.
+    """:class:`torch.distributions.ContinuousBernoulli` with ``log_prob`` on our kernels; everything else, draws included, is torch's.
 
-    ``lims``, where torch's other formulas take a series for the normaliser, does not matter to ``log_prob``: ours knows itself where it is
-    needed.
+    ``lims`` is where torch's formulas switch to a series for the normaliser; ours does not need it, and ``log_prob`` ignores it.
 
     Args:
-        probs: the parameter called lambda in the paper, a tensor or a number. Give this or ``logits``.
+        probs: lambda in Loaiza-Ganem and Cunningham (2019), a tensor or a number. Give this or ``logits``.
         logits: its log-odds.
         lims: as in torch's class.
         validate_args: as in :class:`torch.distributions.Distribution`.

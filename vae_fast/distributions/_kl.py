@@ -1,4 +1,4 @@
-"""The KL divergences that our kernels have, under ``torch.distributions.kl_divergence``."""
+"""The KL divergences of our kernels, registered for ``torch.distributions.kl_divergence``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kl_normal_normal(p: distributions.Normal, q: distributions.Normal) -> Tensor
 
 
 def kl_independent_independent(p: distributions.Independent[Any], q: distributions.Independent[Any]) -> Tensor:
-    """KL(p || q) of each event: of normal distributions in one pass, else the sum of the base distributions' own."""
+    """KL(p || q) of each event: one pass for normal distributions, otherwise the summed KL of the base distributions."""
     n = p.reinterpreted_batch_ndims
     if n != q.reinterpreted_batch_ndims:
         raise NotImplementedError

@@ -1,9 +1,9 @@
-"""Log-probabilities with the last batch dimensions summed in the same pass: what ``Independent`` asks of the distribution it wraps.
+"""Log-probabilities summed over the last batch dimensions in the same pass: what ``Independent`` needs of the distribution it wraps.
 
-A distribution of torch has only ``log_prob``, one number per element of its batch, so that summing some of its dimensions is another
-pass over memory. :data:`ROWS` knows the function that does both for each ``log_prob`` whose formula a kernel has: ours, and torch's own,
+torch's distributions have only ``log_prob``, one number per element of the batch, so that summing some of its dimensions is another
+pass over memory. :data:`ROWS` has the function that does both for each ``log_prob`` whose formula a kernel has: ours, and torch's own,
 because ``vae_fast.distributions.Independent`` may be given a plain ``torch.distributions.Normal``. A subclass that overrides ``log_prob``
-is not there, and is asked by its own.
+is not in it: its own method is called.
 """
 
 from __future__ import annotations

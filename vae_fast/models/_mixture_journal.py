@@ -157,7 +157,7 @@ def _read(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         raise FileError(f"{path}: not a checkpoint of a mixture's fit (no format={FORMAT!r} inside)")
     if type(state.get("version")) is not int or state["version"] != VERSION:
         raise FileError(f"{path}: format version {state.get('version')!r:.20}: this release reads {VERSION}")
-    fault = "the checksum at its end is gone" if not verified else _fault(state)
+    fault = "the checksum at its end is missing" if not verified else _fault(state)
     if fault is not None:
         raise FileError(f"{path}: broken checkpoint: {fault}")
     for key in sorted(config.keys() | state["config"].keys()):

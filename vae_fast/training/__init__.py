@@ -1,7 +1,7 @@
-"""Training: :func:`fit`, its parts, and what a run keeps.
+"""Training: :func:`fit`, its parts, and the checkpoints that a run resumes from.
 
-``fit`` and ``step`` are the loop and ``settings`` its settings, ``capture`` and ``products`` make a step fast, ``distributed`` is a run in
-many processes, ``checkpoint`` (with ``archive`` and ``checkpoint_content``) is what it resumes from.
+``fit`` and ``step`` hold the loop and ``settings`` its settings; ``capture`` and ``products`` make a step fast; ``distributed`` runs it in
+several processes; ``checkpoint`` and ``checkpoint_content`` write, read and check the files.
 """
 
 from vae_fast.training.fit import *  # noqa: F403

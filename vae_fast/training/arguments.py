@@ -1,4 +1,4 @@
-"""The checks of :func:`vae_fast.training.fit` that no group of its settings can make alone: those of the data, and of what has to fit."""
+"""The checks of :func:`vae_fast.training.fit` that no group of settings can make alone: the data, and how settings fit together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_run(
     progress: bool | None,
     batches: Batches,
 ) -> None:
-    """The model, the data, and what is no setting of a group."""
+    """Check the model, the data, and the arguments that belong to no group."""
     if not callable(getattr(model, "loss", None)):
         raise TypeError(f"model: expected a module with a method loss(x), got {type(model).__name__}")
     check.positive_int("epochs", epochs)
@@ -39,16 +39,17 @@ def check_run(
 
 
 def check_values(model: nn.Module, data: Mapping[str, Tensor | None], transform: Transform | None, world: World) -> None:
-    """The data's values, each process its part."""
+    """Check the values of the data; each process checks its part."""
     for name, rows in data.items():
         if rows is not None:
             refuse(name, rows, kind_of(model, transform), world.rank, world.size)
 
 
 def check_parts(world: World, batches: Batches, optimization: Optimization, processes: Processes) -> None:
-    """How a batch is divided, and which weights are whose."""
+    """Check that a batch can be divided as asked, and that the optimizer fits ``shard``."""
     size, accumulate = batches.batch_size, batches.accumulate
     if size < world.size * accumulate:
-        raise ValueError(f"batch_size={size}: expected a row for each of {world.size} process(es) and accumulate={accumulate} pieces")
+        least = f"one row for each of {world.size} process(es) and accumulate={accumulate} pieces"
+        raise ValueError(f"batch_size={size}: expected at least {least}")
     if processes.shard and optimization.optimizer is not None:
-        raise ValueError("shard=True: expected optimizer=None, one made before the weights are sharded would train none of them")
+        raise ValueError("shard=True: expected optimizer=None; one made before the weights are sharded would not train them")

@@ -1,4 +1,4 @@
-"""The training step as one piece: recorded as a CUDA graph and replayed."""
+"""A whole training step, recorded as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARM_UP = 3
 
 
 class Graph:
-    """A recorder of CUDA graphs; tests put another in its place."""
+    """Records and replays a CUDA graph; tests substitute another recorder."""
 
     def __init__(self, device: torch.device) -> None:
         """Nothing is recorded yet."""
@@ -24,14 +24,14 @@ class Graph:
         self._side = torch.cuda.Stream(device)
 
     def beside(self, work: Callable[[], None]) -> None:
-        """Run ``work`` on another stream, as recording does: autograd then has no business left on this one."""
+        """Run ``work`` on a side stream, as recording does, so that autograd has nothing pending on the current one."""
         self._side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._side):
             work()
         torch.cuda.current_stream(self.device).wait_stream(self._side)
 
     def record(self, work: Callable[[], None]) -> None:
-        """Record ``work``, which is not carried out."""
+        """Record ``work`` without running it."""
         stream = torch.cuda.current_stream(self.device)
         generator = torch.cuda.default_generators[stream.device_index]
         before = generator.clone_state()
@@ -50,7 +50,7 @@ class Graph:
             raise
 
     def replay(self) -> None:
-        """Carry out what was recorded: on the tensors' present values, with fresh noise."""
+        """Run the recording on the tensors' current values, with fresh noise."""
         self._graph.replay()
 
 
@@ -64,17 +64,17 @@ def _release(device: int, pool: Any) -> None:
 
 
 class CapturedStep:
-    """A training step that is recorded once and then replayed: the processor enqueues one graph, not hundreds of kernels.
+    """A training step that is recorded once and then replayed: the host launches one graph instead of hundreds of kernels.
 
-    The first :data:`WARM_UP` batches, and every batch of another size, run as they are. What the step reads has to stay where it is:
-    weights, data, and the learning rates, which become tensors on the device, so that a scheduler's changes reach the graph (torch's
-    schedulers fill such a tensor). Other settings of the optimizer that change are noticed and the step is recorded anew.
+    The first :data:`WARM_UP` batches, and every batch of another size, run without the graph. Everything the step reads has to stay at the
+    same address: weights, data, and the learning rates, which become tensors on the device, so that a scheduler's changes reach the graph
+    (torch's schedulers fill such a tensor in place). If another setting of the optimizer changes, the step is recorded again.
 
     Args:
-        step: takes the row numbers of a batch, ``(batch,)`` int64 on the device, and trains on them; waits for nothing.
-        optimizer: what the step steps.
-        recorder: of graphs.
-        tell: told in one line why a step cannot be recorded; it then runs as it is.
+        step: takes the row numbers of a batch, ``(batch,)`` int64 on the device, and trains on them; it must not wait for the device.
+        optimizer: the optimizer that ``step`` uses.
+        recorder: records and replays the graph, see :class:`Graph`.
+        tell: called with one line if the step cannot be recorded; it then runs without a graph.
 
     Example:
         >>> class Again:  # a recorder that does the work again
@@ -116,7 +116,7 @@ class CapturedStep:
             except Exception as error:  # whatever a model does that cannot be recorded
                 self._failed = True
                 reason = (str(error).strip().splitlines() or [""])[0]
-                self.tell(f"the training step cannot be recorded as a CUDA graph and runs as it is: {type(error).__name__}: {reason}")
+                self.tell(f"the training step cannot be recorded as a CUDA graph and runs without one: {type(error).__name__}: {reason}")
                 self.step(rows)
                 return
             self._settings = _settings(self.optimizer)
@@ -126,10 +126,10 @@ class CapturedStep:
 
 
 def make_capturable(optimizer: Optimizer) -> None:
-    """Keep what changes from step to step on the device: step counts and learning rates.
+    """Move what changes from step to step to the device: step counts and learning rates.
 
     Raises:
-        TypeError: if the optimizer cannot.
+        TypeError: if the optimizer keeps its step counts on the host.
 
     Example:
         >>> adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], lr=0.5)
@@ -155,7 +155,7 @@ def make_capturable(optimizer: Optimizer) -> None:
 
 
 def make_plain(optimizer: Optimizer) -> None:
-    """Learning rates as numbers again: a checkpoint of a captured run may hold tensors of another device.
+    """Turn learning rates back into numbers: a checkpoint of a captured run may hold tensors of another device.
 
     Example:
         >>> adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], lr=0.5)

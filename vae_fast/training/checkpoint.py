@@ -1,9 +1,9 @@
-"""Checkpoints: tensors and plain containers only, written whole or not at all, refused with a reason.
+"""Checkpoints: tensors and plain containers only, written atomically; a file that is damaged or does not fit is refused with the reason.
 
-The file is torch.save's archive with a SHA-256 of all of it (:mod:`vae_fast._archive` says why not another format), and
-everything in it is compared with what a run writes, and with the run that takes it up, before any of it is used. Files of format
-version 1, of earlier releases, have no digest: they are read if each part's checksum and name hold, and become version 2 when they
-are next written.
+The file is a ``torch.save`` archive with a SHA-256 digest of its content (:mod:`vae_fast._archive` says why this format). Its content is
+checked against what a run writes, and against the run that resumes from it, before any of it is used. Format version 1, written by
+earlier releases, has no digest: such a file is read if the checksum and name of each part are right, and is written as version 2 the
+next time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def save(
     """Write everything :func:`restore` needs to continue a run as if it had never stopped.
 
     Args:
-        path: replaced in one step once the new file is complete.
+        path: replaced atomically once the new file is complete.
         model, optimizer: their ``state_dict()`` is saved.
         shuffle: the generator of the batch order.
         history: one plain record per finished epoch.
@@ -47,7 +47,7 @@ def save(
 
     Raises:
         FileError: if the file cannot be written; what was at ``path`` before is untouched.
-        ValueError: naming what in the states or in ``config`` is neither plain nor a dense tensor.
+        ValueError: naming the entry of a state or of ``config`` that is neither a plain value nor a dense tensor.
 
     Example:
         >>> import tempfile
@@ -73,15 +73,15 @@ def snapshot(
     partial: Mapping[str, float] | None = None,
     keep: bool = True,
 ) -> dict[str, Any]:
-    """What a checkpoint holds, all but ``rng``; with sharded weights every process has to call it.
+    """The content of a checkpoint, except for ``rng``. With sharded weights every process has to call it.
 
-    A sharded model is saved whole, so that the file is the same for every number of processes.
+    The weights of a sharded model are gathered, so that the file does not depend on the number of processes.
 
     Args:
         model, optimizer, history, config: as in :func:`save`.
-        shuffle: the state of the generator of the batch order; inside an epoch, from before its order was drawn.
-        partial: inside an epoch, the ``step`` it has come to and the sums so far.
-        keep: False in the processes that do not write: the whole tensors are dropped there.
+        shuffle: state of the generator of the batch order; inside an epoch, the state before the epoch's order was drawn.
+        partial: inside an epoch, the number of steps taken (``step``) and the sums so far.
+        keep: False in the processes that do not write: they drop the gathered tensors.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -105,16 +105,16 @@ def snapshot(
 
 
 def write(path: str | os.PathLike[str], state: Mapping[str, Any], *, previous: bool = False) -> None:
-    """Write a checkpoint's content in one step.
+    """Write the content of a checkpoint atomically.
 
     Args:
         path: replaced once the new file is complete.
         state: from :func:`snapshot`, with ``rng``.
-        previous: keep what was at ``path`` under the name :func:`previous_of` gives.
+        previous: keep the file that was at ``path``, under the name that :func:`previous_of` gives.
 
     Raises:
         FileError: if the file cannot be written; what was there before is untouched.
-        ValueError: naming what in ``state`` is neither plain nor a dense tensor.
+        ValueError: naming the entry of ``state`` that is neither a plain value nor a dense tensor.
 
     Example:
         >>> import tempfile
@@ -148,7 +148,7 @@ def _set_aside(path: Path, name: Path) -> None:
 
 
 def previous_of(path: str | os.PathLike[str]) -> Path:
-    """Where the checkpoint before the newest is kept.
+    """The path of the checkpoint before the newest.
 
     Example:
         >>> previous_of("run/checkpoint.pt").name
@@ -159,10 +159,13 @@ def previous_of(path: str | os.PathLike[str]) -> Path:
 
 
 def newest(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str | None]:
-    """The newest checkpoint that can be read, and why an older one was taken, if one was.
+    """The newest checkpoint that can be read: the one at ``path``, otherwise the previous one.
+
+    Returns:
+        The checkpoint as :func:`load` gives it, and None or the line that says why the previous one was taken.
 
     Raises:
-        FileError: as :func:`load`, about ``path``, if the one before is of no use either.
+        FileError: as :func:`load`, about ``path``, if the previous checkpoint cannot be read either.
 
     Example:
         >>> newest("nowhere/checkpoint.pt")  # doctest: +IGNORE_EXCEPTION_DETAIL
@@ -179,15 +182,20 @@ def newest(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str | None]:
             state = load(older)
         except FileError:
             raise error from None
-        return state, f"{error}: fell back on {older.name}"
+        return state, f"{error}: fell back to {older.name}"
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. No code in the file is run (``weights_only=True``).
 
     Raises:
-        FileError: naming the file and why: not there, truncated, a bit flipped, holds code, not one of ours, of another
-            version, holds what no run writes.
+        FileError: naming the file and the reason: it is missing, truncated or damaged, contains code, is not a checkpoint of vae_fast,
+            has an unknown format version, or holds something that no run writes.
+
+    Example:
+        >>> load("nowhere/checkpoint.pt")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        FileError: nowhere/checkpoint.pt: cannot be read: No such file or directory
     """
     path = Path(path)
     state, verified = read_archive(path)
@@ -196,7 +204,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if type(state.get("version")) is not int or state["version"] not in _VERSIONS:
         raise FileError(f"{path}: format version {state.get('version')!r:.20}: this release reads {VERSION} and 1")
     if state["version"] == VERSION and not verified:
-        raise FileError(f"{path}: not a checkpoint, broken or truncated: the checksum at its end is gone")
+        raise FileError(f"{path}: not a checkpoint, broken or truncated: the checksum at its end is missing")
     check_content(path, state)
     return state
 
@@ -211,13 +219,29 @@ def restore(
 ) -> list[dict[str, float]]:
     """Load a checkpoint into a run: weights, optimizer, batch order and torch's random number generators.
 
-    Everything is compared before anything is changed.
+    Everything is checked before anything is changed.
+
+    Args:
+        path: a file that :func:`save` wrote.
+        model, optimizer, shuffle: changed in place.
+        config: as in :func:`save`; every value except ``epochs`` has to equal the stored one.
 
     Returns:
         The history: one record per finished epoch.
 
     Raises:
-        FileError: naming the file and what does not fit: a setting, a weight's shape, the optimizer's state.
+        FileError: as :func:`load`; or naming the file and what does not fit: a setting, the shape of a weight, the optimizer's state.
+
+    Example:
+        >>> import tempfile
+        >>> model = torch.nn.Linear(2, 1)
+        >>> adam = torch.optim.Adam(model.parameters())
+        >>> run = {"model": model, "optimizer": adam, "shuffle": torch.Generator(), "config": {"lr": 1e-3}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "checkpoint.pt"
+        ...     save(file, history=[{"epoch": 1, "loss": 2.0, "kl": 0.5}], **run)
+        ...     restore(file, **run)
+        [{'epoch': 1, 'loss': 2.0, 'kl': 0.5}]
     """
     state = load(path)
     adopt(path, state, model=model, optimizer=optimizer, shuffle=shuffle, config=config)
@@ -234,14 +258,14 @@ def adopt(
     config: Mapping[str, Any],
     rank: int = 0,
 ) -> None:
-    """:func:`restore` from a checkpoint that is loaded; it need not come from as many processes.
+    """:func:`restore` from a checkpoint that is already loaded; the number of processes may have been another.
 
     Args:
-        path: for the messages.
+        path: for error messages.
         state: from :func:`load`.
         model, optimizer: sharded or not.
         shuffle, config: as in :func:`restore`.
-        rank: whose random number generators are set; those of rank 0 where the file holds none for it.
+        rank: the rank whose random number generator states are restored; those of rank 0 if the file holds none for it.
 
     Raises:
         FileError: as :func:`restore`.
@@ -299,7 +323,7 @@ def _sharded(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
 
 
 def whole(value: Any, keep: bool = True) -> Any:
-    """A state dict with its sharded tensors made whole, on the CPU. Every process has to call it; ``keep=False``: what is whole is dropped.
+    """A state dict with its sharded tensors gathered on the CPU, by every process; with ``keep=False`` they are then dropped.
 
     Example:
         >>> whole({"a": [torch.ones(1), 2]})
@@ -315,7 +339,7 @@ def whole(value: Any, keep: bool = True) -> Any:
 
 
 def like(value: Any, target: Tensor) -> Any:
-    """A whole tensor sharded as ``target`` is, or itself; nothing is sent: every process has the whole.
+    """A full tensor sharded as ``target`` is, or unchanged if that is not sharded. Nothing is sent: every process holds the full tensor.
 
     Example:
         >>> like(torch.ones(2), torch.zeros(2))

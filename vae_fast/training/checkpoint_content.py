@@ -1,4 +1,4 @@
-"""What a checkpoint may hold, and whether it fits a run: all of it is looked at before any of it is used."""
+"""Checks of what a checkpoint holds, and of whether it fits a run, all made before any of it is used."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _MT19937 = 5056  # bytes of the state of torch's CPU generator
 
 
 def broken(path: Path, what: str, why: object) -> NoReturn:
-    """The error of a file that no run can have written."""
+    """Raise the error for a file that no run can have written."""
     raise FileError(f"{path}: broken: {what}: {why}") from None
 
 
 def check_content(path: Path, state: Mapping[str, Any]) -> None:
-    """Compare a checkpoint with what every run writes.
+    """Check that a checkpoint holds what every run writes.
 
     Raises:
         FileError: naming the file and the first thing that is wrong.
@@ -109,7 +109,7 @@ def _check_generators(path: Path, shuffle: Tensor, rng: Mapping[Any, Any]) -> No
 
 
 def check_generator(state: Tensor) -> None:
-    """See whether torch's CPU generator can have been in this state. It believes two positions in its table that it then reads at.
+    """Check that torch's CPU generator can have been in this state: it reads its table at two positions that it takes from there unchecked.
 
     Raises:
         RuntimeError, TypeError, ValueError: saying what is wrong.
@@ -136,7 +136,7 @@ def _check_groups(path: Path, optimizer: Mapping[Any, Any]) -> None:
 
 
 def compare_weights(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Names, shapes and dtypes of a file's weights against a model's.
+    """Compare the names, shapes and dtypes of a file's weights with a model's.
 
     Raises:
         FileError: naming the first that differs.
@@ -155,10 +155,10 @@ def _described(value: Any) -> str:
 
 
 def fitting_optimizer(path: Path, there: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """A file's optimizer state for this optimizer: compared with what its own first step would make, each tensor laid out as its parameter.
+    """A file's optimizer state, compared with what this optimizer's first step would create; each tensor gets its parameter's strides.
 
     Raises:
-        FileError: naming what differs: groups, options, names, shapes, dtypes.
+        FileError: naming what differs: groups, options, names, shapes or dtypes.
     """
     here = optimizer.state_dict()["param_groups"]
     counts = [[len(group["params"]) for group in groups] for groups in (there["param_groups"], here)]
@@ -168,7 +168,7 @@ def fitting_optimizer(path: Path, there: Mapping[str, Any], optimizer: Optimizer
     params = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     strays = sorted(there["state"].keys() - set(range(len(params))))
     if strays:
-        broken(path, "optimizer state", f"of a parameter {strays[0]}: expected 0 to {len(params) - 1}")
+        broken(path, "optimizer state", f"for parameter {strays[0]}: expected 0 to {len(params) - 1}")
     state = {}
     for index, values in there["state"].items():
         p, group = params[index]

@@ -1,8 +1,8 @@
-"""Training in many processes with PyTorch's own engine: joining them, agreeing on settings, and the common gradient.
+"""Training in several processes with ``torch.distributed``: joining the group, agreeing on settings, and averaging the gradient.
 
 A process of a job that ``torchrun`` started joins the others with :func:`join`; any other process is a :class:`World` of
-one, in which every method below is free. Tensors go over the group's backend (NCCL for CUDA), everything said between
-hosts over gloo, with a time-out: a process that is lost makes the others fail, not wait.
+one, in which every method below costs nothing. Tensors go over the group's backend (NCCL for CUDA), all other messages
+over gloo, with a timeout: if a process is lost, the others fail instead of waiting.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def launched() -> bool:
 
 
 def let_others_speak() -> None:
-    """Wait a moment before this process fails: torchrun ends the others as soon as one is gone, with their errors unsaid.
+    """Wait two seconds before this process fails: torchrun ends the others as soon as one exits, before they can report their errors.
 
     Example:
         >>> let_others_speak()
@@ -66,7 +66,7 @@ def restarts() -> int:
 
 
 def job() -> str | None:
-    """What the attempts of one job have in common, and two jobs have not; None if ``torchrun`` did not start this process.
+    """An identifier that all attempts of one job share and no other job has; None if ``torchrun`` did not start this process.
 
     Example:
         >>> job() is None
@@ -79,7 +79,7 @@ def job() -> str | None:
 
 
 def local_device(name: str) -> str:
-    """``cuda`` as this process means it: the GPU of its local rank.
+    """The device of this process: under ``torchrun``, ``cuda`` becomes the GPU of its local rank.
 
     Example:
         >>> local_device("cpu")
@@ -90,17 +90,17 @@ def local_device(name: str) -> str:
 
 @contextlib.contextmanager
 def join(device: torch.device, *, timeout: float = TIMEOUT, mode: str = "auto") -> Iterator[World]:
-    """The world this process belongs to.
+    """A context in which this process is part of its process group; it yields the :class:`World`.
 
     Args:
         device: what the run computes on; with a GPU, tensors go over NCCL.
-        timeout: seconds after which anything the processes wait for has failed; for a group that is made here.
-        mode: ``"auto"``: the process group that is there, else the one ``torchrun`` has prepared (left at the end), else this process
-            alone. ``"none"``: this process alone.
+        timeout: seconds after which waiting for another process fails; applies to a group that is created here.
+        mode: ``"auto"``: the process group that exists, otherwise the one that ``torchrun`` has prepared (left at the end), otherwise
+            this process alone. ``"none"``: this process alone.
 
     Raises:
-        ValueError: for another mode or time-out.
-        RunError: if the others do not come, do not answer in time, or are lost.
+        ValueError: if ``mode`` is neither, or ``timeout`` is not positive.
+        RunError: if another process does not join, does not answer in time, or is lost.
 
     Example:
         >>> with join(torch.device("cpu")) as world:
@@ -126,10 +126,10 @@ def join(device: torch.device, *, timeout: float = TIMEOUT, mode: str = "auto") 
 
 
 def leave() -> None:
-    """Leave the process group, so that this process may end at once.
+    """Leave the process group, after which this process may exit at once.
 
-    gloo's threads let go of the last tensors after the call that waited for them has returned. They need the interpreter for that, and
-    abort the process if it is ending by then: they are given :data:`SETTLE` seconds.
+    gloo's threads release the last tensors after the call that waited for them has returned. They need the interpreter for that, and
+    abort the process if it is already shutting down: this waits :data:`SETTLE` seconds for them.
 
     Example:
         >>> leave()  # in no group: nothing to do
@@ -181,14 +181,14 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """Anything with ``loss(x)``, and with ``losses(x) -> (loss, kl)`` if it has a KL.
 
-        A class that redefines ``loss`` alone is trained on its own loss: the ``losses`` that it inherits are of another.
+        A class that overrides ``loss`` alone is trained on that loss: the ``losses`` that it inherits would compute another.
         """
         super().__init__()
         self.model = model
         self.with_kl = hasattr(model, "losses") and _depth(model, "losses") <= _depth(model, "loss")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and (loss, kl) without gradients in one tensor."""
+        """The loss, a scalar, and ``(2,)``: the loss and the KL, detached."""
         if self.with_kl:
             loss, kl = self.model.losses(x)  # type: ignore[operator]
         else:
@@ -207,20 +207,21 @@ def _depth(model: nn.Module, name: str) -> int:
 
 
 class Engine:
-    """The objective in every process, with one gradient.
+    """The objective in every process, and the gradient averaged over them.
 
     Args:
-        model: the same in every process; the main process's weights are the ones that count.
+        model: the same in every process; the weights of the main process are used.
         world: from :func:`join`.
         device: the model's.
-        shard: True: each process holds its part of the weights, gradients and optimizer state (FSDP2's ``fully_shard``; modules that
-            are already sharded stay so). The optimizer has to be made afterwards. False: each holds all (DistributedDataParallel).
+        shard: True: each process holds its shard of the weights, gradients and optimizer state (FSDP2's ``fully_shard``; modules that
+            are already sharded stay so). The optimizer has to be made afterwards. False: each process holds all of them
+            (DistributedDataParallel).
 
     Attributes:
-        objective: for evaluation.
+        objective: the module to evaluate with.
 
     Raises:
-        ValueError: for ``shard`` without a process group.
+        ValueError: if ``shard`` is True and there is no process group.
 
     Example:
         >>> engine = Engine(nn.Linear(2, 1), World(), torch.device("cpu"))
@@ -235,7 +236,7 @@ class Engine:
         self._trained: Any = self.objective
         if shard:
             if not world.joined:
-                raise ValueError("shard=True: expected a process group, start the program with torchrun")
+                raise ValueError("shard=True: expected a process group; start the program with torchrun")
             self._shard(device)
         elif world.joined:
             devices = [device] if device.type == "cuda" else None
@@ -251,10 +252,10 @@ class Engine:
         fully_shard(self.objective, mesh=init_device_mesh(device.type, (self.world.size,)))
 
     def backward(self, x: Tensor, weight: float, *, last: bool, amp: contextlib.AbstractContextManager[object]) -> Tensor:
-        """Add the gradient of ``weight`` times the loss of ``x``; the processes exchange gradients, and average them, at the last call.
+        """Add the gradient of ``weight`` times the loss of ``x``; at the ``last`` call of a step the processes average their gradients.
 
         Returns:
-            (loss, kl) of ``x``, without gradients.
+            ``(2,)``: loss and KL of ``x``, detached.
         """
         with self._exchanging(last):
             with amp:
@@ -275,7 +276,7 @@ class Engine:
 
 @contextlib.contextmanager
 def sigterm(listen: bool) -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM came. A handler of the caller's own stays in place, and so does that of other threads.
+    """Yield a function that says whether SIGTERM has arrived. A handler of the caller's is kept; outside the main thread none is set.
 
     Example:
         >>> with sigterm(True) as came:

@@ -1,4 +1,4 @@
-"""Training any model that has a ``loss``: epochs, shuffling, logging, checkpoints that resume to the same bits."""
+"""Training any model that has a ``loss``: epochs, shuffling, logging, and checkpoints that resume to the same bits."""
 
 from __future__ import annotations
 
@@ -78,47 +78,47 @@ def fit(
 ) -> list[Record]:
     """Minimise ``model.loss`` with Adam; the defaults are those of the thesis that :class:`vae_fast.models.MLPVAE` is from.
 
-    The data stay on the model's device in the dtype that they have (uint8 is read as ``x / 255`` by the models here) and
-    each batch is gathered once. The loss is summed on the device: there is no host synchronisation inside an epoch.
+    The data are kept on the model's device in their own dtype (the models here read uint8 as ``x / 255``), and each batch
+    is gathered once. The loss is summed on the device: the host does not wait for the device inside an epoch.
 
-    Started by ``torchrun``, the processes train one model: each takes its part of every batch, and the loss and the
-    gradient are those of the whole batch, whatever the number of processes. So is the order of the batches. Each process
-    has noise of its own, decided by rank 0's generator. Only rank 0 writes, prints and calls ``callbacks``.
+    Under ``torchrun`` the processes train one model: each takes its part of every batch, and the loss and the gradient are
+    those of the whole batch. They, and the order of the batches, do not depend on the number of processes. Each process
+    draws its own noise, seeded from rank 0's generator. Only rank 0 writes, prints and calls ``callbacks``.
 
-    Every setting of the five groups is also a keyword of its own, of the same name: ``fit(model, x, batch_size=256)`` is
-    ``fit(model, x, batches=Batches(batch_size=256))``. A group and a keyword that belongs into it are not taken together.
+    Every setting of the five groups is also a keyword of the same name: ``fit(model, x, batch_size=256)`` is
+    ``fit(model, x, batches=Batches(batch_size=256))``. A group and one of its own keywords cannot be given together.
 
     Args:
-        model: anything with ``loss(x)``, a mean over the batch. If it has ``losses(x) -> (loss, kl)``, as
-            :class:`vae_fast.models.VAE`, the KL is recorded too, unless a subclass has a ``loss`` of its own: that is minimised.
-            It is trained in place, on the device it is on.
-        train: ``(n, *event)``.
-        valid: ``(m, *event)``: evaluated after each epoch, see :func:`evaluate`; it does not disturb the training's
-            random numbers.
-        epochs: number of epochs in all, those of a resumed run included.
-        callbacks: each is called with the history after every epoch, when the checkpoint is written.
-        progress: a progress bar on stderr, with tqdm; None: if stderr is a terminal and tqdm is installed.
+        model: anything with ``loss(x)``, a mean over the batch. If it has ``losses(x) -> (loss, kl)``, like
+            :class:`vae_fast.models.VAE`, the KL is recorded too; but if a subclass overrides ``loss`` alone, that ``loss`` is minimised.
+            It is trained in place, on its own device.
+        train: ``(n, *event)``; floating, uint8 or bool, or integers where the model's likelihood takes counts.
+        valid: ``(m, *event)``: evaluated after each epoch, see :func:`evaluate`; the training's random numbers are not
+            affected.
+        epochs: total number of epochs, including those before a resume.
+        callbacks: each is called with the history after every epoch, once the checkpoint is written.
+        progress: show a progress bar on stderr, with tqdm; None: if stderr is a terminal and tqdm is installed.
         batches: how the rows become steps (:class:`Batches`: ``batch_size``, ``drop_last``, ``seed``, ``accumulate``, ``transform``,
             ``check_data``).
         optimization: what a step does to the weights (:class:`Optimization`: ``lr``, ``optimizer``, ``schedule``, ``max_grad_norm``).
-        checkpoints: what is kept, and how a run goes on (:class:`Checkpoints`: ``checkpoint``, ``resume``, ``config``,
+        checkpoints: what is saved, and how a run resumes (:class:`Checkpoints`: ``checkpoint``, ``resume``, ``config``,
             ``checkpoint_every``, ``keep_previous``).
         hardware: how a step runs on the device (:class:`Hardware`: ``amp``, ``capture``, ``resident``).
         processes: how several processes divide the work (:class:`Processes`: ``distributed``, ``shard``, ``timeout``).
-        **keywords: settings of the groups, one by one.
+        **keywords: single settings of the groups.
 
     Returns:
         The history, one record per epoch: ``epoch``, ``loss``, ``kl`` (NaN if the model does not give it),
         ``valid_loss`` and ``valid_kl`` (with ``valid``), ``samples_per_second`` and ``seconds`` (of training alone).
-        Nats per sample.
+        Losses and KL are in nats per sample.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
         FileError: if the checkpoint cannot be written or does not fit.
-        DivergedError: if an epoch's mean loss is not finite, with what is to blame: a value of the data, or the learning rate; the
+        DivergedError: if an epoch's mean loss is not finite; the message names the cause, a value of the data or the learning rate. The
             checkpoint of the epoch before is kept.
-        RunError: if the processes do not fit each other, or one is lost; for an error in another process.
-        Terminated: (exit code 143) after SIGTERM, with ``checkpoint``: it is written at the end of the step, to resume from.
+        RunError: if the processes were called with different arguments, or if another one fails or is lost.
+        Terminated: (exit code 143) after SIGTERM, if ``checkpoint`` is given: it is written at the end of the step, to resume from.
 
     Example:
         >>> from vae_fast.models import MLPVAE
@@ -237,7 +237,14 @@ def _settings(run: Run, epochs: int, n: int) -> dict[str, Any]:
 
 
 def adam(model: nn.Module, lr: float = 1e-3) -> Optimizer:
-    """Adam with its usual constants, in torch's fused form: one pass over the weights.
+    """``torch.optim.Adam`` with its usual constants (betas 0.9 and 0.999, epsilon 1e-8), fused: one pass over the weights.
+
+    Args:
+        model: its parameters are optimised.
+        lr: learning rate, at least 0.
+
+    Raises:
+        TypeError, ValueError: if ``lr`` is not such a number.
 
     Example:
         >>> adam(nn.Linear(2, 1)).defaults["lr"]
@@ -258,20 +265,20 @@ def evaluate(
 ) -> Record:
     """Mean loss and KL over a data set, in nats per sample.
 
-    The model is put in evaluation mode and back; gradients are off. The noise is the same at every call, and torch's
-    random number generators are left as they were: evaluating does not change a run.
+    The model runs in evaluation mode and without gradients; its mode is restored. The noise is the same at every call, and
+    torch's random number generators are left as they were: evaluating does not change a run.
 
     Args:
         model: as in :func:`fit`.
         data: ``(n, *event)``, n at least 1.
-        batch_size: rows at once.
-        amp, transform, check_data: as the settings of :class:`Hardware` and :class:`Batches`.
+        batch_size: rows evaluated at once.
+        amp, transform, check_data: as in :class:`Hardware` and :class:`Batches`.
 
     Returns:
         ``{"loss": ..., "kl": ...}``; the KL is NaN if the model does not give it.
 
     Raises:
-        ValueError: if ``data`` is empty, or for a value out of range (``check_data``).
+        ValueError: if ``data`` is empty, or if ``check_data`` finds a value out of range.
 
     Example:
         >>> from vae_fast.models import MLPVAE
@@ -324,6 +331,9 @@ def evaluate_log_prob(
         data, batch_size, amp, transform, check_data: as in :func:`evaluate`.
         num_samples: importance samples per row.
 
+    Raises:
+        ValueError: as :func:`evaluate`.
+
     Example:
         >>> from vae_fast.models import MLPVAE
         >>> evaluate_log_prob(MLPVAE(latent_dim=2, data_dim=16, hidden_dim=8), torch.rand(30, 16), 5) < 0.0
@@ -371,7 +381,7 @@ def say(line: str) -> None:
 
 
 def progress_bar(progress: bool | None, total: int, done: int) -> contextlib.AbstractContextManager[Any | None]:
-    """A tqdm bar of samples on stderr, or None: if ``progress`` is False, or is None and nobody is watching, or tqdm is not installed.
+    """A tqdm bar of samples on stderr; None if ``progress`` is False, if it is None and stderr is no terminal, or if tqdm is not installed.
 
     Example:
         >>> with progress_bar(False, 100, 0) as bar:

@@ -1,4 +1,4 @@
-"""A run's linear layers on the CPU: by the faster of torch's libraries, found by trying both; in bfloat16, with copies of the weights."""
+"""A run's linear layers on the CPU: on the faster of torch's two libraries, by measurement; in bfloat16, with copies of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIBRARIES = ("blas", "onednn")
 
 
 class Copies:
-    """bfloat16 copies of float32 tensors, cast when first asked for and when the tensor has changed.
+    """bfloat16 copies of float32 tensors, cast on first use and again when the tensor has changed.
 
     Example:
         >>> weight = torch.ones(2, 3)
@@ -30,14 +30,14 @@ class Copies:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        """Nothing is cast yet; other tensors are cast whenever they come."""
+        """Nothing is cast yet. Tensors other than these are cast at every use."""
         # They are held, so that no other tensor gets the id. (A tensor made in inference mode has no version.)
         self._known = {id(t): t for t in tensors if t.dtype == torch.float32 and not t.is_inference()}
         self._copies: dict[int, Tensor] = {}
         self._versions: dict[int, int] = {}
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The copy, of the tensor's present values; later ones are written over it, as an optimizer writes over the tensor itself."""
+        """A copy of the tensor's current values; it is overwritten later, as the optimizer overwrites the tensor itself."""
         key = id(tensor)
         if key not in self._known:
             return tensor.detach().to(torch.bfloat16)
@@ -50,23 +50,23 @@ class Copies:
         return self._copies[key]
 
     def forget(self) -> None:
-        """The tensors may have changed without their version telling (through ``.data``)."""
+        """Cast every tensor again at its next use: it may have changed without a new version (through ``.data``)."""
         self._versions.clear()
 
 
 class Products:
-    """A context in which ``torch.nn.functional.linear``, whatever model calls it, is ``csrc/ops/linear.cpp`` on the CPU.
+    """A context in which ``torch.nn.functional.linear``, whichever model calls it, runs ``csrc/ops/linear.cpp`` on the CPU.
 
-    It is entered for forward and backward pass, not for the optimizer's step: a mode of torch's sees each of its many small calls.
+    It is entered for the forward and backward passes, not for the optimizer's step: a torch function mode sees all its small calls.
 
-    Which library multiplies is measured at the first product of a shape and number of threads, once per process, without random numbers;
+    The library is chosen by measurement at the first product of a shape and number of threads, once per process, without random numbers;
     ``VAE_FAST_PRODUCTS=blas`` (torch's own) or ``onednn`` fixes it, and under ``torch.use_deterministic_algorithms`` it is torch's own.
-    Elsewhere than on the CPU, and without the kernels, this does nothing.
+    On other devices, and without the compiled kernels, the context does nothing.
 
     Args:
         device: the model's.
-        amp: bfloat16, under autocast: with copies of the parameters that are cast once each time the context is entered; or None.
-        parameters: for ``amp``, the weights that are parameters; others are cast at each call.
+        amp: ``torch.bfloat16``, under autocast: the parameters are cast once each time the context is entered; or None.
+        parameters: with ``amp``, the parameters to copy; other weights are cast at each call.
 
     Example:
         >>> layer = torch.nn.Linear(3, 2)
@@ -83,11 +83,11 @@ class Products:
         self._inside: list[tuple[Any, _Linear]] = []
 
     def record(self) -> Record:
-        """What was chosen, by product: for :meth:`adopt`. Empty where nothing was to choose."""
+        """The choices so far, by product, for :meth:`adopt`; empty if there was nothing to choose."""
         return dict(self._run.table()) if self._run is not None else {}
 
     def adopt(self, record: Mapping[str, str]) -> None:
-        """Keep to the choices of an earlier run: they are not measured again.
+        """Use the choices of an earlier run instead of measuring again.
 
         Example:
             >>> Products(torch.device("cpu")).adopt({})
@@ -96,7 +96,7 @@ class Products:
             self._run = _backend.C.ProductRun(dict(record))
 
     def __enter__(self) -> Products:
-        """Linear layers are ours, and this thread's products the run's."""
+        """Route linear layers to the kernels, with this run's choices in this thread."""
         if self._applies:
             if self._copies is not None and not self._inside:
                 self._copies.forget()
@@ -106,7 +106,7 @@ class Products:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """As it was."""
+        """Restore what was there before."""
         if self._applies:
             before, mode = self._inside.pop()
             _kernels().enter_product_run(before)
@@ -143,7 +143,7 @@ def _kernels() -> Any:
 
 
 def kept(records: Sequence[Record]) -> dict[str, Any]:
-    """The choices of every process as a checkpoint holds them.
+    """The choices of every process, as a checkpoint stores them.
 
     Example:
         >>> sorted(kept([{}]))
@@ -153,10 +153,10 @@ def kept(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def found(path: object, value: Any, rank: int) -> tuple[Record, str]:
-    """The choices that a checkpoint holds for a process (rank 0's, where it holds none of its own), and a line about them or ``""``.
+    """The choices that a checkpoint stores for a process (rank 0's if there are none for it), and a line about them or ``""``.
 
     Raises:
-        FileError: if the value is none of :func:`kept`'s. None is: that of a checkpoint of an earlier release.
+        FileError: if ``value`` did not come from :func:`kept`. None is accepted: checkpoints of earlier releases have no choices.
 
     Example:
         >>> found("checkpoint.pt", kept([{}]), 0)
@@ -170,6 +170,6 @@ def found(path: object, value: Any, rank: int) -> tuple[Record, str]:
     record = {str(k): str(v) for k, v in ranks[rank if rank < len(ranks) else 0].items()}
     fixed = _backend.products_mode
     if fixed != "auto" and set(record.values()) - {fixed}:
-        return record, f"VAE_FAST_PRODUCTS={fixed}: not the products of {path}, results differ from it in rounding"
+        return record, f"VAE_FAST_PRODUCTS={fixed}: {path} used the other library; results differ in rounding"
     where = value.get("processor")
-    return record, f"products as chosen on {where}" if record and where != processor()["processor"] else ""
+    return record, f"linear layers use the libraries chosen on {where}" if record and where != processor()["processor"] else ""

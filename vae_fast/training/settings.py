@@ -1,7 +1,7 @@
-"""The settings of :func:`vae_fast.training.fit` in five groups: each a frozen dataclass that checks its own when it is made.
+"""The settings of :func:`vae_fast.training.fit` in five groups, each a frozen dataclass that checks its fields when it is made.
 
-A field has the same name, meaning and default in its group as it has as a keyword of ``fit``: there is one list of settings, here. A group
-can be made once, named, and handed to many runs.
+Every field is also a keyword of ``fit``, with the same name, meaning and default: this is the only list of settings. A group can be made
+once and used for many runs.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Batches:
 
     Attributes:
         batch_size: rows per step, of all processes together.
-        drop_last: True: ``n // batch_size`` batches per epoch, the rest of the shuffled rows is left
-            out of that epoch, as in the thesis that :class:`vae_fast.models.MLPVAE` is from. False: the last batch is smaller, and its
-            loss counts by its size.
-        seed: of the generator that shuffles. The noise comes from torch's own generator: call ``torch.manual_seed`` for
-            it.
-        accumulate: number of pieces each batch is computed in, one after the other: for batches that do not fit.
-        transform: applied to each batch (of ``valid`` too) on the model's device, as :func:`vae_fast.data.binarized`.
-        check_data: look at every value of ``train`` and ``valid`` once, before the first step: in [0, 1] if the model says that its
-            likelihood is Bernoulli (an attribute ``likelihood``, as :class:`vae_fast.models.VAE` has), else finite. With ``transform``,
-            which may scale them, finite. Bytes and bools need no look. Mapped data are read once for it, each process its part.
+        drop_last: True: ``n // batch_size`` batches per epoch; the remaining shuffled rows are left out of that epoch, as in the thesis
+            that :class:`vae_fast.models.MLPVAE` is from. False: the last batch is smaller, and its loss is weighted by its size.
+        seed: seed of the generator that shuffles the rows. The noise comes from torch's default generator: seed it with
+            ``torch.manual_seed``.
+        accumulate: number of pieces that each batch is split into (gradient accumulation), for batches that do not fit in memory.
+        transform: applied to each batch (of ``valid`` too) on the model's device, for example :func:`vae_fast.data.binarized`.
+        check_data: check every value of ``train`` and ``valid`` once, before the first step: values must be what the model's likelihood
+            takes (its attribute ``likelihood``, as :class:`vae_fast.models.VAE` has; in [0, 1] for a Bernoulli), or finite if it names
+            none. With ``transform``, which may rescale them, finite. uint8 and bool that always fit are not read. Memory-mapped data are
+            read once for this; each process reads its part.
 
     Raises:
-        TypeError, ValueError: naming the field, what came and what was expected.
+        TypeError, ValueError: naming the field, the value given and what was expected.
 
     Example:
         >>> Batches(batch_size=512, drop_last=False).batch_size
@@ -78,13 +78,13 @@ class Optimization:
     Attributes:
         lr: learning rate of Adam (betas 0.9 and 0.999, epsilon 1e-8); not used with ``optimizer``.
         optimizer: another optimizer over the model's parameters.
-        schedule: ``schedule(step)`` is the factor of the learning rate at each step of the run, counted from 0; see
-            :func:`vae_fast.training.warmup`. A resumed run goes on with it: it has no state. (A scheduler of torch's own may be stepped
-            in ``callbacks`` instead, with ``optimizer``.)
-        max_grad_norm: scale the gradient down to this norm where it is longer (``torch.nn.utils.clip_grad_norm_``).
+        schedule: ``schedule(step)`` is the factor on the learning rate at each step of the run, counted from 0; see
+            :func:`vae_fast.training.warmup`. It has no state, so that a resumed run simply continues it. (A torch scheduler can be
+            stepped in ``callbacks`` instead, with ``optimizer``.)
+        max_grad_norm: clip the norm of the gradient to this value (``torch.nn.utils.clip_grad_norm_``).
 
     Raises:
-        TypeError, ValueError: naming the field, what came and what was expected.
+        TypeError, ValueError: naming the field, the value given and what was expected.
 
     Example:
         >>> Optimization(lr=3e-4, max_grad_norm=1.0).max_grad_norm
@@ -111,21 +111,21 @@ class Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """What is kept of a run, and how it goes on.
+    """What a run saves, and how it resumes.
 
     Attributes:
-        checkpoint: file that is replaced after every epoch, see :mod:`vae_fast.training.checkpoint`; None keeps nothing.
-        resume: continue from ``checkpoint``: on the CPU, with the same number of threads and processes, to the same bits
-            as an unbroken run. torch's random number generators are set to what they were. With another number of
-            processes the batches are the same and the noise is drawn anew; a broken newest checkpoint gives way to the one
-            before; both are said on stderr.
-        config: plain values kept in the checkpoint; a resumed run must give the same. ``batch_size``, ``lr``,
+        checkpoint: file that is replaced after every epoch, see :mod:`vae_fast.training.checkpoint`; None saves nothing.
+        resume: continue from ``checkpoint``. On the CPU, with the same number of threads and processes, the result has the same
+            bits as that of an uninterrupted run. torch's random number generators are restored. With another number of
+            processes the batches are the same and the noise is drawn anew; if the newest checkpoint is damaged, the one
+            before is used; both are reported on stderr.
+        config: plain values stored in the checkpoint; a resumed run must pass the same ones. ``batch_size``, ``lr``,
             ``drop_last``, ``seed``, ``amp``, the optimizer's type and ``n`` are always compared.
-        checkpoint_every: also write ``checkpoint`` after every so many steps.
-        keep_previous: keep the checkpoint before the newest too; None: under ``torchrun`` and with ``checkpoint_every``.
+        checkpoint_every: also write ``checkpoint`` each time this many steps have been taken.
+        keep_previous: also keep the checkpoint before the newest; None: under ``torchrun`` and with ``checkpoint_every``.
 
     Raises:
-        TypeError, ValueError: naming the field, what came and what was expected.
+        TypeError, ValueError: naming the field, the value given and what was expected.
 
     Example:
         >>> Checkpoints(resume=True)
@@ -164,21 +164,21 @@ class Hardware:
     """How a step runs on the device that the model is on.
 
     Attributes:
-        amp: ``torch.bfloat16`` runs the model under autocast; None does not. Weights, gradients and the optimizer stay in the model's
-            dtype. On the CPU linear layers then use bfloat16 copies of the weights that are cast once per step, whatever ``accumulate``;
-            with ``shard`` it is torch's autocast alone.
+        amp: ``torch.bfloat16`` runs the model under autocast; None does not. Weights, gradients and optimizer state keep the model's
+            dtype. On the CPU, linear layers then use bfloat16 copies of the weights that are cast once per step, whatever ``accumulate``
+            is; with ``shard`` it is plain torch autocast.
         capture: on CUDA, record the whole step (gather, network, loss, gradients, clipping, optimizer) as one CUDA graph and replay
-            it, with fresh noise; the learning rates become tensors on the device. What cannot be recorded runs as it is, and one line
-            on stderr says why. On the CPU nothing is recorded; there the linear layers of any model multiply by the faster of torch's two
-            libraries, whatever this is: each shape is tried both ways at its first product, once per process. Which one is taken may
-            differ between two runs, where both are as fast, and so may the rounding; a resumed run keeps the choices of its checkpoint.
-            ``VAE_FAST_PRODUCTS=blas`` (torch's own) or ``onednn`` fixes it, ``torch.use_deterministic_algorithms(True)`` means torch's
-            own. Each process of several chooses for itself.
+            it, with fresh noise; the learning rates become tensors on the device. A step that cannot be recorded runs without a graph,
+            and one line on stderr says why. On the CPU this has no effect. There, the linear layers of any model use the faster of
+            torch's two libraries: each shape is timed with both at its first product, once per process. If they are equally fast, two
+            runs may choose differently and so differ in rounding; a resumed run keeps the choices of its checkpoint.
+            ``VAE_FAST_PRODUCTS=blas`` (torch's own) or ``onednn`` fixes the choice, and
+            ``torch.use_deterministic_algorithms(True)`` means torch's own. Each of several processes chooses for itself.
         resident: False leaves ``train`` where it is, for data that do not fit on the device (or, mapped from a file, in
-            memory): each batch is gathered there and moved.
+            memory): each batch is gathered there and then moved.
 
     Raises:
-        TypeError, ValueError: naming the field, what came and what was expected.
+        TypeError, ValueError: naming the field, the value given and what was expected.
 
     Example:
         >>> Hardware(amp=torch.bfloat16).amp
@@ -198,16 +198,16 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """How a run in several processes, started by ``torchrun``, is divided.
+    """How a run in several processes, started by ``torchrun``, divides its work.
 
     Attributes:
         distributed: ``"auto"`` or ``"none"``, see :func:`vae_fast.training.distributed.join`.
-        shard: True: FSDP2's ``fully_shard`` instead of DistributedDataParallel: each process holds its part of the weights,
-            gradients and moments, and ``model`` stays sharded. The checkpoint holds them whole.
-        timeout: seconds after which a process that does not answer is given up.
+        shard: True: FSDP2's ``fully_shard`` instead of DistributedDataParallel: each process holds its shard of the weights,
+            gradients and optimizer state, and ``model`` stays sharded. Checkpoints hold the full tensors.
+        timeout: seconds after which a process that does not answer counts as lost.
 
     Raises:
-        TypeError, ValueError: naming the field, what came and what was expected.
+        TypeError, ValueError: naming the field, the value given and what was expected.
 
     Example:
         >>> Processes(shard=True).timeout
@@ -265,19 +265,19 @@ FIELDS = {name: tuple(field.name for field in dataclasses.fields(group)) for nam
 
 
 def check_keywords(given: Mapping[str, object | None], keywords: Mapping[str, object]) -> None:
-    """Refuse what is no group, a keyword that no group has, and one that comes beside its group.
+    """Refuse a group of the wrong type, an unknown keyword, and a keyword that is given together with its group.
 
     Args:
-        given: by the argument's name, the groups that the caller made, or None.
-        keywords: the settings that came one by one.
+        given: the groups that the caller passed, or None, by the argument's name.
+        keywords: the single settings that the caller passed.
 
     Raises:
-        TypeError: naming the argument, what came and what was expected.
+        TypeError: naming the argument, the value given and what was expected.
 
     Example:
         >>> check_keywords({"batches": Batches()}, {"batch_size": 10})
         Traceback (most recent call last):
-        TypeError: batch_size=10: given beside batches=Batches(...): expected it in one place, batches=Batches(batch_size=10)
+        TypeError: batch_size=10: given together with batches=Batches(...): expected it in one place, batches=Batches(batch_size=10)
     """
     for name, group in given.items():
         if group is not None and not isinstance(group, GROUPS[name]):
@@ -291,11 +291,11 @@ def check_keywords(given: Mapping[str, object | None], keywords: Mapping[str, ob
         if given[owner[key]] is not None:
             inside = f"{owner[key]}={GROUPS[owner[key]].__name__}"
             shown = f"{key}={check.shown(value)}"
-            raise TypeError(f"{shown}: given beside {inside}(...): expected it in one place, {inside}({shown})")
+            raise TypeError(f"{shown}: given together with {inside}(...): expected it in one place, {inside}({shown})")
 
 
 def group(kind: type[T], given: T | None, keywords: Mapping[str, object]) -> T:
-    """The group that the caller made, else one of those keywords that are its fields.
+    """The group that the caller passed, otherwise one made of the keywords that are its fields.
 
     Example:
         >>> group(Processes, None, {"shard": True, "lr": 0.1})

@@ -45,15 +45,18 @@ def tell(line: str) -> None:
 
 
 def warmup(steps: int, then: str = "constant", total: int | None = None) -> Schedule:
-    """A schedule for :func:`vae_fast.training.fit`: the learning rate rises linearly, then stays, or falls to zero at step ``total``.
+    """A schedule for :func:`vae_fast.training.fit`: linear warm-up of the learning rate, then constant or decaying to 0 at step ``total``.
 
     Args:
-        steps: of rising; 0 begins with the whole rate.
+        steps: length of the warm-up; step i has the factor ``(i + 1) / steps``. 0: no warm-up.
         then: ``"constant"``, ``"cosine"`` (Loshchilov and Hutter 2017, eq. 5, without restarts) or ``"linear"``.
-        total: steps of the whole run, for the latter two.
+        total: number of steps of the whole run; needed for ``"cosine"`` and ``"linear"``.
+
+    Returns:
+        A function of the step, counted from 0, that gives the factor on the learning rate.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> rate = warmup(4, "linear", 14)
@@ -64,7 +67,7 @@ def warmup(steps: int, then: str = "constant", total: int | None = None) -> Sche
     if steps:
         check.positive_int("steps", steps)
     if then != "constant" and (total is None or total <= steps):
-        raise ValueError(f"total={total}: expected more than the {steps} steps of rising, for then={then!r}")
+        raise ValueError(f"total={total}: expected more than the {steps} warm-up steps, for then={then!r}")
 
     def factor(step: int) -> float:
         if step < steps:
@@ -86,10 +89,10 @@ class Step:
 
     Args:
         engine: the model in every process.
-        optimizer: of its weights.
+        optimizer: over the model's weights.
         device: the model's.
         batches, optimization, hardware: the run's settings.
-        products: what the linear layers of forward and backward pass are done with.
+        products: the context for the linear layers of the forward and backward passes.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Step:
         partial: Mapping[str, float] | None,
         taken: int = 0,
     ) -> tuple[float, float]:
-        """Mean loss and KL over the rows of the batches; the one host synchronisation is at the end. ``taken``: steps of earlier epochs."""
+        """Mean loss and KL over the batches' rows; the host waits for the device once, at the end. ``taken``: steps of earlier epochs."""
         self.engine.objective.train()
         total = self.total.zero_()
         done = 0
@@ -140,7 +143,7 @@ class Step:
         return mean_loss, mean_kl
 
     def _runner(self, data: Tensor) -> Callable[[Tensor], None]:
-        """The step over rows of ``data``, captured if that can be."""
+        """The step over rows of ``data``, captured if possible."""
         if self.may_capture:
             why = self._obstacle(data)
             if why is None:
@@ -151,7 +154,7 @@ class Step:
         return self.captured or (lambda rows: self._step(data, rows))
 
     def _obstacle(self, data: Tensor) -> str | None:
-        """Why no recording is tried."""
+        """Why the step cannot be recorded, or None."""
         if self.engine.world.joined:
             return "several processes exchange gradients"
         if data.device != self.device:
@@ -186,13 +189,13 @@ class Step:
 
 
 class Saver:
-    """A run's place in time: its history, its checkpoints, and whether it is told to stop.
+    """The progress of a run: its history, its checkpoints, and whether it has been told to stop.
 
     Args:
         checkpoints: the run's settings.
         engine, optimizer, products: as in :class:`Step`.
         shuffle: the generator of the batch order.
-        settings: what a resumed run is compared with.
+        settings: plain values that a resumed run has to share.
     """
 
     def __init__(
@@ -204,7 +207,7 @@ class Saver:
         settings: Mapping[str, Any],
         products: Products,
     ) -> None:
-        """A run that begins; :meth:`resume` makes it one that goes on."""
+        """A run that starts from scratch; :meth:`resume` continues an earlier one."""
         self.engine, self.world, self.optimizer, self.shuffle = engine, engine.world, optimizer, shuffle
         self.settings, self.products, self.every = settings, products, checkpoints.checkpoint_every
         self.path = None if checkpoints.checkpoint is None else Path(checkpoints.checkpoint)
@@ -214,7 +217,7 @@ class Saver:
         self.stop: Callable[[], bool] = lambda: False
 
     def resume(self) -> dict[str, float] | None:
-        """Continue from the newest good checkpoint; where it stands inside an epoch, if it does."""
+        """Continue from the newest checkpoint that can be read; its progress inside an epoch, or None if it was written after one."""
         path, world = self.path, self.world
         assert path is not None
         state, note = world.on_main(lambda: files.newest(path))
@@ -234,7 +237,7 @@ class Saver:
         if line:
             said.append(line)
         if processes.restarts():
-            said.append(f"restart {processes.restarts()}: what was done after the checkpoint is done again")
+            said.append(f"restart {processes.restarts()}: the steps after the checkpoint are repeated")
         if world.main and (said or partial is not None):
             steps = "" if partial is None else f" and {int(partial['step'])} steps"
             tell("; ".join([*said, f"continuing after {len(self.history)} epochs{steps}"]))
@@ -246,11 +249,11 @@ class Saver:
         self._start = time.perf_counter() - (0.0 if partial is None else partial["seconds"])
 
     def seconds(self) -> float:
-        """Seconds that the epoch has trained."""
+        """Seconds of training in this epoch so far."""
         return time.perf_counter() - self._start
 
     def after_step(self, number: int, steps: int, total: Tensor) -> None:
-        """Write a checkpoint if it is time to, or if a process is told to stop."""
+        """Write a checkpoint if one is due, or if a process has been told to stop."""
         if self.path is None:
             return
         stop = self.world.any(self.stop())
@@ -260,11 +263,11 @@ class Saver:
             self.save({"step": number, "loss": loss, "kl": kl, "seconds": self.seconds()})
         if stop:
             if self.world.main:
-                tell(f"SIGTERM: {self.path} holds {len(self.history)} epochs and {number} of {steps} steps; continue by resuming it")
+                tell(f"SIGTERM: {self.path} holds {len(self.history)} epochs and {number} of {steps} steps; resume from it to continue")
             raise Terminated
 
     def save(self, partial: Mapping[str, float] | None = None) -> None:
-        """Write a checkpoint, in the main process; if that fails, every process fails."""
+        """Write a checkpoint in the main process; if that fails, every process fails."""
         path, world, model = self.path, self.world, self.engine.model
         if path is None:
             return
