@@ -1,10 +1,7 @@
 """`vae-fast bench`: its files and lines, the advice, and one-line errors."""
 
 import csv
-import doctest
-import importlib
 import json
-import pkgutil
 import time
 
 import pytest
@@ -14,12 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from one_line_errors import one_line
 
-from vae_fast import bench
 from vae_fast.bench import advice, cases_head, machine, measure, pictures, report, sources, suites
 from vae_fast.bench.case import Bench, Case, Work, leaf, plain
 from vae_fast.bench.options import Options
 
-MODULES = [f"vae_fast.bench.{m.name}" for m in pkgutil.iter_modules(bench.__path__)]
 RESULTS = sources.ROOT / "benchmarks" / "results"
 pytestmark = pytest.mark.usefixtures("no_pause")
 
@@ -371,8 +366,3 @@ def test_a_peer_that_fails_is_a_skipped_contender():
     assert lines == [f"skipped compile of {case.label}: RuntimeError: no compiler"]
     with pytest.raises(RuntimeError, match="no compiler"):
         suites.measure_case("kernels", Case(**{**vars(case), "contenders": {"ours": plain(fails)}}), Options(quick=True), None)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_examples_run(module):
-    assert doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS).failed == 0

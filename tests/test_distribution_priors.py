@@ -1,7 +1,6 @@
 """Objects of torch.distributions as priors, and VampPrior per dimension."""
 
 import copy
-import doctest
 import io
 import math
 
@@ -20,7 +19,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import AffineTransform
 
-from vae_fast.models import VAE, DistributionPrior, VampPrior, _distribution_prior, priors
+from vae_fast.models import VAE, DistributionPrior, VampPrior
 
 
 def distributions():
@@ -136,8 +135,3 @@ def test_vamp_per_dimension_draws_each_dimension_by_itself(device):
         assert torch.equal(one, two)
     with pytest.raises(TypeError, match="factorized=1: expected True or False"):
         VampPrior(Encoder(), 2, 2, factorized=1)
-
-
-@pytest.mark.parametrize("module", [_distribution_prior, priors], ids=lambda m: m.__name__)
-def test_examples_run(module, backend):
-    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).failed == 0

@@ -1,7 +1,6 @@
 """models.BayesianMixtureOfGaussians: scikit-learn followed step by step, its estimator's interface, streams, and what it refuses."""
 
 import copy
-import doctest
 import io
 import pickle
 import warnings
@@ -12,7 +11,7 @@ import torch
 from mixture_cases import KINDS, LEARNED, blobs
 
 from vae_fast import models
-from vae_fast.models import BayesianMixtureOfGaussians, bayesian
+from vae_fast.models import BayesianMixtureOfGaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PRIORS = ["dirichlet_process", "dirichlet_distribution"]
@@ -154,11 +153,6 @@ def test_the_constructor_has_scikit_learns_arguments():
     assert theirs == {name: ours[name] for name in theirs}
     for name in ours:
         assert f"        {name}" in BayesianMixtureOfGaussians.__doc__ or f", {name}" in BayesianMixtureOfGaussians.__doc__, name
-
-
-def test_examples_run(backend):
-    found = doctest.testmod(bayesian)
-    assert found.failed == 0 < found.attempted
 
 
 @pytest.mark.parametrize(

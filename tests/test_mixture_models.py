@@ -1,8 +1,6 @@
 """models.MixtureOfGaussians as a module, on degenerate data, and what it refuses."""
 
 import copy
-import doctest
-import importlib
 import io
 import math
 import pickle
@@ -330,15 +328,6 @@ def test_empty_clusters_move_to_the_furthest_samples():
     x = torch.tensor([[0.0], [0.1], [10.0], [10.1]])
     centres = _mixture_start.kmeans(x, torch.tensor([[0.0], [1e4], [2e4]]))
     assert len(torch.unique(_mixture_start.nearest(x, centres)[0])) == 3
-
-
-# --- the examples in the docstrings -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["mixture", "_mixture_module", "_mixture_distribution"])
-def test_examples_run(name, backend):
-    found = doctest.testmod(importlib.import_module(f"vae_fast.models.{name}"), optionflags=doctest.ELLIPSIS)
-    assert found.failed == 0 < found.attempted
 
 
 # --- bad arguments ----------------------------------------------------------------------------------------------------

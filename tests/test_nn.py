@@ -1,7 +1,6 @@
 """The losses as modules: the functions' values and gradients, options checked when the module is made."""
 
 import copy
-import doctest
 import inspect
 import pickle
 
@@ -227,8 +226,3 @@ def test_the_options_are_the_functions_with_its_defaults():
         ours = {p.name: p.default for p in inspect.signature(kind).parameters.values()}
         tensors = {"prior_mu", "prior_logvar"}
         assert ours == {k: v for k, v in theirs.items() if k not in tensors} | ({"reduction": "mean"} if kind is nn.GaussianKL else {})
-
-
-def test_examples_run(backend):
-    found = doctest.testmod(nn)
-    assert found.attempted > 0 and found.failed == 0

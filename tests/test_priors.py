@@ -1,7 +1,6 @@
 """VAE(prior=...) and models.VampPrior against formulas written out."""
 
 import copy
-import doctest
 import io
 import math
 
@@ -12,7 +11,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.nn import functional as F
 
 import vae_fast
-from vae_fast.models import VAE, MixtureOfGaussians, VampPrior, priors, vae
+from vae_fast.models import VAE, MixtureOfGaussians, VampPrior
 
 
 @pytest.fixture(autouse=True)
@@ -267,12 +266,6 @@ def test_vamp_pseudo_inputs():
     assert free.distribution().mean[0].item() == pytest.approx(9.0)  # not clamped
     a, b = (VampPrior(nn.Identity(), 5, 6, generator=torch.Generator().manual_seed(1)).pseudo_inputs for _ in range(2))
     assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("module", [priors, vae], ids=lambda m: m.__name__)
-def test_examples_run(module, backend):
-    found = doctest.testmod(module)
-    assert found.failed == 0 < found.attempted
 
 
 @pytest.mark.parametrize(

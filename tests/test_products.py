@@ -1,7 +1,5 @@
 """A run's linear layers on the CPU: the choice of a library is the run's own, kept in its checkpoint; bfloat16 copies of the weights."""
 
-import doctest
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,10 +32,6 @@ def trained(epochs, **options):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         history = training.fit(model, rows(), valid=rows(150), epochs=epochs, batch_size=100, **options)
     return untimed(history), model.state_dict(), any("mkldnn" in e.key for e in profile.key_averages())
-
-
-def test_examples_run():
-    assert doctest.testmod(products).failed == 0
 
 
 # --- the choice ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The settings of a run: as keywords and in groups they are the same, and never both."""
 
 import dataclasses
-import doctest
 import inspect
 import pickle
 import typing
@@ -118,8 +117,3 @@ def test_what_does_not_fit_together_is_refused_when_it_is_made(tmp_path):
         training.Checkpoints(checkpoint=tmp_path)
     with pytest.raises(ValueError, match=r"timeout=0\.0: expected a number of seconds above 0"):
         training.Processes(timeout=0.0)
-
-
-def test_examples_run():
-    found = doctest.testmod(settings)
-    assert found.attempted > 0 and found.failed == 0

@@ -1,14 +1,11 @@
 """The toy densities: shapes, seeds, and that the points are where the description says, as often as it says."""
 
-import doctest
 import math
 
 import pytest
 import torch
 
-from vae_fast.data import toys
 from vae_fast.data.toys import KNOWN, TOYS, toy, toy_log_prob
-from vae_fast.plots import mixture
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -129,10 +126,3 @@ def test_refusals(call, words):
         call()
     for word in words:
         assert word in str(caught.value)
-
-
-@pytest.mark.parametrize("module", [toys, mixture], ids=lambda m: m.__name__)
-def test_examples_run(module):
-    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    assert found.attempted > 0
-    assert found.failed == 0
