@@ -172,7 +172,7 @@ def test_information_of_a_latent_that_is_the_factor_or_has_nothing_of_it(monkeyp
     logvar = torch.full((1000,), -4.0)
     for mu, expected in ((10.0 * factor, torch.tensor(5.0).log().item()), (10.0 * torch.arange(1000).div(500, rounding_mode="floor"), 0.0)):
         z = mu[of] + torch.randn(1000) * (0.5 * logvar).exp()
-        found, entropy = information(z, mu, logvar, of, factor)
+        ((found, entropy),) = information(z, mu, logvar, of, factor[:, None])
         assert found == pytest.approx(expected, abs=1e-4)
         assert entropy == pytest.approx(torch.tensor(5.0).log().item(), rel=1e-6)
 
