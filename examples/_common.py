@@ -130,7 +130,7 @@ def command(args: argparse.Namespace) -> str:
     words += ["--seed", str(args.seed)] * (args.seed != 0)
     if "dataset" in args and not (args.quick and args.dataset == "digits"):
         words += ["--dataset", args.dataset]
-    return shlex.join(words + getattr(args, "own", []))
+    return shlex.join(words + args.own)
 
 
 def finish(args: argparse.Namespace, results: dict[str, Any], pictures: Iterable[str]) -> None:

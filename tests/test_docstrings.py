@@ -1,7 +1,9 @@
 """The examples in the docstrings of every module run, on both backends where they compute."""
 
+import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
@@ -35,6 +37,16 @@ def test_examples_run(name, backend):
 @pytest.mark.parametrize("name", MEASURES)
 def test_examples_of_the_benchmarks_run(name):
     run(name)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_example_is_hidden(name):
+    """A decorator that is not transparent would hide its function's examples from doctest."""
+    module = importlib.import_module(name)
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, kinds)]
+    found = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    assert len(found) == sum(">>>" in doc for doc in docs)
 
 
 def test_the_explained_modules_are_there():

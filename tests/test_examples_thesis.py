@@ -57,7 +57,7 @@ def committed(name):
 
 
 def arguments(runs, **more):
-    return argparse.Namespace(**{"quick": True, "seed": 0, "runs": Path(runs), "out": Path(runs)} | more)
+    return argparse.Namespace(**{"quick": True, "own": [], "seed": 0, "runs": Path(runs), "out": Path(runs)} | more)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -69,7 +69,7 @@ def test_the_passes_are_the_papers(module):
 
 
 def train(module, runs, images, passes=3):
-    args = argparse.Namespace(runs=runs, seed=0, quick=True, dataset="digits")
+    args = argparse.Namespace(runs=runs, seed=0, quick=True, dataset="digits", own=[])
     run = module.train(args, SETTING | {"passes": passes}, 5, images, images.flip(0) > 127)
     return run, [record["loss"] for record in run["history"]]
 
@@ -111,7 +111,7 @@ def test_more_passes_go_on_from_there(module, images, tmp_path):
 
 
 def test_a_budget_ends_a_run(module, images, tmp_path):
-    args = argparse.Namespace(runs=tmp_path, seed=0, quick=True, dataset="digits")
+    args = argparse.Namespace(runs=tmp_path, seed=0, quick=True, dataset="digits", own=[])
     run = module.train(args, SETTING | {"minutes": {5: 1e-9}}, 5, images, images.bool())
     assert len(run["history"]) == 1  # it begins, as nothing is spent, and ends with the pass
 

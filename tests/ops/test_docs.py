@@ -1,4 +1,4 @@
-"""Every public function is documented in the same form, and its examples run."""
+"""Every public function is documented in the same form."""
 
 import doctest
 import inspect
@@ -11,15 +11,10 @@ FUNCTIONS = {name: getattr(vae_fast, name) for name in vae_fast.__all__ if not i
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_examples_run(name, backend):
-    function = FUNCTIONS[name]
-    tests = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
-    assert sum(len(t.examples) for t in tests) > 0, "no example"
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    report = []
-    for test in tests:
-        runner.run(test, out=report.append)
-    assert runner.failures == 0, "".join(report)
+def test_there_is_an_example(name):
+    """tests/test_docstrings.py runs it."""
+    found = doctest.DocTestFinder(recurse=False).find(FUNCTIONS[name], name, globs={})
+    assert sum(len(t.examples) for t in found) > 0
 
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "build_info"])
