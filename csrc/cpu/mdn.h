@@ -49,9 +49,12 @@ struct MdnTile {
 
   /// to[s, d] = from[s] for every sum: a value per component, for each dimension.
   void over_dims(const T* from, T* to) const {
-    for (int i = 0; i < sums(); ++i) {
-      for (int d = 0; d < dims; ++d) to[i * dims + d] = from[i];
-    }
+    with_short(dims, [&](auto n) {
+      VF_SIMD
+      for (int i = 0; i < sums(); ++i) {
+        for (int d = 0; d < n; ++d) to[i * n + d] = from[i];
+      }
+    });
   }
 
   /// out = e^(v - shift) with each row's shift its maximum (0 if that is infinite); calls f(row, shift, sum of the row's out).
@@ -93,11 +96,13 @@ struct MdnTile {
       fetch(a.scale, components * dims, scale);
     }
     const T* rows_of_y = load(a.y, rect(dims), dims, energy);
-    for (int i = 0, e = 0; i < rows; ++i) {
-      for (int k = 0; k < components; ++k) {
-        for (int d = 0; d < dims; ++d) y[e++] = rows_of_y[i * dims + d];
+    with_short(dims, [&](auto n) {
+      for (int i = 0, e = 0; i < rows; ++i) {
+        for (int k = 0; k < components; ++k, e += n) {
+          for (int d = 0; d < n; ++d) y[e + d] = rows_of_y[i * n + d];
+        }
       }
-    }
+    });
   }
 
   /// l = logit - sum over dimensions of the energies.
@@ -106,9 +111,9 @@ struct MdnTile {
     const T floor = static_cast<T>(a.floor);
     VF_SIMD
     for (int i = 0; i < n; ++i) energy[i] = math::MdnElement<T>(y[i], means[i], scale[i], floor).energy;
-    for (int i = 0; i < sums(); ++i) {
-      l[i] = logits[i] - (dims == 1 ? energy[i] : static_cast<T>(sum(energy + i * dims, dims)));
-    }
+    sum_runs(energy, sums(), dims, l);
+    VF_SIMD
+    for (int i = 0; i < sums(); ++i) l[i] = logits[i] - l[i];
   }
 };
 
@@ -170,7 +175,7 @@ void mdn_backward_rows(const MdnBackwardArgs& b, int64_t r0, int64_t r1, void* s
     }
     if (b.grad_means.data != nullptr) store(t.means, b.grad_means, t.rect(components * dims), components * dims);
     if (b.grad_scale.data != nullptr && a.shared_scale) {
-      for (int i = 0; i < t.sums(); ++i) t.energy[i] = static_cast<T>(sum(t.scale + i * dims, dims));
+      sum_runs(t.scale, t.sums(), dims, t.energy);
       store(t.energy, b.grad_scale, t.rect(components), components);
     } else if (b.grad_scale.data != nullptr) {
       store(t.scale, b.grad_scale, t.rect(components * dims), components * dims);
