@@ -33,13 +33,18 @@ PEER_MEMORY = 12 << 30  # bytes: a peer that would allocate more is skipped
 
 
 def cases(suite: str, options: Options) -> list[Case]:
-    """The cases of a suite (``training`` has none: see :mod:`vae_fast.bench.training`).
+    """The cases of a suite; ``training`` has none (see :mod:`vae_fast.bench.training`).
+
+    Raises:
+        ValueError: for another name.
 
     Example:
         >>> [case.label for case in cases("mixtures", Options(quick=True))][0]
         'mixture_log_prob, N=10000 K=10 D=2'
     """
     device, quick = "cpu" if options.device == "cpu" else "cuda", options.quick
+    if suite not in SUITES or suite == "training":
+        raise ValueError(f"suite={suite!r}: expected one of {', '.join(s for s in SUITES if s != 'training')}")
     if suite == "overhead":
         return cases_overhead.overhead()
     if suite == "likelihoods":
