@@ -70,7 +70,7 @@ class ELBOLoss(_Loss):
           ``(loss, likelihood, kl)``.
 
     Raises:
-        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, what came and what was expected.
+        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -150,7 +150,7 @@ class IWAELoss(_Loss):
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is).
 
     Raises:
-        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, what came and what was expected.
+        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -225,7 +225,7 @@ class GaussianKL(_Loss):
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, what came and what was expected.
+        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -268,7 +268,7 @@ class BernoulliNLLLoss(_Loss):
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is).
 
     Raises:
-        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, what came and what was expected.
+        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -306,7 +306,7 @@ class GaussianNLLLoss(_Loss):
         - result: ``()``, or ``batch`` for ``"none"``; float32 (float64 if any input is).
 
     Raises:
-        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, what came and what was expected.
+        TypeError, ValueError: for an option (here), or a tensor (when called), naming it, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

@@ -1,4 +1,4 @@
-"""Argument checks shared by every public function: the argument, what came, and what was expected.
+"""Argument checks shared by every public function: the argument, the value given, and what was expected.
 
 They run before the backend is chosen, so all backends refuse the same calls with the same words. Checks look only at metadata,
 never at values: no device is synchronised and torch.compile traces straight through.

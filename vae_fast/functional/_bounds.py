@@ -15,7 +15,7 @@ def checked(bounds: ScaleBounds | None, scale: str, name: str = "scale_bounds") 
     """Bounds of a scale of this form, or None; refuses what is none.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
     """
     if bounds is None:
         return None

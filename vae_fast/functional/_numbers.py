@@ -26,7 +26,7 @@ def number(
     The value of a tensor is not looked at: that would wait for its device.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
     """
     # torch.compile takes a NumPy scalar for an array, and does not follow a look at an array's dtype.
     if isinstance(value, np.ndarray) and (torch.compiler.is_compiling() or value.dtype.kind in "fiu"):
@@ -44,7 +44,7 @@ def setting(name: str, value: float | Tensor, low: float = -math.inf) -> Number:
     """The same for a module that keeps the number: a tensor stays the caller's own, who may change it in place.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
     """
     if isinstance(value, Tensor):
         _on_device(name, value, value)

@@ -71,7 +71,7 @@ def aggregate_log_prob(
         ``MixtureLogProbs(joint, factorized)``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -161,7 +161,7 @@ def total_correlation(
         ``()``, or ``(B,)`` for ``"none"``; differentiable in all three tensors.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         A beta-TC-VAE's loss in three lines:

@@ -38,7 +38,7 @@ def categorical_log_prob(x: Tensor, logits: Tensor, *, dim: int = -1, event_dim:
         float32 (float64 for float64 logits), one value per sample, not reduced over the batch. Differentiable in ``logits``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; for an index out of range, the index.
+        TypeError, ValueError: naming the argument, the value given and what was expected; for an index out of range, the index.
 
     Example:
         >>> import torch, vae_fast
@@ -102,7 +102,7 @@ def multinomial_log_prob(x: Tensor, logits: Tensor, *, coefficient: bool = False
         float32 (float64 if any argument is), the batch shape. Differentiable in ``logits``, and in a dense ``x``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

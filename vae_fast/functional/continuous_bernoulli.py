@@ -31,7 +31,7 @@ def continuous_bernoulli_log_prob(x: Tensor, logits: Tensor, *, event_dim: int =
         float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in ``x`` and ``logits``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

@@ -52,7 +52,7 @@ def poisson_log_prob(
         float32 (float64 if any input is float64), one value per sample, not reduced over the batch. Differentiable in the rate.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -103,7 +103,7 @@ def negative_binomial_log_prob(
         float32 (float64 if any input is float64), one value per sample, not reduced over the batch. Differentiable in mu and theta.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -140,7 +140,7 @@ def zero_inflated_negative_binomial_log_prob(
         zi_logits.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -183,7 +183,7 @@ def negative_binomial_mixture_log_prob(
         count that neither component can have given (both means 0) has the value -inf, and no gradient.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

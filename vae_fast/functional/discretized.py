@@ -55,7 +55,7 @@ def discretized_logistic_log_prob(
         as long as it stays in the first bin, in the last, or between them).
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -111,7 +111,7 @@ def discretized_logistic_mixture_log_prob(
         float32 (float64 if any argument is), one value per image, not reduced over the batch. Differentiable in ``params``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected; also if ``x`` requires grad.
+        TypeError, ValueError: naming the argument, the value given and what was expected; also if ``x`` requires grad.
 
     Example:
         >>> import torch, vae_fast

@@ -81,24 +81,27 @@ def elbo(
         x: data, any floating dtype, bool, or uint8 (read as ``x / 255``), shape ``(*batch, *event)``; in [0, 1] for the Bernoulli
             likelihoods, which is not looked at unless it is asked for, see :func:`bernoulli_log_prob`; counts, which may be integers or
             sparse, for those of counts, see :func:`poisson_log_prob`.
-        recon: the decoder's output: logits for ``"bernoulli"``, probabilities for ``"bernoulli_probs"``, the mean (of unit variance)
-            or a (mean, logvar) pair for ``"gaussian"``, the location (of scale 1) or a (loc, log_scale) pair for ``"laplace"`` and for
-            ``"log_normal"``, logits for ``"continuous_bernoulli"``, a (df, loc) pair (of scale 1) or a (df, loc, log_scale) triple for
-            ``"student_t"``, log_rate for ``"poisson"``, a (log_mu, log_theta) pair for ``"negative_binomial"``, a (log_mu, log_theta,
-            zi_logits) triple for ``"zero_inflated_negative_binomial"``, a (loc, log_scale) pair for ``"discretized_logistic"``, ``params``
-            ``(*batch, 10 K, H, W)`` for ``"discretized_logistic_mixture"``, ``logits`` ``(*batch, *event, C)`` for ``"categorical"`` and
-            ``(*batch, D)`` for ``"multinomial"``, as the functions of these names take them. Only the location has to have the shape of
-            the event; the others broadcast, as one learned scale does.
+        recon: the decoder's output, by ``likelihood``. Only the location has to have the shape of the event; the others broadcast, as one
+            learned scale does.
+
+            - ``"bernoulli"`` and ``"continuous_bernoulli"``: logits; ``"bernoulli_probs"``: probabilities
+            - ``"gaussian"``: the mean (of unit variance), or a (mean, logvar) pair
+            - ``"laplace"`` and ``"log_normal"``: the location (of scale 1), or a (loc, log_scale) pair
+            - ``"student_t"``: a (df, loc) pair (of scale 1), or a (df, loc, log_scale) triple
+            - ``"poisson"``: log_rate
+            - ``"negative_binomial"``: a (log_mu, log_theta) pair
+            - ``"zero_inflated_negative_binomial"``: a (log_mu, log_theta, zi_logits) triple
+            - ``"discretized_logistic"`` (8 bits): a (loc, log_scale) pair
+            - ``"discretized_logistic_mixture"`` (8 bits): ``params`` ``(*batch, 10 K, H, W)`` of images ``(*batch, 3, H, W)``, with
+              ``event_dim=3``
+            - ``"categorical"``: logits ``(*batch, *event, C)``, where x holds class indices
+            - ``"multinomial"``: logits ``(*batch, D)``, where x holds counts, with ``event_dim=1``
         mu: posterior mean, shape ``(*batch, *latent)``; batch dimensions broadcast against those of ``recon``.
         logvar: posterior log-variance, or what ``scale`` says.
-        likelihood: ``"bernoulli"``, ``"bernoulli_probs"``, ``"gaussian"``, ``"laplace"``, ``"log_normal"``,
-            ``"continuous_bernoulli"``, ``"student_t"``, ``"poisson"``, ``"negative_binomial"``, ``"zero_inflated_negative_binomial"``,
-            ``"discretized_logistic"`` (8 bits), ``"discretized_logistic_mixture"`` (8 bits, images ``(*batch, 3, H, W)``,
-            ``event_dim=3``), ``"categorical"`` (x are class indices) or ``"multinomial"`` (x are counts, ``event_dim=1``), see the
-            ``..._log_prob`` of that name; or a function ``f(x, recon)``
-            (``f(x, *recon)`` for a tuple) that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does:
-            ``x`` and ``recon`` are then what it takes them for, and ``clip`` and ``event_dim`` are not its business. :func:`elbo_loss`
-            calls it once, and once more for a second derivative or a second backward pass, where it has to compute the same.
+        likelihood: one of these names, see the ``..._log_prob`` of that name; or a function ``f(x, recon)`` (``f(x, *recon)`` for a tuple)
+            that gives one log-probability per sample, as :func:`mdn_log_prob` or one of your own does. ``x`` and ``recon`` are then what
+            the function takes, and ``clip`` and ``event_dim`` do not apply. :func:`elbo_loss` calls it once, and once more for a second
+            derivative or a second backward pass, where it has to compute the same.
         beta: weight of the KL: a number, or a 0-d tensor, which is read on the device: nothing waits for it, and a value that changes
             is not compiled anew. It gets no gradient. 0 leaves nothing of the KL or its gradient, even where they are out of range, as
             0 times their true values would not either (a warm-up may begin at 0); NaN still shows. Below 0 the two terms have opposite
@@ -127,7 +130,7 @@ def elbo(
         them.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -214,7 +217,7 @@ def elbo_loss(
         float32 (float64 if any input is float64), shape ``()``, or ``batch`` for ``"none"``. With ``return_parts`` three of them.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected. With ``donate_recon``: for a pair, a leaf that
+        TypeError, ValueError: naming the argument, the value given and what was expected. With ``donate_recon``: for a pair, a leaf that
             requires grad, a view of a leaf or of a part of another tensor, a ``recon`` that is not contiguous, that is float16, that is
             broadcast or converted, that shares memory with another argument, or that comes from a layer which needs its own result to
             go back (a sigmoid's or a ReLU's), and for ``reduction="none"``.

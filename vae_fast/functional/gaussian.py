@@ -22,7 +22,7 @@ def prior_of(
     """A prior as tensors: a number becomes one of no dimensions, which the kernels read wherever it is needed; nothing waits for it.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected, for what is neither a number nor a tensor.
+        TypeError, ValueError: naming the argument, the value given and what was expected, for what is neither a number nor a tensor.
     """
     if prior_mu is None and prior_logvar is None:
         return None, None
@@ -100,7 +100,7 @@ def gaussian_kl(
         float32 (float64 for float64 inputs), shape ``batch`` or ``()``. Differentiable in all four tensors.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -150,7 +150,7 @@ def gaussian_log_prob(
         float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in ``x``, ``mu``, ``logvar``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

@@ -71,7 +71,7 @@ def iwae_loss(
         float32 (float64 if any input is float64), shape ``()``, or ``batch`` for ``"none"``. Differentiable in every tensor.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

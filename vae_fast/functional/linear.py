@@ -60,7 +60,7 @@ def linear_bernoulli_log_prob(
         as ``x``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -111,7 +111,7 @@ def linear_multinomial_log_prob(
         Nats; float32 (float64 if ``h`` is), shape ``batch``, or ``()``. Differentiable in ``h``, ``weight``, ``bias`` and a dense ``x``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

@@ -31,7 +31,7 @@ def logsumexp(a: Tensor, dim: int = -1, weights: Tensor | None = None) -> Tensor
         ``a`` and ``weights``.
 
     Raises:
-        TypeError, ValueError, IndexError: naming the argument, what came and what was expected.
+        TypeError, ValueError, IndexError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -76,7 +76,7 @@ def iwae_bound(log_w: Tensor, dim: int = 0) -> Tensor:
         float32 (float64 for float64), the shape of ``log_w`` without ``dim``.
 
     Raises:
-        TypeError, ValueError, IndexError: naming the argument, what came and what was expected.
+        TypeError, ValueError, IndexError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

@@ -37,7 +37,7 @@ def mdn_log_prob(
         float32 (float64 if any argument is), the batch shape. Differentiable in all four tensors.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

@@ -212,7 +212,7 @@ def mixture_log_prob(
         all parameters. ``factorized="both"``: ``MixtureLogProbs(joint, factorized)``, each ``(...)``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -267,7 +267,7 @@ def mixture_responsibilities(
         Differentiable in ``x`` and all parameters.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -320,7 +320,7 @@ def mixture_statistics(
         1e-18 standard deviations of a mean).
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

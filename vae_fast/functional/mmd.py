@@ -65,7 +65,7 @@ def mmd(
         float32 (float64 if any argument is), shape ``()``; below zero too, as what is without bias may be. Differentiable in both.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         An InfoVAE's loss in three lines:

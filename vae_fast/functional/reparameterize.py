@@ -86,7 +86,7 @@ def reparameterize(
         Differentiable in both.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast
@@ -134,7 +134,7 @@ def reparameterize_with_kl(
         ``(z, kl)``: the sample and the KL divergence in nats.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

@@ -46,7 +46,7 @@ def student_t_log_prob(
         float32 (float64 for float64 inputs), one value per sample, not reduced over the batch. Differentiable in every tensor.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch, vae_fast

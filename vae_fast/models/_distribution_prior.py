@@ -36,7 +36,7 @@ class DistributionPrior(nn.Module):
         distribution: over vectors of L: its event shape is ``(L,)``, as ``Independent(Normal(loc, scale), 1)`` has it.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch

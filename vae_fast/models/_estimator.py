@@ -84,7 +84,7 @@ def check_random_state(random_state: RandomState) -> None:
     """Refuse anything but None, a seed that torch takes, and generators.
 
     Raises:
-        TypeError, ValueError: naming random_state, what came and what was expected.
+        TypeError, ValueError: naming random_state, the value given and what was expected.
     """
     if random_state is None or isinstance(random_state, torch.Generator | np.random.RandomState | np.random.Generator):
         return

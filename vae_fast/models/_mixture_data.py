@@ -94,7 +94,7 @@ class Rows:
         world: the processes that share the samples.
 
     Raises:
-        TypeError, ValueError: naming what came and what was expected.
+        TypeError, ValueError: naming X or the option, the value given and what was expected.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class MixtureDistribution(Distribution):
         validate_args: as in :class:`torch.distributions.Distribution`.
 
     Raises:
-        TypeError, ValueError: by :meth:`log_prob`, naming the argument, what came and what was expected.
+        TypeError, ValueError: by :meth:`log_prob`, naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch

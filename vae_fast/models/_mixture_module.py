@@ -174,7 +174,7 @@ class MixtureModule(Estimator):
             top: how many of each row, at most K; None is all of them, dense.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what was expected.
+            TypeError, ValueError: naming the argument, the value given and what was expected.
             MissingExtraError: without SciPy, for arrays with ``top``.
 
         Example:

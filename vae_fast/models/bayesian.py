@@ -66,7 +66,7 @@ class BayesianMixtureOfGaussians(MixtureModule):
     ``degrees_of_freedom_prior_``, ``covariance_prior_``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
         SingularCovarianceError: (a ValueError) by a fit, naming the components.
         NotFittedError: (a ValueError) before a fit.
 

@@ -39,7 +39,7 @@ class MixtureDensityNetwork(nn.Module):
     The means' biases are drawn from N(0, 1), so that components begin apart: scale targets to about unit variance.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch
@@ -107,7 +107,7 @@ class MixtureDensityNetwork(nn.Module):
             float32 (float64 for a float64 model or target), the batch shape.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what was expected.
+            TypeError, ValueError: naming the argument, the value given and what was expected.
         """
         return F.mdn_log_prob(y, *self._raw(x), min_scale=self.min_scale)
 
@@ -127,7 +127,7 @@ class MixtureDensityNetwork(nn.Module):
         """Draws of y for each input, ``(num_samples, ..., D)``, or ``(..., D)`` for None; the component is drawn first, then one Gaussian.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what was expected.
+            TypeError, ValueError: naming the argument, the value given and what was expected.
         """
         if num_samples is not None:
             check.positive_int("num_samples", num_samples)

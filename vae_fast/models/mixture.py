@@ -94,7 +94,7 @@ class MixtureOfGaussians(Criteria):
     start: start from 1, iteration, lower bound, seconds since the fit began).
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
         SingularCovarianceError: (a ValueError) by a fit, naming the components and what to change.
         NotFittedError: (a ValueError) if there are no parameters yet.
 

@@ -27,7 +27,7 @@ class MLPVAE(VAE):
         generator: CPU generator for the initial weights; None is torch's default.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch

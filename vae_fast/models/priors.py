@@ -38,7 +38,7 @@ class VampPrior(nn.Module):
         generator: CPU generator for the draw; None is torch's default.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch

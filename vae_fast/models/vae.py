@@ -78,7 +78,7 @@ class VAE(nn.Module):
     sensible first step of it).
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what was expected.
+        TypeError, ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> import torch
@@ -295,7 +295,7 @@ class VAE(nn.Module):
             float32 (float64 for a float64 model), shape ``()``, or ``(batch,)`` for ``"none"``.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what was expected.
+            TypeError, ValueError: naming the argument, the value given and what was expected.
 
         Example:
             >>> import torch
@@ -390,7 +390,7 @@ class VAE(nn.Module):
             float32 (float64 for a float64 model), shape ``batch``.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what was expected.
+            TypeError, ValueError: naming the argument, the value given and what was expected.
 
         Example:
             >>> import torch

@@ -112,7 +112,7 @@ def latent_plane(
         title: for the window and the page.
 
     Raises:
-        ValueError: naming the argument, what came and what was expected.
+        ValueError: naming the argument, the value given and what was expected.
 
     Example:
         >>> from vae_fast.models import MLPVAE

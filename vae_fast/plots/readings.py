@@ -31,7 +31,7 @@ class Readings:
         names: of the classifiers.
 
     Raises:
-        ValueError: naming what does not fit, what came and what was expected.
+        ValueError: naming what does not fit, the value given and what was expected.
 
     Example:
         >>> sure, unsure = [0.0, 1.0], [0.5, 0.5]
