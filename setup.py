@@ -105,7 +105,7 @@ def extension():
     # What lets loops with selections and square roots vectorise, and keeps a product and a sum two roundings (see csrc/math/portable.h).
     # Nothing here changes the floating-point mode of the process.
     cxx += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
-    cxx.append("-DAT_PER_OPERATOR_HEADERS")  # torch's own headers then include no declarations of all its operators
+    cxx.append("-DAT_PER_OPERATOR_HEADERS")  # torch's headers then declare only the operators that they use
     if os.environ.get("VAE_FAST_DEBUG") != "1":
         cxx.append("-g0")  # after the interpreter's own -g
     os.environ.setdefault("CCACHE_BASEDIR", str(ROOT))
