@@ -11,7 +11,7 @@ SEED ?= $(shell date +%s)
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 # Every kind of native test, the longest first, a core for each.
-in_parts = printf '%s\n' mixture tunings row_terms mixture_products mixture_parameters mdn logsumexp groups sample gamma exponential | xargs -P $(JOBS) -n 1 $(1) --only
+in_parts = printf '%s\n' mixture tunings row_terms mixture_products mixture_parameters mdn logsumexp groups softmax sample gamma exponential | xargs -P $(JOBS) -n 1 $(1) --only
 # A file's tests share what is costly to set up, and run in one process; the longest files first, as tests/conftest.py orders them.
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

@@ -247,12 +247,13 @@ struct SoftmaxArgs {
   int64_t rows = 0, outer = 1, inner = 1, k = 0;
   bool is_double = false;
   Stream logits;                   // rows x (outer * k * inner), dense
-  const int64_t* index = nullptr;  // kIndex: rows x (outer * inner), dense, each in [0, k)
+  const int64_t* index = nullptr;  // kIndex: rows x (outer * inner), dense, each in [0, k); on CUDA another one makes its cell NaN
   Stream x;                        // kDense: rows x k
   SparseRows sparse;               // kSparse: rows x k
   void* value = nullptr;           // (rows,), compute type; may be null
-  Stream grad, grad_x;             // data null: not wanted; grad_x of kDense alone
+  Stream grad, grad_x;             // data null: not wanted; grad_x of kDense alone; grad may lie over logits
   RowGrad row_grad;
+  void* scratch = nullptr;  // CUDA only: softmax_scratch of them, in the compute type
 };
 
 /// out[o, i] = scale * the sum over k of a[o, k, i], dense; summed in double, in an order that the shape alone decides.
@@ -316,6 +317,9 @@ int64_t mixture_scratch_bytes(const MixtureBackwardArgs& args);
 cudaError_t mixture_backward(const MixtureBackwardArgs& args, cudaStream_t stream);
 cudaError_t mdn(const MdnArgs& args, cudaStream_t stream);
 cudaError_t mdn_backward(const MdnBackwardArgs& args, cudaStream_t stream);
+/// Numbers of scratch that softmax_terms needs (0: none).
+int64_t softmax_scratch(const SoftmaxArgs& args);
+cudaError_t softmax_terms(const SoftmaxArgs& args, cudaStream_t stream);
 /// As on the CPU; *flops is known at once.
 cudaError_t fma_probe(int64_t iterations, float* sink, double* flops, cudaStream_t stream);
 /// data *= *scale unless *scale is 1, or, with `only_exactly`, is no power of two, so that products of 16-bit data would be rounded: the

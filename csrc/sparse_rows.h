@@ -16,6 +16,7 @@ struct SparseRows {
   const void* values = nullptr;
   bool wide = true;
   DType dtype = DType::kFloat;
+  int64_t entries = 0;  // of `values`: on CUDA, where the places are not looked at before, none beyond is read
 };
 
 }  // namespace vae_fast

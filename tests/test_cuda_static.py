@@ -135,6 +135,19 @@ def test_a_loop_over_tiles_is_counted_beside_the_loops_in_it(tool):
         sass.staged(sass.blocks_of(sass.functions(alone)["kernel"]), 4, 0)
 
 
+def test_of_the_loops_only_those_named_are_passed(tool):
+    sass = tool("sass")
+    blocks = sass.blocks_of(sass.functions(NESTED)["kernel"])
+    (step,), around = sass.pieced(blocks, ((0, 0, 0),), 4, 0)
+    assert step.instructions == 8 and around.instructions == 4
+    with pytest.raises(sass.RefusalError, match="innermost loop 0 reads 16 and writes 0 on no way round"):
+        sass.pieced(blocks, ((0, 16, 0),), 4, 0)
+    with pytest.raises(sass.RefusalError, match="no way round through 1 innermost loops reads 20 bytes and writes 0 beside them"):
+        sass.pieced(blocks, ((0, 0, 0),), 20, 0)
+    with pytest.raises(sass.RefusalError, match="hold the 1 innermost ones"):
+        sass.pieced(blocks, ((1, 0, 0),), 4, 0)
+
+
 KERNEL = """
 template <int kCount> __device__ __forceinline__ void kernel(const float4* in, float4* out, long count) {
 #pragma unroll 1
@@ -208,8 +221,8 @@ def test_a_heavier_kernel_is_named(tool):
 def test_the_committed_table_is_of_the_kernels_that_are_counted(tool):
     static = tool("cuda_static")
     rows = json.loads(static.TABLE.read_text())
-    assert [row["kernel"] for row in rows] == [one.name for one in [*static.KERNELS, *static.TILES, *static.NESTS]]
-    streaming = [*static.KERNELS, *static.TILES]
+    assert [row["kernel"] for row in rows] == [one.name for one in [*static.KERNELS, *static.TILES, *static.SOFTMAXES, *static.NESTS]]
+    streaming = [*static.KERNELS, *static.TILES, *static.SOFTMAXES]
     for row, nest in zip(rows[len(streaming) :], static.NESTS, strict=True):
         share = static.arithmetic_share(row["instructions_per_element"], nest.operations)
         assert row["predicted_share"] == {gpu: pytest.approx(share, abs=0.01) for gpu in static.COPY}

@@ -11,6 +11,7 @@ resident threads have in flight against those that hide the latency of memory. T
 
 Where a thread takes a row of a tile that lies in shared memory (TILES), the element is that row: of the loop over tiles, its shortest way
 through all innermost loops that reads and writes the given bytes beside them, and of each of these its way as often as a row needs it.
+Where a row's lanes hold all of it (SOFTMAXES), likewise, through those loops alone that such a row goes through.
 
 What arithmetic limits (NESTS) has an innermost loop over dimensions or components, found by the multiply-adds that a way round it issues,
 in a loop over tiles, of whose ways that read and write the bytes of a full tile and take so many exponentials the shortest counts:
@@ -179,6 +180,38 @@ NESTS = [
 ]
 
 
+@dataclass(frozen=True)
+class Softmax:
+    """A softmax whose lanes hold a row whole: a loop to read it, the steps of two sums over lanes, and a loop for the gradient."""
+
+    name: str
+    function: str
+    loops: tuple[tuple[int, int, int], ...]  # reading, largest, sums, gradient: their places in the code, and bytes of a thread
+    read: int  # bytes of a thread beside those loops
+    elements: int  # of a thread
+    columns: int
+    bytes: int  # moved per element, once each
+    target: float = 0.9
+    source: Path = cuda_gate.CSRC / "cuda" / "softmax.cu"
+
+
+def softmaxes(dtype: str, mangled: str, size: int, backward: str) -> list[Softmax]:
+    """Rows of 256 classes of which the index is given, eight vectors to a lane."""
+    function, elements = f"softmax_rows_kernelINS0_7VectorsI{mangled}vEELNS_6TargetE0E", 128 // size
+    forward = ((1, 128, 0), (2, 0, 0), (5, 0, 0))
+    beside = 12 if size == 4 else 14  # the index and the logit there, and with 16-bit logits the row's upstream gradient
+    return [
+        Softmax(f"categorical {dtype}, forward, K=256", function, forward, beside, elements, 256, size),
+        Softmax(f"categorical {dtype}, {backward}, K=256", function, (*forward, (9, 0, 128)), beside, elements, 256, 2 * size),
+    ]
+
+
+_COUNTED, _LOOPS = "softmax_rows_kernelINS0_7VectorsIffEELNS_6TargetE1E", ((2, 256, 0), (3, 0, 0), (6, 0, 0))
+SOFTMAXES = [*softmaxes("f32", "f", 4, "forward and gradient"), *softmaxes("bf16", "NS0_8BFloat16E", 2, "backward")]
+SOFTMAXES.append(Softmax("multinomial f32, forward, K=1024", _COUNTED, _LOOPS, 4, 32, 1024, 8))
+SOFTMAXES.append(Softmax("multinomial f32, forward and gradient, K=1024", _COUNTED, (*_LOOPS, (11, 0, 128)), 4, 32, 1024, 12))
+
+
 def nvdisasm() -> str | None:
     """The disassembler: the toolkit's, or the one of the pinned package."""
     if on_path := shutil.which("nvdisasm"):
@@ -269,6 +302,32 @@ def count_tile(tile: Tile, listing: str, usages: dict[str, cuda_gate.Usage]) -> 
     }
 
 
+def count_softmax(row: Softmax, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
+    """A row of the table, as `count`'s."""
+    name, blocks = blocks_of(row.name, row.function, listing)
+    try:
+        loops, around = sass.pieced(blocks, row.loops, row.read, 0)
+    except sass.RefusalError as refusal:
+        raise sass.RefusalError(f"{row.name}: {refusal}") from None
+    steps = math.ceil(math.log2(row.columns / row.elements))  # of a sum over lanes
+    times = (1, steps, steps, 1)[: len(loops)]
+    issued = (around.instructions + sum(way.instructions * n for way, n in zip(loops, times, strict=True))) / row.elements
+    registers = usages[name].registers
+    in_flight = resident(registers) * THREADS * row.loops[0][1]
+    return {
+        "kernel": row.name,
+        "instructions_per_element": round(issued, 1),
+        "of_the_loops": [way.instructions for way in loops],
+        "around_the_loops": around.instructions,
+        "bytes_per_element": row.bytes,
+        "registers": registers,
+        "resident_blocks": resident(registers),
+        "bytes_in_flight": in_flight,
+        "predicted_share": {gpu: round(share(issued, row.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
+        "target": row.target,
+    }
+
+
 def count_nest(name: str, nest: Nest, listing: str, usages: dict[str, cuda_gate.Usage]) -> tuple[float, dict[str, object]]:
     """Instructions per element of one kernel, and what of it the table keeps."""
     mangled, blocks = blocks_of(name, nest.function, listing)
@@ -352,16 +411,17 @@ def main() -> int:
         return 1
     start = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    sources = sorted({one.source for one in [*KERNELS, *TILES]} | {nest.path for row in NESTS for nest in row.nests})
+    sources = sorted({one.source for one in [*KERNELS, *TILES, *SOFTMAXES]} | {nest.path for row in NESTS for nest in row.nests})
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
         code = dict(zip(sources, pool.map(lambda source: compiled(nvcc, source, args.out), sources), strict=True))
     try:
         table = [count(kernel, *code[kernel.source]) for kernel in KERNELS] + [count_tile(tile, *code[tile.source]) for tile in TILES]
+        table += [count_softmax(row, *code[row.source]) for row in SOFTMAXES]
         table += [count_arithmetic(row, code) for row in NESTS]
     except sass.RefusalError as refusal:
         print(f"cuda_static: {refusal}", file=sys.stderr)
         return 1
-    streaming: list[Kernel | Tile] = [*KERNELS, *TILES]
+    streaming: list[Kernel | Tile | Softmax] = [*KERNELS, *TILES, *SOFTMAXES]
     width = max(len(one.name) for one in streaming)
     print(f"{'kernel':{width}}  issued  budget H200  registers  blocks  KiB in flight  share H100  H200  target")
     for row, kernel in zip(table, streaming, strict=False):

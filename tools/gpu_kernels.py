@@ -124,6 +124,41 @@ def _mdn(backward: bool) -> Callable[[str, int], Made]:
     return make
 
 
+def _categorical(dtype: torch.dtype, grad: bool) -> Callable[[str, int], Made]:
+    def make(device: str, rows: int) -> Made:
+        x = torch.randint(256, (rows,), device=device)
+        logits = torch.randn(rows, 256, device=device).to(dtype)
+        moved = x.nbytes + logits.nbytes + 4 * rows
+        call = partial(vae_fast.categorical_log_prob, event_dim=0)
+        if not grad:
+            return call, (x, logits), moved, 0
+        if dtype == torch.float32:  # written in the forward pass
+            return call, (x, logits.requires_grad_()), moved + logits.nbytes, 0
+        arguments = (torch.ones(rows, device=device), x.unsqueeze(-1), logits, None, None, -1, 1, [False, True])
+        return torch.ops.vae_fast.softmax_backward, arguments, moved + logits.nbytes, 0
+
+    return make
+
+
+def _multinomial(grad: bool) -> Callable[[str, int], Made]:
+    def make(device: str, rows: int) -> Made:
+        logits = torch.randn(rows, 1024, device=device)
+        x = torch.randint(3, logits.shape, device=device).float()
+        moved = x.nbytes + logits.nbytes + 4 * rows
+        return vae_fast.multinomial_log_prob, (x, logits.requires_grad_(grad)), moved + grad * logits.nbytes, 0
+
+    return make
+
+
+def _sparse_multinomial(device: str, rows: int) -> Made:
+    """A hundred counts of 20,000 to a row; their gradients are written a second time."""
+    logits = torch.randn(rows, 20_000, device=device).requires_grad_()
+    column = (torch.arange(100, device=device) * 200).expand(rows, 100) + torch.randint(200, (rows, 100), device=device)
+    begin = torch.arange(0, 100 * rows + 1, 100, device=device)
+    x = torch.sparse_csr_tensor(begin, column.flatten(), torch.ones(100 * rows, device=device), (rows, 20_000))
+    return vae_fast.multinomial_log_prob, (x, logits), 2 * logits.nbytes + 12 * column.numel() + 12 * rows, 0
+
+
 F32, BF16, U8 = torch.float32, torch.bfloat16, torch.uint8
 CALLS = [
     Call("bernoulli_logits f32, forward and gradient, D=784", _bernoulli(F32, F32, True)),
@@ -136,6 +171,13 @@ CALLS = [
     Call("logsumexp f32, backward, K=784", _logsumexp(F32, True)),
     Call("logsumexp bf16, forward, K=784", _logsumexp(BF16, False)),
     Call("logsumexp bf16, backward, K=784", _logsumexp(BF16, True)),
+    Call("categorical f32, forward, K=256", _categorical(F32, False), rows=1 << 20),
+    Call("categorical f32, forward and gradient, K=256", _categorical(F32, True), rows=1 << 20),
+    Call("categorical bf16, forward, K=256", _categorical(BF16, False), rows=1 << 20),
+    Call("categorical bf16, backward, K=256", _categorical(BF16, True), rows=1 << 20),
+    Call("multinomial f32, forward, K=1024", _multinomial(False)),
+    Call("multinomial f32, forward and gradient, K=1024", _multinomial(True)),
+    Call("multinomial f32, CSR, forward and gradient, K=20000", _sparse_multinomial, rows=1 << 13),
     Call("sample and KL f32, forward, L=20", _sample(False), rows=1 << 21),
     Call("sample and KL f32, backward, L=20", _sample(True), rows=1 << 21),
     Call("mixture f32, forward, K=256 D=64", _mixture(256, 64, False), target=0.5),

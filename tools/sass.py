@@ -308,6 +308,27 @@ def staged(blocks: list[Block], read: int, written: int) -> tuple[list[Way], Way
     return [max(ways_round(blocks, loop), key=lambda way: way.instructions) for loop in inner], found[0]
 
 
+def pieced(blocks: list[Block], passed: tuple[tuple[int, int, int], ...], read: int, written: int) -> tuple[list[Way], Way]:
+    """Of the one loop that holds all innermost ones: of those that `passed` names by their place in the code the longest way round that
+    reads and writes so many bytes, and the shortest way round the loop through these, which beside them reads and writes so many."""
+    loops = loops_of(blocks)
+    inner = sorted(innermost(loops), key=lambda loop: loop.head)
+    outer = [loop for loop in loops if all(one.head != loop.head and one.body < loop.body for one in inner)]
+    if len(outer) != 1 or len(loops) != len(inner) + 1 or max(place for place, _, _ in passed) >= len(inner):
+        raise RefusalError(f"{len(loops)} loops, of which {len(outer)} hold the {len(inner)} innermost ones: expected one")
+    found = []
+    for place, in_read, in_written in passed:
+        ways = [way for way in ways_round(blocks, inner[place]) if (way.read, way.written) == (in_read, in_written)]
+        if not ways:
+            seen = sorted({(way.read, way.written) for way in ways_round(blocks, inner[place])})
+            raise RefusalError(f"innermost loop {place} reads {in_read} and writes {in_written} on no way round; there are {seen}")
+        found.append(max(ways, key=lambda way: way.instructions))
+    around = _shortest(blocks, outer[0], [inner[place] for place, _, _ in passed], lambda i: False, 0, (read, written))
+    if 0 not in around:
+        raise RefusalError(f"no way round through {len(passed)} innermost loops reads {read} bytes and writes {written} beside them")
+    return found, around[0]
+
+
 def _shortest(
     blocks: list[Block], loop: Loop, through: list[Loop], counted: Callable[[Instruction], bool], most: int, moved: tuple[int, int] = (0, 0)
 ) -> dict[int, Way]:

@@ -1,6 +1,7 @@
 // Softmaxes over classes: along memory where the classes are the innermost dimension, across cells elsewhere.
 #pragma once
 
+#include "../math/softmax.h"
 #include "group_sums.h"
 #include "logsumexp.h"
 #include "sparse.h"
@@ -9,12 +10,8 @@
 namespace vae_fast {
 namespace VF_ISA {
 
-/// What l_k = logits_k - log sum e^logits takes: (logits - top) - log_total.
-template <typename T>
-struct Normaliser {
-  T top, log_total;
-  VF_INLINE T log_share(T logit) const { return (logit - top) - log_total; }
-};
+using math::counted;
+using math::Normaliser;
 
 /// Calls f(k, n) for the pieces of [0, classes).
 template <class F>
@@ -43,12 +40,6 @@ inline Normaliser<T> normaliser_of(const Stream& logits, int64_t at, int64_t cla
     total += static_cast<double>(s);
   });
   return {top, math::log(static_cast<T>(total))};
-}
-
-/// x l, where nothing of a class leaves nothing of its logarithm.
-template <typename T>
-VF_INLINE T counted(T x, T l) {
-  return x == T(0) ? T(0) : x * l;
 }
 
 /// What is given of the classes of one cell along memory, one struct per Target:
@@ -181,7 +172,7 @@ double softmax_along(const SoftmaxArgs& a, int64_t row, int64_t c0, int64_t c1) 
     for_pieces_of(a.k, [&](int64_t k, int n) {
       const T* v = load_run(a.logits.data, a.logits.dtype, at + k, n, buffer);
       VF_SIMD
-      for (int i = 0; i < n; ++i) grad[i] = weight * math::exp(norm.log_share(v[i]));
+      for (int i = 0; i < n; ++i) grad[i] = weight * norm.share(v[i]);
       target.add(k, n, g, grad);
       narrow(grad, n, a.grad.data, a.grad.dtype, a.grad.row(row) + c * a.k + k);
     });
@@ -231,7 +222,7 @@ double softmax_across(const SoftmaxArgs& a, int64_t row, int64_t c0, int64_t c1)
       const T* v = load_run(a.logits.data, a.logits.dtype, at + k * a.inner, n, buffer);
       VF_SIMD
       for (int i = 0; i < n; ++i) {
-        const T share = math::exp(Normaliser<T>{top[i], total[i]}.log_share(v[i]));
+        const T share = Normaliser<T>{top[i], total[i]}.share(v[i]);
         grad[i] = g * ((index[i] == k ? T(1) : T(0)) - share);
       }
       narrow(grad, n, a.grad.data, a.grad.dtype, a.grad.row(row) + o * a.k * a.inner + k * a.inner + first);

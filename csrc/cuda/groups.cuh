@@ -77,6 +77,8 @@ struct Place {
 
 VF_DEVICE double shift_down(double v, int offset) { return __shfl_down_sync(kFullMask, v, static_cast<unsigned>(offset)); }
 
+VF_DEVICE float shift_down(float v, int offset) { return __shfl_down_sync(kFullMask, v, static_cast<unsigned>(offset)); }
+
 struct Sum {
   VF_DEVICE double operator()(double a, double b) const { return a + b; }
 };
@@ -100,6 +102,25 @@ VF_DEVICE T combine_group(T v, const Groups& g, const Place& place, T (*shared)[
       for (int w = 1; w < g.lanes / kWarp; ++w) v = combine(v, shared[round][warp + w]);
     }
   }
+  return v;
+}
+
+/// Gives every lane of a group what its lane 0 has. Every thread of the block must call it; between two calls with the same `shared` lies
+/// another barrier of the block, as combine_group has where a group is more than a warp.
+template <typename T>
+VF_DEVICE T from_first(T v, const Groups& g, const Place& place, T* shared) {
+  if (g.lanes > kWarp) {
+    if (place.lane == 0) shared[place.group] = v;
+    __syncthreads();
+    return shared[place.group];
+  }
+  uint32_t words[sizeof(T) / 4];
+  static_assert(sizeof(words) == sizeof(T), "whole words");
+  memcpy(words, &v, sizeof(v));
+#pragma unroll
+  for (size_t i = 0; i < sizeof(T) / 4; ++i)
+    words[i] = __shfl_sync(kFullMask, words[i], static_cast<int>(threadIdx.x) % kWarp - place.lane);
+  memcpy(&v, words, sizeof(v));
   return v;
 }
 

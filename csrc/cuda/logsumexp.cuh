@@ -40,6 +40,43 @@ struct LogSum {
     sum += static_cast<double>(run);
   }
 
+  /// What is subtracted of entries of weight one: the top, but 0 for minus infinity and the largest number for infinity, so that no
+  /// difference is NaN but of a NaN: e^-inf is then nothing, and e^inf infinite, as the sum is.
+  VF_DEVICE static C shift_of(C top) {
+    const C most = math::largest<C>();
+    return top > most ? most : (top < -most ? C(0) : top);
+  }
+  VF_DEVICE C shift() const { return shift_of(top); }
+
+  /// Adds e^v[e].
+  template <int N>
+  VF_DEVICE void add_all(const C (&v)[N]) {
+    C above = top;
+#pragma unroll
+    for (int e = 0; e < N; ++e) above = v[e] > above ? v[e] : above;
+    rise_to(above);
+    add_below(v, shift_of(above));  // of the top as it is now
+  }
+
+  VF_DEVICE void rise_to(C above) {
+    if (above > top) {
+      sum *= static_cast<double>(weight(top, above));
+      top = above;
+    }
+  }
+
+  /// Adds e^v[e], of entries none of which is above the top, whose shift is `from`.
+  template <int N>
+  VF_DEVICE void add_below(const C (&v)[N], C from) {
+    C run = C(0);
+#pragma unroll
+    for (int e = 0; e < N; ++e) run += math::exp_of_sum(v[e] - from);
+    sum += static_cast<double>(run);
+  }
+
+  /// The sum relative to a top that is at least as large.
+  VF_DEVICE double sum_from(C above) const { return top == above ? sum : sum * static_cast<double>(weight(top, above)); }
+
   VF_DEVICE C result() const { return math::log(static_cast<C>(sum)) + top; }
 };
 

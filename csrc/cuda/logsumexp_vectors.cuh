@@ -40,25 +40,6 @@ VF_DEVICE void for_row_vectors(const void* row, int units, int lane, int lanes, 
   }
 }
 
-/// Adds e^v[e]. A top of minus infinity stands for 0 and one of infinity for the largest number, so that no difference is NaN but of a NaN:
-/// e^-inf is then nothing, and e^inf infinite, as the sum is.
-template <int N>
-VF_DEVICE void add_all(LogSum<float>& total, const float (&v)[N]) {
-  float above = total.top;
-#pragma unroll
-  for (int e = 0; e < N; ++e) above = v[e] > above ? v[e] : above;
-  if (above > total.top) {
-    total.sum *= static_cast<double>(LogSum<float>::weight(total.top, above));
-    total.top = above;
-  }
-  const float most = math::largest<float>();
-  const float shift = above > most ? most : (above < -most ? 0.0f : above);
-  float run = 0.0f;
-#pragma unroll
-  for (int e = 0; e < N; ++e) run += math::exp_of_sum(v[e] - shift);
-  total.sum += static_cast<double>(run);
-}
-
 template <typename A>
 __global__ void __launch_bounds__(kThreads, 4)
     logsumexp_vectors_kernel(const __grid_constant__ LogSumExpArgs args, const __grid_constant__ Groups groups) {
@@ -73,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     LogSum<float> total = LogSum<float>::zero();
     if (active) {
       for_row_vectors<A>(static_cast<const A*>(args.a) + o * args.k, units, place.lane, groups.lanes,
-                         [&](int, const float (&v)[16 / sizeof(A)]) { add_all(total, v); });
+                         [&](int, const float (&v)[16 / sizeof(A)]) { total.add_all(v); });
     }
     total = combine_group(total, groups, place, shared, round, Merge<float>());
     if (active && place.lane == 0) static_cast<float*>(args.out)[o] = total.result();

@@ -92,6 +92,7 @@ VF_INLINE float exp_of_sum(float x) {
   return exp(x);
 #endif
 }
+VF_INLINE double exp_of_sum(double x) { return ::exp(x); }
 
 /// 2^t for t < 127 to 2 ulp, 0 where it is no longer a normal number (t < -126), NaN for NaN: half of the arithmetic of e^x, for sums whose
 /// terms have their exponents in base 2 from the start.

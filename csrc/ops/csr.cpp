@@ -64,6 +64,7 @@ SparseRows sparse_rows(const Tensor& values, const Tensor& row_begin, const Tens
   x.values = held(values);
   x.wide = column.scalar_type() == at::kLong;
   x.dtype = count_dtype_of(values);
+  x.entries = entries;
   if (values.is_cpu()) x.wide ? check_places<int64_t>(x, rows, columns, entries) : check_places<int32_t>(x, rows, columns, entries);
   return x;
 }

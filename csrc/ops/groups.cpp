@@ -9,6 +9,7 @@
 
 #include "../group_table.h"
 #include "csr.h"
+#include "device.h"
 #include "softmax.h"
 #include "written.h"
 
@@ -176,7 +177,9 @@ struct SoftmaxProblem {
     args.logits = logits->stream;
     TORCH_CHECK_VALUE(args.k > 0 && args.k < (int64_t{1} << 31), "logits of shape ", given.sizes(), ": expected 1 to 2^31 - 1 classes");
     if (args.target == Target::kSparse) {
-      args.sparse = sparse_rows(given_x, *row_begin, *column, args.rows, args.k, keep);
+      // of integers, CUDA's kernels read bytes alone
+      const Tensor values = given_x.is_cuda() && !counts ? given_x.to(compute_type(is_double)) : given_x;
+      args.sparse = sparse_rows(values, *row_begin, *column, args.rows, args.k, keep);
     } else if (args.target == Target::kDense) {
       TORCH_CHECK_VALUE(event_dim == 1, "event_dim=", event_dim, ": expected 1 with counts");
       x.emplace(given_x, batch, dim, event_dim, is_double, keep);
@@ -241,8 +244,16 @@ Tensors inputs_of(const Tensor& x, const Tensor& logits, const OptionalTensor& r
 }  // namespace
 
 void launch_softmax(const Tensor& like, const SoftmaxArgs& args) {
-  TORCH_CHECK_VALUE(like.is_cpu(), "tensor on ", like.device(), ": expected cpu, softmaxes over classes have no CUDA kernels");
-  cpu::softmax_terms(args);
+#if defined(VF_WITH_CUDA)
+  if (like.is_cuda()) {
+    const Tensor scratch = at::empty({cuda::softmax_scratch(args)}, like.options().dtype(compute_type(args.is_double)));
+    SoftmaxArgs with_scratch = args;
+    with_scratch.scratch = scratch.data_ptr();
+    VF_LAUNCH(like, softmax_terms, with_scratch);
+    return;
+  }
+#endif
+  VF_LAUNCH(like, softmax_terms, args);
 }
 
 Tensor group_kernel(const Tensor& x, const Tensor& params, string_view term, Numbers numbers, int64_t dim, int64_t event_dim) {

@@ -8,7 +8,7 @@
 namespace vae_fast {
 namespace ops {
 
-/// On the device of `like`; on a GPU the functions take the formula of vae_fast.reference.
+/// On the device of `like`, with scratch where that needs some.
 void launch_softmax(const at::Tensor& like, const SoftmaxArgs& args);
 
 }  // namespace ops

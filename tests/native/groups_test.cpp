@@ -1,10 +1,11 @@
-// Terms over groups of parameters, every row of csrc/group_table.h and every kind of softmax, against plain loops in double.
+// Terms over groups of parameters, every row of csrc/group_table.h, against plain loops in double.
 #include <algorithm>
 #include <cmath>
 #include <string>
 
 #include "../../csrc/group_table.h"
 #include "check.h"
+#include "group_cases.h"
 #include "implementations.h"
 
 namespace native {
@@ -12,8 +13,6 @@ namespace native {
 namespace {
 
 using vae_fast::GroupArgs;
-using vae_fast::SoftmaxArgs;
-using vae_fast::Target;
 
 double softplus(double t) { return std::max(t, 0.0) + std::log1p(std::exp(-std::fabs(t))); }
 double sigmoid(double t) { return t >= 0 ? 1 / (1 + std::exp(-t)) : std::exp(t) / (1 + std::exp(t)); }
@@ -82,51 +81,6 @@ struct Component {
     d[6] = (1 - c[1] * c[1]) * d_loc[2] * y[0];
     d[9] = (1 - c[2] * c[2]) * d_loc[2] * y[1];
   }
-};
-
-/// Rows of what a kernel gets and gives: where cell c of a row has entry j of `entries`.
-struct Cells {
-  int64_t outer, inner;
-  int64_t count() const { return outer * inner; }
-  int64_t at(int64_t c, int64_t entries, int64_t j) const { return (c / inner * entries + j) * inner + c % inner; }
-};
-
-Cells draw_cells(Random& random) {
-  return random.coin() ? Cells{random.one_of<int64_t>({1, 2, 65, 150}), 1}
-                       : Cells{random.one_of<int64_t>({1, 3}), random.one_of<int64_t>({2, 17, 80, 300})};
-}
-
-DType draw_dtype(Random& random, bool is_double) {
-  if (is_double) return DType::kDouble;
-  return random.one_of({DType::kFloat, DType::kFloat, DType::kHalf, DType::kBFloat16});
-}
-
-Layout draw_layout(Random& random) {
-  return random.one_of({Layout::kDense, Layout::kDense, Layout::kPadded, Layout::kOddPadded, Layout::kShifted, Layout::kSharedRow,
-                        Layout::kTwoBatchDims, Layout::kBroadcastDim});
-}
-
-/// What storing in a data type may add to an error.
-double storing(DType dtype, double v) {
-  return dtype == DType::kHalf ? 6e-4 * std::fabs(v) + 1e-7 : dtype == DType::kBFloat16 ? 4e-3 * std::fabs(v) : 0.0;
-}
-
-/// An upstream gradient: one for all rows, or one each.
-struct Upstream {
-  double constant = 1.0;
-  std::unique_ptr<Tensor> rows;
-
-  Upstream(Random& random, Memory& memory, int64_t count, bool is_double) {
-    if (random.coin(0.3)) constant = -0.75;
-    if (random.coin(0.4)) return;
-    rows = std::make_unique<Tensor>(memory, is_double ? DType::kDouble : DType::kFloat, 1, count);
-    rows->fill([&] { return random.coin(0.2) ? 0.0 : random.normal(); });
-  }
-  void set(vae_fast::RowGrad& g) const {
-    g.constant = constant;
-    if (rows) g.data = rows->data(), g.stride = 1;
-  }
-  double of(int64_t row) const { return constant * (rows ? rows->value(0, row) : 1.0); }
 };
 
 void check_group(Implementation& implementation, Random& random, int term, const GroupName& name) {
@@ -210,149 +164,15 @@ void check_group(Implementation& implementation, Random& random, int term, const
   }
 }
 
-/// A kernel's array of numbers that are no tensor.
-template <typename T>
-struct Array {
-  Block block;
-  Array(Memory& memory, const std::vector<T>& values) : block(memory, values.size() * sizeof(T)) { block.write(values.data()); }
-  const T* data() const { return static_cast<const T*>(block.data()); }
-};
-
-void check_softmax(Implementation& implementation, Random& random, Target target) {
-  Memory& memory = *implementation.memory;
-  SoftmaxArgs a;
-  a.target = target;
-  a.is_double = random.coin(0.3);
-  a.rows = random.one_of<int64_t>({0, 1, 2, 5});
-  a.k = random.one_of<int64_t>({1, 2, 5, 33, 256, 1100});
-  const Cells cells = target == Target::kIndex ? draw_cells(random) : Cells{1, 1};
-  a.outer = cells.outer, a.inner = cells.inner;
-  while (a.k > 5 && cells.count() * a.k > 20000) a.k /= 4;
-  const DType wide = a.is_double ? DType::kDouble : DType::kFloat;
-  Tensor logits(memory, draw_dtype(random, a.is_double), a.rows, cells.count() * a.k, draw_layout(random));
-  const double shift = random.one_of({0.0, 0.0, 1e4});
-  const bool none = a.k > 1 && random.coin(0.3);
-  logits.fill([&] { return none && random.coin(0.2) ? -HUGE_VAL : shift + 3.0 * random.normal(); });
-  for (int64_t r = 0; r < a.rows; ++r) {  // a class at least
-    for (int64_t c = 0; c < cells.count(); ++c) logits.set(r, cells.at(c, a.k, 0), shift + 1.0);
-  }
-  logits.upload();
-
-  // dense counts of every cell: those of an index are a single one
-  std::vector<double> counts(static_cast<size_t>(a.rows * cells.count() * a.k), 0.0);
-  const auto count = [&](int64_t r, int64_t c, int64_t k) -> double& {
-    return counts[static_cast<size_t>((r * cells.count() + c) * a.k + k)];
-  };
-  std::vector<int64_t> indices;
-  Tensor x(memory, wide, a.rows, target == Target::kDense ? a.k : 0, draw_layout(random));
-  std::vector<int64_t> begins{0}, columns;
-  std::vector<double> stored;
-  for (int64_t r = 0; r < a.rows; ++r) {
-    for (int64_t c = 0; target == Target::kIndex && c < cells.count(); ++c) {
-      const int64_t k = random.below(a.k);
-      const bool possible = std::isfinite(logits.value(r, cells.at(c, a.k, k)));
-      indices.push_back(possible ? k : 0);
-      count(r, c, indices.back()) = 1.0;
-    }
-    for (int64_t k = 0; target == Target::kSparse && k < a.k; ++k) {
-      if (!std::isfinite(logits.value(r, k)) || random.coin(0.7)) continue;
-      count(r, 0, k) = static_cast<double>(random.below(4));  // a stored zero among them
-      columns.push_back(k), stored.push_back(count(r, 0, k));
-    }
-    begins.push_back(static_cast<int64_t>(columns.size()));
-  }
-  if (target == Target::kDense) {
-    x.fill([&] { return static_cast<double>(random.below(3)); });
-    for (int64_t r = 0; r < a.rows; ++r) {
-      for (int64_t k = 0; k < a.k; ++k) {
-        if (!std::isfinite(logits.value(r, k))) x.set(r, k, 0.0);
-      }
-    }
-    for (int64_t r = 0; r < a.rows; ++r) {
-      for (int64_t k = 0; k < a.k; ++k) count(r, 0, k) = x.value(r, k);
-    }
-    x.upload();
-    a.x = x.stream();
-  }
-  const Array<int64_t> index(memory, indices), begin(memory, begins), column(memory, columns);
-  const Array<int32_t> short_begin(memory, {begins.begin(), begins.end()}), short_column(memory, {columns.begin(), columns.end()});
-  Tensor values(memory, random.one_of({DType::kByte, DType::kHalf, wide}), 1, static_cast<int64_t>(stored.size()));
-  size_t next = 0;
-  values.fill([&] { return stored[next++]; });
-  if (target == Target::kIndex) a.index = index.data();
-  if (target == Target::kSparse) {
-    a.sparse.wide = random.coin();
-    a.sparse.offsets = a.sparse.wide ? static_cast<const void*>(begin.data()) : short_begin.data();
-    a.sparse.columns = a.sparse.wide ? static_cast<const void*>(column.data()) : short_column.data();
-    a.sparse.values = values.data();
-    a.sparse.dtype = values.dtype();
-  }
-
-  Tensor grad(memory, logits.dtype(), a.rows, cells.count() * a.k), grad_x(memory, wide, a.rows, a.k), value(memory, wide, 1, a.rows);
-  const Upstream upstream(random, memory, a.rows, a.is_double);
-  const bool with_grad = random.coin(0.8), with_grad_x = target == Target::kDense && random.coin(),
-             with_value = !with_grad || random.coin();
-  a.logits = logits.stream();
-  if (with_grad) a.grad = grad.stream();
-  if (with_grad_x) a.grad_x = grad_x.stream();
-  if (with_value) a.value = value.data();
-  upstream.set(a.row_grad);
-  implementation.softmax_terms(a);
-  grad.download(), grad_x.download(), value.download();
-
-  const double epsilon = a.is_double ? 1e-12 : 1e-6;
-  const std::string label =
-      text("softmax, target %d: %ld rows of %ld x %ld cells, %ld classes%s", static_cast<int>(target), static_cast<long>(a.rows),
-           static_cast<long>(a.outer), static_cast<long>(a.inner), static_cast<long>(a.k), a.is_double ? ", double" : "");
-  for (int64_t r = 0; r < a.rows; ++r) {
-    double total = 0.0, magnitude = 0.0;
-    const double g = upstream.of(r);
-    for (int64_t c = 0; c < cells.count(); ++c) {
-      double top = -HUGE_VAL, sum = 0.0, all = 0.0;
-      for (int64_t k = 0; k < a.k; ++k) {
-        top = std::max(top, logits.value(r, cells.at(c, a.k, k)));
-        all += count(r, c, k);
-      }
-      for (int64_t k = 0; k < a.k; ++k) sum += std::exp(logits.value(r, cells.at(c, a.k, k)) - top);
-      for (int64_t k = 0; k < a.k; ++k) {
-        const double n = count(r, c, k), l = logits.value(r, cells.at(c, a.k, k)) - top - std::log(sum);
-        if (n != 0.0) total += n * l;
-        if (n != 0.0) magnitude += n * (std::fabs(l) + 1);
-        if (with_grad) {
-          const double want = g * (n - all * std::exp(l)), got = grad.result(r, cells.at(c, a.k, k));
-          const double tolerance = epsilon * std::fabs(g) * (n + all * 20 * std::exp(l) + 1) + storing(logits.dtype(), want);
-          tally.check(close(got, want, tolerance), text("%s: gradient of class %ld, row %ld, cell %ld: %.9g, expected %.9g", label.c_str(),
-                                                        static_cast<long>(k), static_cast<long>(r), static_cast<long>(c), got, want));
-        }
-        if (with_grad_x) {
-          const double want = g == 0.0 ? 0.0 : g * l, got = grad_x.result(r, k);
-          tally.check(close(got, want, epsilon * (std::fabs(want) + std::fabs(g))),
-                      text("%s: gradient of count %ld, row %ld: %.9g, expected %.9g", label.c_str(), static_cast<long>(k),
-                           static_cast<long>(r), got, want));
-        }
-      }
-    }
-    if (!with_value) continue;
-    tally.check(close(value.result(0, r), total, epsilon * (magnitude + 1)),
-                text("%s: value of row %ld: %.9g, expected %.9g", label.c_str(), static_cast<long>(r), value.result(0, r), total));
-  }
-}
-
 }  // namespace
 
 void check_groups(Implementation& implementation, int rounds) {
-  if (!implementation.group_terms || !implementation.softmax_terms) return;
+  if (!implementation.group_terms) return;
   const std::vector<GroupName> names = group_names();
   for (size_t term = 0; term < names.size(); ++term) {
     for (int round = 0; round < rounds; ++round) {
       Random random(static_cast<uint64_t>(12000 + 1000 * term) + static_cast<uint64_t>(round));
       check_group(implementation, random, static_cast<int>(term), names[term]);
-    }
-  }
-  for (const Target target : {Target::kIndex, Target::kDense, Target::kSparse}) {
-    for (int round = 0; round < 2 * rounds; ++round) {
-      Random random(static_cast<uint64_t>(20000 + 1000 * static_cast<int>(target) + round));
-      check_softmax(implementation, random, target);
     }
   }
 }

@@ -122,6 +122,12 @@ Implementation cuda_implementation() {
   i.mdn_backward = [](const vae_fast::MdnBackwardArgs& args) {
     require(cuda::mdn_backward(args, nullptr), "mdn_backward"), finish("mdn_backward");
   };
+  i.softmax_terms = [](const vae_fast::SoftmaxArgs& given) {
+    vae_fast::SoftmaxArgs args = given;
+    Block scratch(cuda_memory, static_cast<size_t>(cuda::softmax_scratch(args)) * (args.is_double ? 8 : 4));
+    args.scratch = scratch.data();
+    require(cuda::softmax_terms(args, nullptr), "softmax_terms"), finish("softmax_terms");
+  };
   i.scale = [](void* data, DType dtype, int64_t count, double by) {
     const bool is_double = dtype == DType::kDouble;
     Block scale(cuda_memory, is_double ? 8 : 4);

@@ -54,8 +54,10 @@ void check_mixture_parameters(Implementation& implementation, int rounds);
 /// Mixtures on tensor cores: how far off, and where.
 void check_mixture_products(Implementation& implementation);
 void check_mdn(Implementation& implementation, int rounds);
-/// Terms over groups of parameters, and softmaxes over classes.
+/// Terms over groups of parameters.
 void check_groups(Implementation& implementation, int rounds);
+/// Softmaxes over classes.
+void check_softmax(Implementation& implementation, int rounds);
 /// More than 2^31 elements and rows.
 void check_huge(Implementation& implementation);
 

@@ -163,6 +163,40 @@ def test_an_index_out_of_range_is_refused(bad, device, backend):
     assert_refused(lambda: vae_fast.categorical_log_prob(x, first, dim=-2, **check_data), ValueError, words)
 
 
+@pytest.mark.cuda
+@needs_kernels
+@pytest.mark.parametrize("dim", [-1, -2])
+@pytest.mark.parametrize("bad", [-1, 6, 2**40])
+def test_an_index_out_of_range_on_a_gpu_is_nan(bad, dim):
+    """Nothing waits there to refuse it: its sample is NaN, and of the gradient its element; nothing else is."""
+    x = torch.randint(6, (3, 4), device="cuda")
+    x[1, 2] = bad
+    logits = torch.randn(3, 4, 6, device="cuda").movedim(-1, dim)
+    value, [grad] = value_and_grads(lambda t: vae_fast.categorical_log_prob(x, t, dim=dim), [logits])
+    assert value.isnan().tolist() == [False, True, False]
+    wanted = torch.zeros(3, 4, 6, dtype=torch.bool)
+    wanted[1, 2] = True
+    assert torch.equal(grad.movedim(dim, -1).isnan().cpu(), wanted)
+
+
+@pytest.mark.cuda
+@needs_kernels
+def test_damaged_csr_on_a_gpu_is_nan():
+    begin, column = torch.tensor([0, 2, 3, 5, 9], device="cuda"), torch.tensor([3, 1, 7, 0, 0, 2], device="cuda")
+    counts = torch.arange(1.0, 7.0, device="cuda")
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        x = torch.sparse_csr_tensor(begin, column, counts, (4, 5))
+    logits = torch.randn(4, 5, device="cuda")
+    value, [grad] = value_and_grads(lambda t: vae_fast.multinomial_log_prob(x, t), [logits])
+    dense = torch.tensor([[0, 2, 0, 1, 0], [0, 0, 0, 0, 0], [9, 0, 0, 0, 0], [0, 0, 0, 0, 0]], device="cuda", dtype=torch.float32)
+    want, [want_grad] = value_and_grads(lambda t: vae_fast.multinomial_log_prob(dense, t), [logits])
+    for row in (0, 2):  # out of order, and one column twice
+        torch.testing.assert_close(value[row], want[row], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(grad[row], want_grad[row], rtol=1e-6, atol=1e-6)
+    assert value[[1, 3]].isnan().all()
+    assert grad[[1, 3]].isnan().all()
+
+
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from vae_fast import reference
 from vae_fast._precision import compute_dtype
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import cpu_kernels, overridable
+from vae_fast.functional._dispatch import kernels, overridable
 
 INDICES = frozenset({torch.uint8, torch.int16, torch.int32, torch.int64})
 COUNTS = check.FLOATS | INDICES | {torch.int8, torch.bool}
@@ -23,11 +23,11 @@ def categorical_log_prob(x: Tensor, logits: Tensor, *, dim: int = -1, event_dim:
 
     Exact for logits of any finite size: the largest is subtracted first. Where a gradient is wanted, the forward pass writes it,
     :math:`[k = x_j] - \mathrm{softmax}(l_j)_k`, and the backward pass multiplies it by the sample's upstream gradient.
-    (On a GPU the plain-torch formula runs: it has no CUDA kernel yet.)
 
     Args:
         x: class indices from 0 to C - 1, uint8, int16, int32 or int64, shape ``(*batch, *event)``. On the CPU an index out of range is
-            refused; on a GPU that would mean waiting for the device: give ``check_data=True`` there.
+            refused. On a GPU that would mean waiting for the device: there the kernels read nothing for it, and its sample's value and
+            the gradient of its element's logits are NaN; ``check_data=True`` waits and refuses.
         logits: any floating dtype; the shape of ``x`` with the C classes in an additional dimension ``dim``; batch dimensions broadcast.
         dim: where the classes are among the dimensions of ``logits``: the last one (default), or one of the event's, such as -3 or 1 for
             ``(B, C, H, W)`` and x ``(B, H, W)``.
@@ -71,7 +71,7 @@ def categorical_log_prob(x: Tensor, logits: Tensor, *, dim: int = -1, event_dim:
         values.require(("logits", logits, "log weight"))
         values.classes("x", x, classes)
     cells = x.unsqueeze(x.ndim + 1 + dim)
-    k = cpu_kernels(logits)
+    k = kernels()
     if k is None:
         values.classes_at_hand("x", x, classes)
         return reference.softmax(cells, logits, None, None, dim, event_dim + 1)
@@ -88,12 +88,12 @@ def multinomial_log_prob(x: Tensor, logits: Tensor, *, coefficient: bool = False
     .. math:: \log p(x) = \sum_k x_k \log \mathrm{softmax}(l)_k = x \cdot l - \Big(\sum_k x_k\Big) \log \sum_k e^{l_k}
 
     as Multi-VAE, RecVAE and RecBole have it; with ``coefficient=True`` plus :math:`\log (\sum_k x_k)! - \sum_k \log x_k!`, as
-    ``torch.distributions.Multinomial.log_prob`` has it, which does not change the gradient of ``logits``. (On a GPU the plain-torch
-    formula runs: it has no CUDA kernel yet.)
+    ``torch.distributions.Multinomial.log_prob`` has it, which does not change the gradient of ``logits``.
 
     Args:
         x: counts, at least 0: any floating dtype, int8 to int64, uint8 or bool, read as the numbers they are, ``(*batch, D)``; or a
             ``torch.sparse_csr`` matrix ``(B, D)``, whose zeros are not looked at (in eager mode: ``torch.compile`` does not take one).
+            On the CPU damaged row pointers and columns are refused; on a GPU they make their row's value and gradient NaN.
         logits: any floating dtype, ``(*batch, D)``; batch dimensions broadcast (those of a CSR x do not).
         coefficient: whether the multinomial coefficient is added.
         check_data: True: look at the values of the arguments first, see :class:`checks`.
@@ -131,7 +131,7 @@ def multinomial_log_prob(x: Tensor, logits: Tensor, *, coefficient: bool = False
     counts = counts if counts.is_floating_point() else counts.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     if coefficient and counts.requires_grad:
         counts = counts.to(compute_dtype([counts, logits]))  # its gradient is a sum of two, rounded once
-    k = cpu_kernels(logits)
+    k = kernels()
     out: Tensor = (reference if k is None else k).softmax(counts, logits, row_begin, column, -1, 1)
     if not coefficient:
         return out

@@ -9,7 +9,7 @@ from vae_fast import reference
 from vae_fast._precision import compute_dtype
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import cpu_kernels, kernels, overridable, reduce, row_sum
+from vae_fast.functional._dispatch import kernels, overridable, reduce, row_sum
 from vae_fast.functional.categorical import as_counts, log_coefficient
 from vae_fast.likelihoods import term_params
 
@@ -96,8 +96,7 @@ def linear_multinomial_log_prob(
     .. math:: \log p(x \mid h) = x \cdot a - \Big(\sum_k x_k\Big) \log \sum_k e^{a_k}, \qquad a = W h + b
 
     Chunks, products, threads and the number of products are those of :func:`linear_bernoulli_log_prob`; a vocabulary or a catalogue of
-    tens of thousands of columns is where they count most, as the logits are far larger than all else. On a GPU the plain-torch formula
-    runs, with the logits whole: it has no CUDA kernel yet.
+    tens of thousands of columns is where they count most, as the logits are far larger than all else.
 
     Args:
         x: counts as in :func:`multinomial_log_prob`, ``(*batch, D)``, or a ``torch.sparse_csr`` matrix ``(B, D)`` for ``h (*K, B, H)``,
@@ -143,7 +142,7 @@ def linear_multinomial_log_prob(
 
 
 def _in_chunks(x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, term: str, params: list[float], reduction: str) -> Tensor:
-    k = cpu_kernels(h) if term == "multinomial" else kernels()
+    k = kernels()
     if k is None:
         return reference.reduce(reference.linear_likelihood(x, h, weight, bias, term, params), reduction)
     if x.layout == torch.strided and h.shape[:-1].numel() < torch.broadcast_shapes(x.shape[:-1], h.shape[:-1]).numel():

@@ -61,6 +61,13 @@ T shuffle_down(unsigned mask, T value, unsigned offset) {
 }
 
 template <typename T>
+T shuffle(unsigned mask, T value, int source) {
+  if (mask != 0xffffffffu) fail("only full-warp shuffles are modelled");
+  exchange(&value, sizeof(T), static_cast<unsigned>(source) % 32);
+  return value;
+}
+
+template <typename T>
 T shuffle_xor(unsigned mask, T value, unsigned lanes) {
   if (mask != 0xffffffffu) fail("only full-warp shuffles are modelled");
   exchange(&value, sizeof(T), current.thread.x % 32 ^ lanes);
@@ -75,6 +82,7 @@ T shuffle_xor(unsigned mask, T value, unsigned lanes) {
 #define gridDim (vf_shim::current.grid_size)
 #define __syncthreads vf_shim::barrier
 #define __shfl_down_sync vf_shim::shuffle_down
+#define __shfl_sync vf_shim::shuffle
 #define __shfl_xor_sync vf_shim::shuffle_xor
 
 #define __pipeline_memcpy_async vf_shim::copy_later
