@@ -231,6 +231,7 @@ struct GroupArgs {
   void* value = nullptr;                 // (rows,), compute type; may be null
   Stream grad;                           // of the parameters; data null: not wanted
   RowGrad row_grad;
+  double* partials = nullptr;  // CUDA only, with value: group_terms_partials of them
 };
 
 /// What is given of the classes: the index of one, a count of each, the counts that are not zero (CSR).
@@ -320,6 +321,9 @@ cudaError_t mdn_backward(const MdnBackwardArgs& args, cudaStream_t stream);
 /// Numbers of scratch that softmax_terms needs (0: none).
 int64_t softmax_scratch(const SoftmaxArgs& args);
 cudaError_t softmax_terms(const SoftmaxArgs& args, cudaStream_t stream);
+/// Partial sums that group_terms needs: one per tile of a row's cells.
+int64_t group_terms_partials(const GroupArgs& args);
+cudaError_t group_terms(const GroupArgs& args, cudaStream_t stream);
 /// As on the CPU; *flops is known at once.
 cudaError_t fma_probe(int64_t iterations, float* sink, double* flops, cudaStream_t stream);
 /// data *= *scale unless *scale is 1, or, with `only_exactly`, is no power of two, so that products of 16-bit data would be rounded: the

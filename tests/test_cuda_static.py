@@ -148,6 +148,47 @@ def test_of_the_loops_only_those_named_are_passed(tool):
         sass.pieced(blocks, ((1, 0, 0),), 4, 0)
 
 
+# A loop over pieces (.L_piece) around one over tiles (.L_tile), of whose threads some combine: a loop over components, one of shuffles.
+CELLS = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_piece:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+        /*0020*/                   IADD3 R3, R3, 0x1, RZ ;
+.L_tile:
+        /*0030*/                   LDG.E R8, desc[UR4][R6.64] ;
+        /*0040*/               @P0 BRA `(.L_near) ;
+        /*0050*/                   MUFU.RCP R9, R9 ;
+        /*0060*/                   FMUL R9, R9, R10 ;
+.L_near:
+        /*0070*/               @P1 BRA `(.L_after) ;
+        /*0080*/                   FADD R9, R9, R10 ;
+.L_component:
+        /*0090*/                   LDS R12, [R4] ;
+        /*00a0*/                   MUFU.EX2 R12, R12 ;
+        /*00b0*/               @P2 BRA `(.L_component) ;
+.L_lanes:
+        /*00c0*/                   SHFL.BFLY PT, R12, R12, R13, 0x1f ;
+        /*00d0*/               @P3 BRA `(.L_lanes) ;
+.L_after:
+        /*00e0*/                   STG.E desc[UR4][R6.64], R8 ;
+        /*00f0*/               @P4 BRA `(.L_tile) ;
+        /*0100*/               @P5 BRA `(.L_piece) ;
+        /*0110*/                   EXIT ;
+"""
+
+
+def test_threads_that_combine_are_counted_apart(tool):
+    sass = tool("sass")
+    blocks = sass.blocks_of(sass.functions(CELLS)["kernel"])
+    alone, whole, loops, around = sass.cells(blocks, 4, 4)
+    assert dict(alone.counts) == {"fma": 1, "memory": 2, "mufu": 1, "other": 3}  # both sides of the branch around the reciprocal
+    assert whole.instructions == alone.instructions + 1 and around == 3
+    assert [(way.instructions, shuffles) for way, shuffles in loops] == [(3, False), (2, True)]
+    with pytest.raises(sass.RefusalError, match="no loop that holds others reads 8 bytes and writes 4"):
+        sass.cells(blocks, 8, 4)
+
+
 KERNEL = """
 template <int kCount> __device__ __forceinline__ void kernel(const float4* in, float4* out, long count) {
 #pragma unroll 1
@@ -221,8 +262,9 @@ def test_a_heavier_kernel_is_named(tool):
 def test_the_committed_table_is_of_the_kernels_that_are_counted(tool):
     static = tool("cuda_static")
     rows = json.loads(static.TABLE.read_text())
-    assert [row["kernel"] for row in rows] == [one.name for one in [*static.KERNELS, *static.TILES, *static.SOFTMAXES, *static.NESTS]]
-    streaming = [*static.KERNELS, *static.TILES, *static.SOFTMAXES]
+    everything = [*static.KERNELS, *static.TILES, *static.SOFTMAXES, *static.CELLS, *static.NESTS]
+    assert [row["kernel"] for row in rows] == [one.name for one in everything]
+    streaming = [*static.KERNELS, *static.TILES, *static.SOFTMAXES, *static.CELLS]
     for row, nest in zip(rows[len(streaming) :], static.NESTS, strict=True):
         share = static.arithmetic_share(row["instructions_per_element"], nest.operations)
         assert row["predicted_share"] == {gpu: pytest.approx(share, abs=0.01) for gpu in static.COPY}

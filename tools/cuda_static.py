@@ -13,6 +13,9 @@ Where a thread takes a row of a tile that lies in shared memory (TILES), the ele
 through all innermost loops that reads and writes the given bytes beside them, and of each of these its way as often as a row needs it.
 Where a row's lanes hold all of it (SOFTMAXES), likewise, through those loops alone that such a row goes through.
 
+Where a thread takes a component of a cell (CELLS), the element is a parameter, and what a few threads do to combine a cell's components
+counts as often as their warps are among the block's. Of a branch that a term takes for some values both sides count.
+
 What arithmetic limits (NESTS) has an innermost loop over dimensions or components, found by the multiply-adds that a way round it issues,
 in a loop over tiles, of whose ways that read and write the bytes of a full tile and take so many exponentials the shortest counts:
 
@@ -42,6 +45,7 @@ from pathlib import Path
 
 import cuda_gate
 import sass
+from cuda_cells import CELLS, THREADS, Cells
 
 ROOT = cuda_gate.ROOT
 TABLE = ROOT / "benchmarks" / "static" / "sm_90.json"
@@ -49,7 +53,6 @@ PROBES = ROOT / "benchmarks" / "static" / "kernels"
 SLACK = 1.03
 EFFICIENCY = 0.8  # of the issue slots: what well-fed kernels reach
 LATENCY = 800e-9  # seconds from a load to its data while memory is busy
-THREADS = 256  # of a block, in every kernel
 SHARED = 227 << 10  # bytes of a multiprocessor's shared memory; a block takes 1 KiB besides its own
 PROCESSORS, SLOTS, CLOCK = 132, 4, 1.98e9  # multiprocessors, warp instructions a cycle, cycles a second: both H100 SXM and H200
 COPY = {"H100": 3.0e12, "H200": 4.3e12}  # bytes a second, read and written together: nine tenths of the data sheets'
@@ -328,6 +331,37 @@ def count_softmax(row: Softmax, listing: str, usages: dict[str, cuda_gate.Usage]
     }
 
 
+def count_cells(one: Cells, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
+    """A row of the table, as `count_tile`'s. An element is a parameter. The loops that combine go over a cell's components, or halve the
+    threads that share them by shuffles."""
+    mangled, blocks = blocks_of(one.name, one.function, listing)
+    try:
+        alone, whole, loops, around = sass.cells(blocks, one.read, one.written)
+    except sass.RefusalError as refusal:
+        raise sass.RefusalError(f"{one.name}: {refusal}") from None
+    over_components, halvings = math.ceil(one.components / one.reducers), one.reducers.bit_length() - 1
+    combining = whole.instructions - alone.instructions
+    combining += sum(way.instructions * (halvings if shuffles else over_components) for way, shuffles in loops)
+    warps = math.ceil(one.cells * one.reducers / 32) / (THREADS // 32)
+    of_tile = alone.instructions + warps * combining + around / one.tiles
+    issued = of_tile * THREADS / (one.cells * one.components * one.parameters)
+    registers = usages[mangled].registers
+    in_flight = resident(registers) * THREADS * one.read // 2
+    return {
+        "kernel": one.name,
+        "instructions_per_element": round(issued, 1),
+        "of_a_component": dict(alone.counts),
+        "combining": combining,
+        "around_the_tiles": around,
+        "bytes_per_element": one.bytes,
+        "registers": registers,
+        "resident_blocks": resident(registers),
+        "bytes_in_flight": in_flight,
+        "predicted_share": {gpu: round(share(issued, one.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
+        "target": one.target,
+    }
+
+
 def count_nest(name: str, nest: Nest, listing: str, usages: dict[str, cuda_gate.Usage]) -> tuple[float, dict[str, object]]:
     """Instructions per element of one kernel, and what of it the table keeps."""
     mangled, blocks = blocks_of(name, nest.function, listing)
@@ -411,17 +445,18 @@ def main() -> int:
         return 1
     start = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    sources = sorted({one.source for one in [*KERNELS, *TILES, *SOFTMAXES]} | {nest.path for row in NESTS for nest in row.nests})
+    sources = sorted({one.source for one in [*KERNELS, *TILES, *SOFTMAXES, *CELLS]} | {nest.path for row in NESTS for nest in row.nests})
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
         code = dict(zip(sources, pool.map(lambda source: compiled(nvcc, source, args.out), sources), strict=True))
     try:
         table = [count(kernel, *code[kernel.source]) for kernel in KERNELS] + [count_tile(tile, *code[tile.source]) for tile in TILES]
         table += [count_softmax(row, *code[row.source]) for row in SOFTMAXES]
+        table += [count_cells(one, *code[one.source]) for one in CELLS]
         table += [count_arithmetic(row, code) for row in NESTS]
     except sass.RefusalError as refusal:
         print(f"cuda_static: {refusal}", file=sys.stderr)
         return 1
-    streaming: list[Kernel | Tile | Softmax] = [*KERNELS, *TILES, *SOFTMAXES]
+    streaming: list[Kernel | Tile | Softmax | Cells] = [*KERNELS, *TILES, *SOFTMAXES, *CELLS]
     width = max(len(one.name) for one in streaming)
     print(f"{'kernel':{width}}  issued  budget H200  registers  blocks  KiB in flight  share H100  H200  target")
     for row, kernel in zip(table, streaming, strict=False):

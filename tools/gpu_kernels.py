@@ -140,6 +140,24 @@ def _categorical(dtype: torch.dtype, grad: bool) -> Callable[[str, int], Made]:
     return make
 
 
+def _logistic_mixture(dtype: torch.dtype, convention: str, backward: bool) -> Callable[[str, int], Made]:
+    def make(device: str, rows: int) -> Made:
+        x = torch.randint(0, 256, (rows, 32, 32, 3), device=device, dtype=torch.uint8)
+        params = torch.randn(rows, 32, 32, 100, device=device).to(dtype)
+        function = partial(vae_fast.discretized_logistic_mixture_log_prob, convention=convention)
+        if not backward:
+            return function, (x, params), x.nbytes + params.nbytes + 4 * rows, 0
+        out = function(x, params.requires_grad_())
+        upstream = torch.randn_like(out)
+
+        def gradient(params: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(out, (params,), upstream, retain_graph=True)
+
+        return gradient, (params,), x.nbytes + 2 * params.nbytes + 4 * rows, 0
+
+    return make
+
+
 def _multinomial(grad: bool) -> Callable[[str, int], Made]:
     def make(device: str, rows: int) -> Made:
         logits = torch.randn(rows, 1024, device=device)
@@ -185,6 +203,12 @@ CALLS = [
     Call("mixture tf32x3, forward, K=256 D=64", _mixture(256, 64, False, "tf32x3"), target=0.5),
     Call("mdn f32, forward, K=5 D=2", _mdn(False), rows=1 << 22),
     Call("mdn f32, backward, K=5 D=2", _mdn(True), rows=1 << 22),
+    Call("logistic mixture exact f32, forward, K=10", _logistic_mixture(F32, "exact", False), rows=1 << 10),
+    Call("logistic mixture exact f32, backward, K=10", _logistic_mixture(F32, "exact", True), rows=1 << 10),
+    Call("logistic mixture exact bf16, forward, K=10", _logistic_mixture(BF16, "exact", False), rows=1 << 10),
+    Call("logistic mixture exact bf16, backward, K=10", _logistic_mixture(BF16, "exact", True), rows=1 << 10),
+    Call("logistic mixture thin f32, forward, K=10", _logistic_mixture(F32, "nvae", False), rows=1 << 10),
+    Call("logistic mixture thin f32, backward, K=10", _logistic_mixture(F32, "nvae", True), rows=1 << 10),
 ]
 KEY = [row["kernel"] for row in json.loads(TABLE.read_text())]
 

@@ -329,6 +329,28 @@ def pieced(blocks: list[Block], passed: tuple[tuple[int, int, int], ...], read: 
     return found, around[0]
 
 
+def cells(blocks: list[Block], read: int, written: int) -> tuple[Way, Way, list[tuple[Way, bool]], int]:
+    """Of the smallest loop with loops inside on a way round which a thread reads and writes so many bytes: the way of a thread that goes
+    through none of those, the way of one that goes through all, the way round each of them and whether it is one of shuffles, in their
+    order, and what the loop that holds it adds. Of the ways that move these bytes they are the shortest among those with the most
+    multifunction instructions: both sides of a branch that a term takes for some values and not for others."""
+    loops = loops_of(blocks)
+
+    def heaviest(loop: Loop, through: list[Loop]) -> Way | None:
+        found = _shortest(blocks, loop, through, lambda i: i.name.startswith("MUFU"), 1 << 30, (read, written))
+        return found[max(found)] if found else None
+
+    holding = [loop for loop in loops if any(one.body < loop.body for one in loops)]
+    for loop in sorted(holding, key=lambda one: len(one.body)):
+        inner = sorted((one for one in innermost(loops) if one.body < loop.body), key=lambda one: one.head)
+        alone, whole = heaviest(loop, []), heaviest(loop, inner)
+        if alone is not None and whole is not None:
+            ways = [max(ways_round(blocks, one), key=lambda way: way.instructions) for one in inner]
+            shuffles = [any(i.name.startswith("SHFL") for at in one.body for i in blocks[at].code) for one in inner]
+            return alone, whole, list(zip(ways, shuffles, strict=True)), around(blocks, loop)
+    raise RefusalError(f"no loop that holds others reads {read} bytes and writes {written}")
+
+
 def _shortest(
     blocks: list[Block], loop: Loop, through: list[Loop], counted: Callable[[Instruction], bool], most: int, moved: tuple[int, int] = (0, 0)
 ) -> dict[int, Way]:

@@ -9,7 +9,7 @@
 #endif
 
 #include "../group_table.h"
-#include "../math/scale.h"
+#include "../math/cells.h"
 #include "group_sums.h"
 #include "logsumexp.h"
 #include "simd.h"
@@ -119,7 +119,7 @@ inline void components_of(const GroupTile<T>& t, const math::GroupNumbers<T>& nu
       data.get(i, x);
       params.get(i, in);
       Term::eval(x, in, given, value, d);
-      joint[i] = (in[0] - top[i]) + value;
+      joint[i] = math::cell_joint(in[0], top[i], value);
       if constexpr (with_grad) params.set_others(i, d);
     }
   }
@@ -137,10 +137,9 @@ inline void gradients_of(const GroupTile<T>& t, T g, int n) {
     const T* __restrict joint_total = t.joint_total;
     VF_SIMD
     for (int i = 0; i < n; ++i) {
-      const bool none = joint_total[i] == T(0);  // no component explains the cell
-      const T share = none ? T(0) : g * (joint[i] / joint_total[i]);
-      p[i] = share - (none ? T(0) : g * (weight[i] / total[i]));
-      for (int j = 1; j < Term::kSlots; ++j) p[j * slot + i] = math::times(share, p[j * slot + i]);
+      const math::CellShare<T> of(g, joint[i], joint_total[i], weight[i], total[i]);
+      p[i] = of.of_logit;
+      for (int j = 1; j < Term::kSlots; ++j) p[j * slot + i] = math::times(of.share, p[j * slot + i]);
     }
   }
 }
@@ -176,7 +175,7 @@ double group_tile(const GroupArgs& a, const GroupTile<T>& t, const math::GroupNu
   t.exponentials(t.joint, n, t.joint_top, t.joint, t.joint_total);
   T* __restrict value = t.staged;
   VF_SIMD
-  for (int i = 0; i < n; ++i) value[i] = t.joint_top[i] + (math::log(t.joint_total[i]) - math::log(t.total[i]));
+  for (int i = 0; i < n; ++i) value[i] = math::cell_value(t.joint_top[i], t.joint_total[i], t.total[i]);
   const double s = sum(value, n);
   if (!with_grad) return s;
 

@@ -25,13 +25,7 @@ inline const T* load_run(const void* data, DType dtype, int64_t at, int n, T* bu
   return buffer;
 }
 
-/// What is subtracted inside the exponential: the maximum where it is finite, else 0 (all -inf, or a NaN or infinity that shall show in the
-/// result).
-template <typename T>
-inline T shift_of(T top) {
-  const T inf = math::infinity<T>();
-  return top < inf && top > -inf ? top : T(0);
-}
+using math::shift_of;
 
 /// Whether any of n weights is extreme; null: all are one.
 template <typename T>

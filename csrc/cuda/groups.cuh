@@ -79,6 +79,13 @@ VF_DEVICE double shift_down(double v, int offset) { return __shfl_down_sync(kFul
 
 VF_DEVICE float shift_down(float v, int offset) { return __shfl_down_sync(kFullMask, v, static_cast<unsigned>(offset)); }
 
+/// Sums over the lanes that differ in the bits from `from` to below `to`; all of them receive it.
+template <typename T>
+VF_DEVICE T sum_lanes(T v, int from, int to) {
+  for (int bit = from; bit < to; bit *= 2) v += __shfl_xor_sync(kFullMask, v, static_cast<unsigned>(bit));
+  return v;
+}
+
 struct Sum {
   VF_DEVICE double operator()(double a, double b) const { return a + b; }
 };

@@ -2,6 +2,7 @@
 // the dimensions of a component, a run of them each, and then over the components.
 #pragma once
 
+#include "groups.cuh"
 #include "mdn_rows.cuh"
 #include "mixture_running_sum.cuh"
 
@@ -19,12 +20,6 @@ struct MdnShape {
   int32_t lanes() const { return of_dims * of_components; }
 };
 
-/// Sums over the lanes that differ in the bits from `from` to below `to`; all of them receive it.
-template <typename T>
-VF_DEVICE T sum_lanes(T v, int from, int to) {
-  for (int bit = from; bit < to; bit *= 2) v += __shfl_xor_sync(kFullMask, v, static_cast<unsigned>(bit));
-  return v;
-}
 template <typename C>
 VF_DEVICE RunningSum<C> merge_lanes(RunningSum<C> v, int from, int to) {
   for (int bit = from; bit < to; bit *= 2) {

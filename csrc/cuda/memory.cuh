@@ -262,20 +262,20 @@ VF_DEVICE int size_of(DType dtype) {
   return dtype == DType::kFloat ? 4 : dtype == DType::kDouble ? 8 : dtype == DType::kHalf || dtype == DType::kBFloat16 ? 2 : 1;
 }
 
-/// Where a row of `s` begins: RowIndex, with divisions of 32 bits wherever they are enough.
+/// a / b, neither negative, by a division of 32 bits wherever that is enough.
+VF_DEVICE int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+  return a / b;
+}
+
+/// Where a row of `s` begins: RowIndex.
 VF_DEVICE char* row_start(const Stream& s, int64_t row) {
   int64_t offset = 0;
 #pragma unroll 1
   for (int d = s.row.dims - 1; d > 0; --d) {
-    const int64_t size = s.row.size[d];
-    int64_t quotient;
-    if (((row | size) >> 32) == 0) {
-      quotient = static_cast<int64_t>(static_cast<uint32_t>(row) / static_cast<uint32_t>(size));
-    } else {
-      quotient = row / size;
-    }
-    offset += (row - quotient * size) * s.row.stride[d];
-    row = quotient;
+    const int64_t size = s.row.size[d], above = quotient(row, size);
+    offset += (row - above * size) * s.row.stride[d];
+    row = above;
   }
   offset += row * s.row.stride[0];
   return static_cast<char*>(s.data) + offset * size_of(s.dtype);

@@ -24,27 +24,28 @@ struct DiscretizedLogistic {
 
   VF_INLINE DiscretizedLogistic(T y, T loc, T log_scale, const Bins<T>& bins) {
     const T inverse = exp_bounded(-log_scale), offset = y - loc, width = bins.half + bins.half;
-    const T u = in_range((offset + bins.half) * inverse), v = in_range((offset - bins.half) * inverse), gap = width * inverse;
+    const T u = held_within((offset + bins.half) * inverse, largest<T>()), v = held_within((offset - bins.half) * inverse, largest<T>()),
+            gap = width * inverse;
     const bool above = !(y > bins.high), below = !(y < bins.low);  // the bin ends above, below; both for NaN
-    const Logistic<T> at_u(u), at_v(v);
+    const Logistic<T> at_u(u, exp_minus_abs_quick(u)), at_v(v, exp_minus_abs_quick(v));
     const T upper = (u < T(0) ? u : T(0)) - at_u.log1p_e, lower = (v > T(0) ? -v : T(0)) - at_v.log1p_e;
     const T u_slope = above ? at_u.q() : T(0), v_slope = below ? at_v.p() : T(0);
 
     // log(1 - e^-gap) and its derivative in log s, -gap / (e^gap - 1)
-    const T square = gap * gap, e = exp(-gap);
+    const T square = gap * gap, e = exp_minus_abs_quick(gap);
     const T near =
         (bins.log_width - log_scale) + fma(square, T(1.0 / 24) + square * (T(-1.0 / 2880) + square * T(1.0 / 181440)), T(-0.5) * gap);
     const T near_slope = fma(square, T(1.0 / 12) + square * (T(-1.0 / 720) + square * T(1.0 / 30240)), T(1) - T(0.5) * gap);
     const bool narrow = gap < T(sizeof(T) == 8 ? 0.02 : 0.7);
-    const T part = narrow ? near : log1m_half(e), part_slope = narrow ? near_slope : gap * (e / (T(1) - e));
+    const T part = narrow ? near : log1m_half(e), part_slope = narrow ? near_slope : gap * ratio(e, T(1) - e);
     const bool inside = above && below;
 
     value = ((above ? upper : T(0)) + (below ? lower : T(0))) + (inside ? part : T(0));
     d_loc = inverse * (v_slope - u_slope);
     d_log_scale = (v * v_slope - u * u_slope) - (inside ? part_slope : T(0));
     if constexpr (thin) {
-      const T t = in_range(offset * inverse), size = abs(t);
-      const Logistic<T> at_t(size);
+      const T t = held_within(offset * inverse, largest<T>()), size = abs(t);
+      const Logistic<T> at_t(size, exp_minus_abs_quick(size));
       const T tanh_half = T(1) - (at_t.smaller + at_t.smaller);
       const T limit = inside ? T(-11.512925464970228420) : -infinity<T>();  // log 1e-5
       const bool density = value < limit;
@@ -53,12 +54,6 @@ struct DiscretizedLogistic {
       d_log_scale = density ? size * tanh_half - T(1) : d_log_scale;
     }
     value = value <= -largest<T>() ? -infinity<T>() : value;  // of a u or v that was out of range
-  }
-
- private:
-  VF_INLINE static T in_range(T t) {
-    const T below = t > largest<T>() ? largest<T>() : t;
-    return below < -largest<T>() ? -largest<T>() : below;
   }
 };
 
@@ -93,12 +88,14 @@ VF_INLINE T tanh(T a) {
   return a < T(0) ? -t : t;
 }
 
-/// The numbers of a group term: 2^bits - 1, stretch, the ends of the first and the last bin, least log scale; and what follows from them.
+/// The numbers of a group term: 2^bits - 1, stretch, the ends of the first and the last bin, least log scale; and what follows from them:
+/// half the width of a bin, and the logarithm of the whole.
 template <typename T>
 struct GroupNumbers {
-  T at[kMaxGroupNumbers], log_width;
+  T at[kMaxGroupNumbers], half, log_width;
 
-  explicit GroupNumbers(const double (&given)[kMaxGroupNumbers]) : log_width(static_cast<T>(::log(2.0 / given[0]))) {
+  explicit GroupNumbers(const double (&given)[kMaxGroupNumbers])
+      : half(T(1) / static_cast<T>(given[0])), log_width(static_cast<T>(::log(2.0 / given[0]))) {
     for (int i = 0; i < kMaxGroupNumbers; ++i) at[i] = static_cast<T>(given[i]);
   }
 };
@@ -113,8 +110,7 @@ struct DiscretizedPixel {
 
   template <typename T>
   VF_INLINE static void eval(const T (&x)[kData], const T (&p)[kSlots], const GroupNumbers<T>& n, T& value, T (&d)[kSlots]) {
-    const T half = T(1) / n.at[0];
-    const Bins<T> bins{half, n.at[2], n.at[3], n.log_width};
+    const Bins<T> bins{n.half, n.at[2], n.at[3], n.log_width};
     const T floor = n.at[4];
     const auto scale = [&](T log_scale) { return log_scale < floor ? floor : log_scale; };
     const T red = centred(x[0], n.at[1]);

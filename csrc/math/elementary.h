@@ -13,6 +13,21 @@ VF_INLINE float sqrt(float x) { return ::sqrtf(x); }
 VF_INLINE double abs(double x) { return ::fabs(x); }
 VF_INLINE float abs(float x) { return ::fabsf(x); }
 
+/// t held between -most and most; NaN stays NaN.
+template <typename T>
+VF_INLINE T held_within(T t, T most) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 4) {  // two instructions, where comparisons and selections are four
+    float r;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(t), "f"(most));
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(r), "f"(-most));
+    return r;
+  }
+#endif
+  const T below = t > most ? most : t;
+  return below < -most ? -most : below;
+}
+
 /// 2^k for k in [-126, 127].
 VF_INLINE float exp2_int(int32_t k) { return bits_to<float>((static_cast<uint32_t>(k) + 127u) << 23); }
 
@@ -247,7 +262,7 @@ VF_INLINE float log1m_half(float s) {
 }
 VF_INLINE double log1m_half(double s) { return ::log1p(-s); }
 
-/// a / b for b in [1, 2], where the device's approximate reciprocal is within 1 ulp.
+/// a / b for b in [2^-126, 2^126], where the device's approximate reciprocal is within 1 ulp.
 VF_INLINE float ratio(float a, float b) {
 #if defined(__CUDA_ARCH__)
   float r;

@@ -5,6 +5,14 @@
 
 VF_MATH_BEGIN
 
+/// What is subtracted inside the exponential: the maximum where it is finite, else 0 (all -inf, or a NaN or infinity that shall show in the
+/// result).
+template <typename T>
+VF_INLINE T shift_of(T top) {
+  const T inf = infinity<T>();
+  return top < inf && top > -inf ? top : T(0);
+}
+
 /// g e^(a - l): the upstream gradient g of l = log sum_k w_k e^{a_k}, as it reaches w_k (and, times w_k, a_k). 0 where l is infinite: where
 /// nothing was summed, and where an entry was infinite, so that no shares are known. In two factors where a lies far above l, as entries of
 /// weight zero may: the product may be finite where e^(a - l) is not.

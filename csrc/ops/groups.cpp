@@ -17,10 +17,16 @@ namespace vae_fast {
 namespace ops {
 namespace {
 
-/// On a GPU the functions take the formula of vae_fast.reference.
-void launch(const Tensor& like, const GroupArgs& args) {
-  TORCH_CHECK_VALUE(like.is_cpu(), "tensor on ", like.device(), ": expected cpu, groups have no CUDA kernels");
-  cpu::group_terms(args);
+/// group_terms with values needs scratch on CUDA: partial sums.
+void launch(const Tensor& like, GroupArgs& args) {
+#if defined(VF_WITH_CUDA)
+  Tensor partials;
+  if (like.is_cuda() && args.value != nullptr) {
+    partials = at::empty({cuda::group_terms_partials(args)}, like.options().dtype(at::kDouble));
+    args.partials = partials.data_ptr<double>();
+  }
+#endif
+  VF_LAUNCH(like, group_terms, args);
 }
 
 struct GroupInfo {

@@ -89,8 +89,9 @@ void check_group(Implementation& implementation, Random& random, int term, const
   a.term = term;
   a.is_double = random.coin(0.3);
   a.rows = random.one_of<int64_t>({0, 1, 2, 5});
-  a.components = random.one_of<int64_t>({1, 2, 3, 10, 17});
-  const Cells cells = draw_cells(random);
+  a.components = random.one_of<int64_t>({1, 2, 3, 10, 17, 40, 300});
+  Cells cells = draw_cells(random);
+  if (a.components > 17) cells = random.coin() ? Cells{random.one_of<int64_t>({1, 7}), 1} : Cells{2, 9};
   a.outer = cells.outer, a.inner = cells.inner;
   const double levels = random.one_of({1.0, 31.0, 255.0}), half = 1 / levels;
   const bool bytes = random.coin();
@@ -106,6 +107,13 @@ void check_group(Implementation& implementation, Random& random, int term, const
   Tensor params(memory, draw_dtype(random, a.is_double), a.rows, cells.count() * parameters, draw_layout(random));
   x.fill([&] { return static_cast<double>(random.below(static_cast<int64_t>(levels) + 1)) / (bytes ? 255.0 : levels); });
   params.fill([&] { return random.coin(0.02) ? -8.0 : 0.7 * random.normal() - 0.5; });
+  const bool none = k_count > 1 && random.coin(0.3);
+  for (int64_t r = 0; none && r < a.rows; ++r) {  // components of weight zero, but for the first
+    for (int64_t i = 0; i < cells.count() * (k_count - 1); ++i) {
+      if (random.coin(0.2)) params.set(r, cells.at(i / (k_count - 1), parameters, i % (k_count - 1) + 1), -HUGE_VAL);
+    }
+  }
+  params.upload();
   Tensor grad(memory, params.dtype(), a.rows, cells.count() * parameters);
   Tensor value(memory, a.is_double ? DType::kDouble : DType::kFloat, 1, a.rows);
   const Upstream upstream(random, memory, a.rows, a.is_double);
@@ -136,7 +144,8 @@ void check_group(Implementation& implementation, Random& random, int term, const
         weight.push_back(std::exp(p[0]));
         weights += weight.back();
         joint.push_back(p[0] + component.back().value);
-        top = std::max(top, joint.back()), far = std::max(far, std::fabs(joint.back()) + 0.02 * component.back().sharpest);
+        top = std::max(top, joint.back());
+        if (std::isfinite(joint.back())) far = std::max(far, std::fabs(joint.back()) + 0.02 * component.back().sharpest);
       }
       bool here = false;
       for (const Component& one : component) here = here || one.unsure;
@@ -167,11 +176,11 @@ void check_group(Implementation& implementation, Random& random, int term, const
 }  // namespace
 
 void check_groups(Implementation& implementation, int rounds) {
-  if (!implementation.group_terms) return;
   const std::vector<GroupName> names = group_names();
-  for (size_t term = 0; term < names.size(); ++term) {
+  for (size_t term = 0; implementation.group_terms && term < names.size(); ++term) {
     for (int round = 0; round < rounds; ++round) {
       Random random(static_cast<uint64_t>(12000 + 1000 * term) + static_cast<uint64_t>(round));
+      if (implementation.disturb) implementation.disturb(static_cast<unsigned>(round));
       check_group(implementation, random, static_cast<int>(term), names[term]);
     }
   }

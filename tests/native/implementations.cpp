@@ -128,6 +128,12 @@ Implementation cuda_implementation() {
     args.scratch = scratch.data();
     require(cuda::softmax_terms(args, nullptr), "softmax_terms"), finish("softmax_terms");
   };
+  i.group_terms = [](const vae_fast::GroupArgs& given) {
+    vae_fast::GroupArgs args = given;
+    Block partials(cuda_memory, static_cast<size_t>(cuda::group_terms_partials(args)) * sizeof(double));
+    args.partials = static_cast<double*>(partials.data());
+    require(cuda::group_terms(args, nullptr), "group_terms"), finish("group_terms");
+  };
   i.scale = [](void* data, DType dtype, int64_t count, double by) {
     const bool is_double = dtype == DType::kDouble;
     Block scale(cuda_memory, is_double ? 8 : 4);

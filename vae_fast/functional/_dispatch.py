@@ -77,11 +77,6 @@ def kernels() -> Any | None:
     return _backend.C
 
 
-def cpu_kernels(like: torch.Tensor) -> Any | None:
-    """:func:`kernels` for what has none on a GPU: there the plain-torch formula runs."""
-    return kernels() if like.device.type == "cpu" else None
-
-
 def reduce(t: torch.Tensor, reduction: str) -> torch.Tensor:
     """``"none"``, ``"mean"`` or ``"sum"`` over the batch; in eager mode on the kernels, in an order that does not depend on the threads."""
     if reduction == "none" or kernels() is not _backend.C or _backend.C is None:

@@ -9,7 +9,7 @@ from vae_fast import reference
 from vae_fast.functional import _arguments as check
 from vae_fast.functional import _bounds as bounds
 from vae_fast.functional import _values as values
-from vae_fast.functional._dispatch import cpu_kernels, overridable, row_sum
+from vae_fast.functional._dispatch import kernels, overridable, row_sum
 
 #: Where the dimension of the parameters lies among those of an image.
 LAYOUTS = {"nhwc": -1, "nchw": -3}
@@ -91,7 +91,7 @@ def discretized_logistic_mixture_log_prob(
     :math:`m_3 + \tanh(c_1)\, y_1 + \tanh(c_2)\, y_2`. Log scales are floored at -7; at the floor and below they get no gradient.
 
     One pass over the parameters. Where a gradient is wanted it writes that too, and the backward pass multiplies each image's by what
-    comes; nothing else of their size is made. (On a GPU the plain-torch formula runs: it has no CUDA kernel yet.)
+    comes; nothing else of their size is made. (On a GPU, and of 16-bit parameters, the backward pass reads the parameters again instead.)
 
     Args:
         x: images of one or three colours: ``(*batch, H, W, C)``, or ``(*batch, C, H, W)`` for ``layout="nchw"``; in [0, 1] in any
@@ -140,7 +140,7 @@ def discretized_logistic_mixture_log_prob(
     low, high = (half - 1.0, 1.0 - half) if edges is None else edges
     term = f"discretized_logistic_mixture.{'rgb' if colours == 3 else 'grey'}.{'exact' if edges is None else 'thin'}"
     numbers = [levels, stretch(x, levels), low, high, LEAST_LOG_SCALE]
-    k = cpu_kernels(params)
+    k = kernels()
     out: Tensor = (reference if k is None else k).group(x, params, term, numbers, dim, 3)
     return out
 
