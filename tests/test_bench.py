@@ -205,6 +205,19 @@ def test_forward_and_backward_are_told_apart():
     assert both == pytest.approx(forward + backward, rel=0.2)
 
 
+@pytest.mark.parametrize(("takes", "seconds", "untimed"), [(0.03, 0.1, 2), (0.03, 0.02, 0)])
+def test_a_turn_begins_with_a_call_that_is_not_timed(takes, seconds, untimed):
+    calls = []
+
+    def slow(x):
+        calls.append(x)
+        time.sleep(takes)
+        return x
+
+    times = measure.in_turns({"slow": Work(slow, [(torch.zeros(2),)], None)}, "cpu", seconds=seconds, rounds=2)["slow"]
+    assert len(calls) == 5 + untimed + len(times.seconds["both"])  # five to warm up; of those that take longer than `seconds`, no more
+
+
 def test_peak_memory_counts_what_lives_at_once():
     work = Work(lambda x: (x + 1).sum() + (x + 2).sum(), [(torch.zeros(1 << 20),)], None)
     assert 4 << 20 <= measure.peak_memory(work, "cpu") < 6 << 20

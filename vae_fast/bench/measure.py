@@ -75,14 +75,18 @@ def _undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def warm_up(work: Work, device: str) -> None:
-    """Compile, fill caches: five calls, fewer if they are slow."""
+def warm_up(work: Work, device: str) -> float:
+    """Compile, fill caches: five calls, fewer if they are slow. Returns the seconds of the last one."""
     deadline = time.perf_counter() + 1.0
+    taken = 0.0
     for _ in range(5):
+        begin = time.perf_counter()
         work()
         synchronize(device)
+        taken = time.perf_counter() - begin
         if time.perf_counter() > deadline:
-            return
+            break
+    return taken
 
 
 def in_turns(
@@ -96,14 +100,17 @@ def in_turns(
 ) -> dict[str, Times]:
     """Time every contender for about ``seconds``, spread over rounds; a round gives each its turn, so a slow spell of the machine hits all.
 
-    A turn begins with a call that is not timed: caches and free pages are as the contender before left them, and a loop of training
-    never meets that. A call that takes longer than its turn is timed twice at least, once after the deadline (of ``time.monotonic``). On
-    CUDA the device is timed (:mod:`.device_time`), and ``host`` is what it takes to enqueue the call as the user makes it.
+    A turn begins with a call that is not timed, unless one takes longer than ``seconds``: caches and free pages are as the contender
+    before left them, and a loop of training never meets that. A call that takes longer than its turn is timed twice at least, once after
+    the deadline (of ``time.monotonic``). On CUDA the device is timed (:mod:`.device_time`), and ``host`` is what it takes to enqueue the
+    call as the user makes it.
     """
     times: dict[str, Times] = {}
     timers: dict[str, Timer] = {}
+    slow = set()
     for name, work in works.items():
-        warm_up(work, device)
+        if warm_up(work, device) > seconds:
+            slow.add(name)
         timers[name] = timer_of(name, work, device)
         times[name] = Times(timer=timers[name].name, not_replayed=timers[name].not_replayed)
         if device != "cpu":
@@ -116,7 +123,7 @@ def in_turns(
                 late = time.monotonic() > deadline
                 if (taken.spent > seconds or late) and len(taken.seconds["both"]) >= (1 if late else 2):
                     continue
-                if not late:
+                if not late and name not in slow:
                     works[name]()
                     synchronize(device)
                 end = time.perf_counter() + seconds / rounds
