@@ -80,11 +80,6 @@ struct CellComponent {
   }
 };
 
-template <typename C>
-VF_DEVICE C upstream_of(const RowGrad& grad, int64_t row) {
-  return static_cast<C>(grad.constant) * (grad.data == nullptr ? C(1) : static_cast<const C*>(grad.data)[row * grad.stride]);
-}
-
 /// Where the value of a piece goes: to its row's, if that has no other.
 template <typename C>
 VF_DEVICE void put_value(const GroupArgs& args, const CellPieces& pieces, int64_t piece, double value) {

@@ -387,5 +387,11 @@ bool vector_access(const Stream& s) {
   return holds<T>(s.dtype) && rows_aligned(s, N, Packed<T, N>::kAccess);
 }
 
+/// The upstream gradient of a row.
+template <typename C>
+VF_DEVICE C upstream_of(const RowGrad& grad, int64_t row) {
+  return static_cast<C>(grad.constant) * (grad.data == nullptr ? C(1) : static_cast<const C*>(grad.data)[row * grad.stride]);
+}
+
 }  // namespace cuda
 }  // namespace vae_fast

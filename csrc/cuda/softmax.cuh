@@ -99,11 +99,6 @@ VF_DEVICE StoredSum shift_down(const StoredSum& v, int offset) {
 }
 
 template <typename C>
-VF_DEVICE C upstream_of(const RowGrad& g, int64_t row) {
-  return static_cast<C>(g.constant) * (g.data == nullptr ? C(1) : static_cast<const C*>(g.data)[row * g.stride]);
-}
-
-template <typename C>
 VF_DEVICE C nothing_known() {
   return math::infinity<C>() - math::infinity<C>();
 }
