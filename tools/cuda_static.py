@@ -45,7 +45,7 @@ from pathlib import Path
 
 import cuda_gate
 import sass
-from cuda_cells import CELLS, THREADS, Cells
+from cuda_grouped import CELLS, SOFTMAXES, THREADS, Cells, Softmax
 
 ROOT = cuda_gate.ROOT
 TABLE = ROOT / "benchmarks" / "static" / "sm_90.json"
@@ -183,38 +183,6 @@ NESTS = [
 ]
 
 
-@dataclass(frozen=True)
-class Softmax:
-    """A softmax whose lanes hold a row whole: a loop to read it, the steps of two sums over lanes, and a loop for the gradient."""
-
-    name: str
-    function: str
-    loops: tuple[tuple[int, int, int], ...]  # reading, largest, sums, gradient: their places in the code, and bytes of a thread
-    read: int  # bytes of a thread beside those loops
-    elements: int  # of a thread
-    columns: int
-    bytes: int  # moved per element, once each
-    target: float = 0.9
-    source: Path = cuda_gate.CSRC / "cuda" / "softmax.cu"
-
-
-def softmaxes(dtype: str, mangled: str, size: int, backward: str) -> list[Softmax]:
-    """Rows of 256 classes of which the index is given, eight vectors to a lane."""
-    function, elements = f"softmax_rows_kernelINS0_7VectorsI{mangled}vEELNS_6TargetE0E", 128 // size
-    forward = ((1, 128, 0), (2, 0, 0), (5, 0, 0))
-    beside = 12 if size == 4 else 14  # the index and the logit there, and with 16-bit logits the row's upstream gradient
-    return [
-        Softmax(f"categorical {dtype}, forward, K=256", function, forward, beside, elements, 256, size),
-        Softmax(f"categorical {dtype}, {backward}, K=256", function, (*forward, (9, 0, 128)), beside, elements, 256, 2 * size),
-    ]
-
-
-_COUNTED, _LOOPS = "softmax_rows_kernelINS0_7VectorsIffEELNS_6TargetE1E", ((2, 256, 0), (3, 0, 0), (6, 0, 0))
-SOFTMAXES = [*softmaxes("f32", "f", 4, "forward and gradient"), *softmaxes("bf16", "NS0_8BFloat16E", 2, "backward")]
-SOFTMAXES.append(Softmax("multinomial f32, forward, K=1024", _COUNTED, _LOOPS, 4, 32, 1024, 8))
-SOFTMAXES.append(Softmax("multinomial f32, forward and gradient, K=1024", _COUNTED, (*_LOOPS, (11, 0, 128)), 4, 32, 1024, 12))
-
-
 def nvdisasm() -> str | None:
     """The disassembler: the toolkit's, or the one of the pinned package."""
     if on_path := shutil.which("nvdisasm"):
@@ -253,6 +221,26 @@ def blocks_of(name: str, function: str, listing: str) -> tuple[str, list[sass.Bl
     return names[0], sass.blocks_of(functions[names[0]])
 
 
+Streaming = Kernel | Tile | Softmax | Cells
+
+
+def row_of(
+    one: Streaming, issued: float, kept: dict[str, object], registers: int, resident_blocks: int, in_flight: int
+) -> dict[str, object]:
+    """A row of the table, of what memory limits; `kept` is what it says of the loops."""
+    return {
+        "kernel": one.name,
+        "instructions_per_element": round(issued, 1),
+        **kept,
+        "bytes_per_element": one.bytes,
+        "registers": registers,
+        "resident_blocks": resident_blocks,
+        "bytes_in_flight": in_flight,
+        "predicted_share": {gpu: round(share(issued, one.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
+        "target": one.target,
+    }
+
+
 def count(kernel: Kernel, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
     """A row of the table. Refusal where the kernel's code does not show one hot loop."""
     name, blocks = blocks_of(kernel.name, kernel.function, listing)
@@ -265,18 +253,11 @@ def count(kernel: Kernel, listing: str, usages: dict[str, cuda_gate.Usage]) -> d
     issued = kernel.lanes * (passes * way.instructions + around) / kernel.columns
     registers = usages[name].registers
     in_flight = resident(registers) * THREADS * kernel.read
-    return {
-        "kernel": kernel.name,
-        "instructions_per_element": round(issued, 1),
+    kept: dict[str, object] = {
         "of_the_loop": {kind: round(n / kernel.elements, 2) for kind, n in way.counts},
         "around_the_loop_per_row": around,
-        "bytes_per_element": kernel.bytes,
-        "registers": registers,
-        "resident_blocks": resident(registers),
-        "bytes_in_flight": in_flight,
-        "predicted_share": {gpu: round(share(issued, kernel.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
-        "target": kernel.target,
     }
+    return row_of(kernel, issued, kept, registers, resident(registers), in_flight)
 
 
 def count_tile(tile: Tile, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
@@ -291,18 +272,8 @@ def count_tile(tile: Tile, listing: str, usages: dict[str, cuda_gate.Usage]) -> 
     issued = around.instructions + sum(way.instructions * times for way, times in zip(loops, tile.ways, strict=True))
     blocks_resident = min(resident(usages[name].registers), SHARED // (tile.shared * THREADS + 1024))
     in_flight = blocks_resident * THREADS * tile.copied // 2
-    return {
-        "kernel": tile.name,
-        "instructions_per_element": round(issued, 1),
-        "of_the_loops": [way.instructions for way in loops],
-        "around_the_loops": around.instructions,
-        "bytes_per_element": tile.bytes,
-        "registers": usages[name].registers,
-        "resident_blocks": blocks_resident,
-        "bytes_in_flight": in_flight,
-        "predicted_share": {gpu: round(share(issued, tile.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
-        "target": tile.target,
-    }
+    kept: dict[str, object] = {"of_the_loops": [way.instructions for way in loops], "around_the_loops": around.instructions}
+    return row_of(tile, issued, kept, usages[name].registers, blocks_resident, in_flight)
 
 
 def count_softmax(row: Softmax, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
@@ -317,18 +288,8 @@ def count_softmax(row: Softmax, listing: str, usages: dict[str, cuda_gate.Usage]
     issued = (around.instructions + sum(way.instructions * n for way, n in zip(loops, times, strict=True))) / row.elements
     registers = usages[name].registers
     in_flight = resident(registers) * THREADS * row.loops[0][1]
-    return {
-        "kernel": row.name,
-        "instructions_per_element": round(issued, 1),
-        "of_the_loops": [way.instructions for way in loops],
-        "around_the_loops": around.instructions,
-        "bytes_per_element": row.bytes,
-        "registers": registers,
-        "resident_blocks": resident(registers),
-        "bytes_in_flight": in_flight,
-        "predicted_share": {gpu: round(share(issued, row.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
-        "target": row.target,
-    }
+    kept: dict[str, object] = {"of_the_loops": [way.instructions for way in loops], "around_the_loops": around.instructions}
+    return row_of(row, issued, kept, registers, resident(registers), in_flight)
 
 
 def count_cells(one: Cells, listing: str, usages: dict[str, cuda_gate.Usage]) -> dict[str, object]:
@@ -347,19 +308,8 @@ def count_cells(one: Cells, listing: str, usages: dict[str, cuda_gate.Usage]) ->
     issued = of_tile * THREADS / (one.cells * one.components * one.parameters)
     registers = usages[mangled].registers
     in_flight = resident(registers) * THREADS * one.read // 2
-    return {
-        "kernel": one.name,
-        "instructions_per_element": round(issued, 1),
-        "of_a_component": dict(alone.counts),
-        "combining": combining,
-        "around_the_tiles": around,
-        "bytes_per_element": one.bytes,
-        "registers": registers,
-        "resident_blocks": resident(registers),
-        "bytes_in_flight": in_flight,
-        "predicted_share": {gpu: round(share(issued, one.bytes, in_flight, copy), 2) for gpu, copy in COPY.items()},
-        "target": one.target,
-    }
+    kept: dict[str, object] = {"of_a_component": dict(alone.counts), "combining": combining, "around_the_tiles": around}
+    return row_of(one, issued, kept, registers, resident(registers), in_flight)
 
 
 def count_nest(name: str, nest: Nest, listing: str, usages: dict[str, cuda_gate.Usage]) -> tuple[float, dict[str, object]]:
@@ -456,7 +406,7 @@ def main() -> int:
     except sass.RefusalError as refusal:
         print(f"cuda_static: {refusal}", file=sys.stderr)
         return 1
-    streaming: list[Kernel | Tile | Softmax | Cells] = [*KERNELS, *TILES, *SOFTMAXES, *CELLS]
+    streaming: list[Streaming] = [*KERNELS, *TILES, *SOFTMAXES, *CELLS]
     width = max(len(one.name) for one in streaming)
     print(f"{'kernel':{width}}  issued  budget H200  registers  blocks  KiB in flight  share H100  H200  target")
     for row, kernel in zip(table, streaming, strict=False):

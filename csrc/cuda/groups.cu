@@ -61,7 +61,11 @@ cudaError_t group_terms_of(const GroupArgs& args, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t group_terms_partials(const GroupArgs& args) { return CellPieces(args).number; }
+/// As many as there can be pieces: how many tiles make one depends on the device, which need not be the current one here.
+int64_t group_terms_partials(const GroupArgs& args) {
+  const CellPieces pieces(args);
+  return args.rows * pieces.lines * ceil_div(pieces.line, pieces.cells);
+}
 
 cudaError_t group_terms(const GroupArgs& args, cudaStream_t stream) {
   constexpr int64_t kMost = int64_t{1} << 30;
