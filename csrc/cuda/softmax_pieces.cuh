@@ -15,7 +15,7 @@ struct Cell {
 
   VF_DEVICE Cell(const SoftmaxArgs& a, int64_t item, int64_t cells) : row(item), first(0) {
     if (cells != 1) {
-      row = ((item | cells) >> 32) == 0 ? static_cast<int64_t>(static_cast<uint32_t>(item) / static_cast<uint32_t>(cells)) : item / cells;
+      row = quotient(item, cells);
       first = (item - row * cells) * a.k;
     }
     logits = row_start(a.logits, row) + first * size_of(a.logits.dtype);
