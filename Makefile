@@ -10,6 +10,8 @@ GPU_OUT ?= runs/gpu-check
 SEED ?= $(shell date +%s)
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
+ARM64_CXX ?= aarch64-linux-gnu-g++
+ARM64_RUN ?= qemu-aarch64-static
 # Every kind of native test, the longest first, a core for each.
 in_parts = printf '%s\n' mixture tunings row_terms mixture_products mixture_parameters mdn logsumexp groups softmax sample gamma exponential | xargs -P $(JOBS) -n 1 $(1) --only
 # A file's tests share what is costly to set up, and run in one process; the longest files first, as tests/conftest.py orders them.
@@ -18,10 +20,10 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reord
 NATIVE := $(shell find csrc setup.py pyproject.toml -type f)
 CPP := $(shell find csrc tests/native -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize cuda-gate cuda-static gpu-check gpu-bundle bench bench-results docs wheel wheel-check lint format clean
+.PHONY: help env build demo experiments test test-ops test-models test-examples fuzz native sanitize arm64 cuda-gate cuda-static gpu-check gpu-bundle bench bench-results docs wheel wheel-check lint format clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # Of the ten thousand files of torch and its like a few are imported, which Python compiles then: compiling all takes longer than installing them.
 $(BIN)/.installed: requirements.txt
@@ -67,6 +69,14 @@ sanitize:  ## the same under AddressSanitizer and UndefinedBehaviorSanitizer (a 
 	cmake -S . -B $(BUILD)/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DVAE_FAST_SANITIZE=ON
 	cmake --build $(BUILD)/sanitize
 	$(call in_parts,$(BUILD)/sanitize/native_tests --rounds 13)
+
+arm64:  ## the CPU kernels compiled for 64-bit ARM, their tests run in QEMU (a tenth of the random cases: it is slow)
+	@command -v $(ARM64_CXX) >/dev/null && command -v $(ARM64_RUN) >/dev/null || { \
+	  echo "make arm64: expected $(ARM64_CXX) and $(ARM64_RUN); on Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2; exit 1; }
+	cmake -S . -B $(BUILD)/arm64 -G Ninja -DCMAKE_BUILD_TYPE=Release -DVAE_FAST_SHIM=OFF \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM64_CXX)
+	cmake --build $(BUILD)/arm64
+	$(call in_parts,$(ARM64_RUN) -L /usr/aarch64-linux-gnu $(BUILD)/arm64/native_tests --rounds 4)
 
 cuda-gate: $(BIN)/.installed  ## compile all CUDA code for sm_80 and sm_90 and refuse register spills (no GPU needed)
 	$(BIN)/python tools/cuda_gate.py -j $(JOBS) --out $(BUILD)/cuda

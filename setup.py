@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from platform import machine
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
@@ -62,6 +63,15 @@ def wants_cuda(torch, cuda_home):
     return False
 
 
+def openmp_of(platform):
+    """(compiler flags, linker flags). Apple's clang knows OpenMP's pragmas but has no library for them: torch brings omp.h and libomp. Nor
+    has torch an x86 half to link with, which the universal builds of Python ask for."""
+    if platform == "darwin":
+        os.environ.setdefault("ARCHFLAGS", f"-arch {machine()}")
+        return ["-Xpreprocessor", "-fopenmp"], ["-lomp"]
+    return ["-fopenmp"], ["-fopenmp"]
+
+
 def write_facts(folder, torch_version=None, cuda=None, arch_list=(), reason=""):
     """Beside the package: what was built, or why nothing was. Read before the extension is loaded, so that a torch upgrade gives words
     instead of undefined symbols, and a build without kernels says so at import."""
@@ -101,7 +111,8 @@ def extension():
         return nothing_built("no C++ compiler was found at install time")
 
     cuda = wants_cuda(torch, cpp_extension.CUDA_HOME)
-    cxx = ["-O3", "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-fvisibility=hidden"]
+    openmp, libraries = openmp_of(sys.platform)
+    cxx = ["-O3", *openmp, "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-fvisibility=hidden"]
     # What lets loops with selections and square roots vectorise, and keeps a product and a sum two roundings (see csrc/math/portable.h).
     # Nothing here changes the floating-point mode of the process.
     cxx += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
@@ -122,7 +133,7 @@ def extension():
         sources=files,
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-DVF_WITH_CUDA", "--expt-relaxed-constexpr"]},
-        extra_link_args=["-fopenmp"],
+        extra_link_args=libraries,
     )
 
     class Build(cpp_extension.BuildExtension):

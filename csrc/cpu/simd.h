@@ -22,11 +22,13 @@ using Vec = typename VectorOf<T>::type;
 template <typename T>
 constexpr int kWidth = VF_VECTOR_BYTES / static_cast<int>(sizeof(T));
 
-/// Registers: how many sums a loop may hold is decided by how many there are.
-constexpr bool kManyRegisters = VF_VECTOR_BYTES == 64;
-/// Whether the result of an instruction has a register of its own: what is subtracted may then stay in memory. In the oldest ones it takes
-/// the minuend's place.
-constexpr bool kThreeOperands = VF_VECTOR_BYTES >= 32;
+/// Registers: how many sums a loop may hold is decided by how many there are, 32 or 16. And whether the result of an instruction has a
+/// register of its own: what is subtracted may then stay in memory. In the oldest of x86 it takes the minuend's place.
+#if defined(__aarch64__)
+constexpr bool kManyRegisters = true, kThreeOperands = true;
+#else
+constexpr bool kManyRegisters = VF_VECTOR_BYTES == 64, kThreeOperands = VF_VECTOR_BYTES >= 32;
+#endif
 
 template <typename T>
 VF_INLINE Vec<T> load_vec(const T* p) {
@@ -54,6 +56,13 @@ VF_INLINE Vec<double> madd(Vec<double> a, Vec<double> b, Vec<double> c) {
 VF_INLINE Vec<float> madd(Vec<float> a, Vec<float> b, Vec<float> c) { return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 VF_INLINE Vec<double> madd(Vec<double> a, Vec<double> b, Vec<double> c) {
   return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#elif defined(VF_FMA)
+VF_INLINE Vec<float> madd(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+VF_INLINE Vec<double> madd(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
 #else
 template <typename V>

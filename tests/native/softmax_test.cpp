@@ -163,7 +163,7 @@ void check_one(Implementation& implementation, Random& random, const Shape& s, D
   for (int64_t r = 0; r < s.rows; ++r) {  // a class at least
     for (int64_t c = 0; c < cells.count(); ++c) logits.set(r, cells.at(c, s.k, 0), shift + 1.0);
   }
-  if (random.coin(0.1)) {  // and in some cells a number that is none
+  if (cells.count() > 0 && random.coin(0.1)) {  // and in some cells a number that is none
     for (int64_t r = 0; r < s.rows; ++r) {
       if (random.coin())
         logits.set(r, cells.at(random.below(cells.count()), s.k, random.below(s.k)), random.coin() ? std::nan("") : HUGE_VAL);
