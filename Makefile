@@ -13,7 +13,7 @@ export MAX_JOBS ?= $(JOBS)
 ARM64_CXX ?= aarch64-linux-gnu-g++
 ARM64_RUN ?= qemu-aarch64-static
 # Every kind of native test, the longest first, a core for each.
-in_parts = printf '%s\n' mixture tunings row_terms mixture_products mixture_parameters mdn logsumexp groups softmax sample gamma exponential | xargs -P $(JOBS) -n 1 $(1) --only
+in_parts = printf '%s\n' mixture tunings row_terms mixture_dims mixture_products mixture_parameters mdn logsumexp groups softmax sample gamma exponential | xargs -P $(JOBS) -n 1 $(1) --only
 # A file's tests share what is costly to set up, and run in one process; the longest files first, as tests/conftest.py orders them.
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

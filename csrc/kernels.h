@@ -116,7 +116,7 @@ struct MixtureArgs {
   const void* x_scale = nullptr;       // (dims,), compute type, powers of two: what x is multiplied by when read and grad_x when written
   // (dims,), near most rows; diagonal floats, CUDA only: means near it take an operation less. Null: none is known.
   const float* centre = nullptr;
-  // What follows is for the CPU alone. (rows, components), dense, compute type: log weights of each row, added to its l_k. Null: none.
+  // (rows, components), dense, compute type: log weights of each row, added to its l_k. Null: none.
   const void* row_weights = nullptr;
   // (components, dims), compute type, diagonal only: log2 of w_k / sigma_kd relative to `dim_baseline`'s share of the dimension, for
   //   sum_d log p(x_d) = dim_baseline + sum_d log sum_k 2^{l_kd},    l_kd = dim_constant_kd + (row weight_k - u_d^2 / 2) log2(e).
@@ -165,7 +165,7 @@ struct MixtureForwardArgs {
   void* total = nullptr;             // (rows,)
   void* responsibilities = nullptr;  // (rows, components): e^{l_k - shift} / total, 0 where no component explains the row
   void* factorized = nullptr;        // (rows,): sum_d log p(x_d); with it dim_normaliser
-  void* dim_normaliser = nullptr;    // (2, dims, rows): shift and total of every dimension
+  void* dim_normaliser = nullptr;    // (2, dims, rows), on CUDA (2, rows, dims): shift and total of every dimension
 };
 
 /// With weights q_nk = grad_n e^{l_nk - shift_n} / total_n, or those given:
@@ -186,10 +186,13 @@ struct MixtureBackwardArgs {
   double* first = nullptr;                    // (components, dims)
   double* second = nullptr;                   // (components, dims), or (components or 1, dims, dims); null: not wanted
   const MixtureFinishArgs* finish = nullptr;  // diagonal only: what the sums are for; counts, first and second are then null
-  void* scratch = nullptr;                    // CUDA only: mixture_scratch_bytes
-  // CPU only
-  const void* dim_normaliser = nullptr;
+  const void* dim_normaliser = nullptr;       // with it no weights are given
   RowGrad factorized_grad;
+  // CUDA only: mixture_scratch_bytes, and (rows, components), dense, compute type: the gradient of the logits of each row's weights,
+  // q_nk - w_nk sum_j q_nj, where q_nk has what counts_k sums over rows. Null: not wanted.
+  void* scratch = nullptr;
+  void* grad_row_logits = nullptr;
+  // CPU only
   double* row_counts = nullptr;  // (rows, components), dense: what counts_k sums over rows; null: not wanted
   void* log_prob = nullptr;      // (rows,), compute type: written, and `shift` and `total` are not read but found in the same pass
 };

@@ -122,6 +122,16 @@ def test_ways_through_nested_loops_are_the_shortest_that_do_what_is_asked(tool):
         sass.working_loop(columns, "FFMA", 1)  # it reads device memory
 
 
+def test_a_loop_that_fills_a_tile_is_found_by_what_it_reads(tool):
+    sass = tool("sass")
+    fill = ".L_fill:\n        /*0046*/ LDG.E.64 R20, desc[UR4][R6.64] ;\n        /*0048*/ @P5 BRA `(.L_fill) ;\n"
+    blocks = sass.blocks_of(sass.functions(NESTED.replace(".L_step:\n", fill + ".L_step:\n"))["kernel"])
+    loop, _ = sass.working_loop(blocks, "FFMA", 3)
+    assert sass.filling(blocks, loop, 8).instructions == 2
+    with pytest.raises(sass.RefusalError, match="0 loops beside the innermost one read 4 bytes"):
+        sass.filling(blocks, loop, 4)
+
+
 def test_a_loop_over_tiles_is_counted_beside_the_loops_in_it(tool):
     sass = tool("sass")
     blocks = sass.blocks_of(sass.functions(NESTED)["kernel"])
@@ -266,7 +276,7 @@ def test_the_committed_table_is_of_the_kernels_that_are_counted(tool):
     assert [row["kernel"] for row in rows] == [one.name for one in everything]
     streaming = [*static.KERNELS, *static.TILES, *static.SOFTMAXES, *static.CELLS]
     for row, nest in zip(rows[len(streaming) :], static.NESTS, strict=True):
-        share = static.arithmetic_share(row["instructions_per_element"], nest.operations)
+        share = static.arithmetic_share(row["instructions_per_element"], nest.operations, nest.exponentials)
         assert row["predicted_share"] == {gpu: pytest.approx(share, abs=0.01) for gpu in static.COPY}
     for row, kernel in zip(rows, streaming, strict=False):
         in_flight = row["bytes_in_flight"]
@@ -281,4 +291,6 @@ def test_a_share_is_what_issue_and_latency_leave(tool):
     assert static.share(40.0, 12, 1 << 20, static.COPY["H200"]) == 1.0
     assert static.share(149.4, 12, 1 << 20, static.COPY["H200"]) == pytest.approx(0.5, abs=0.01)
     assert static.arithmetic_share(4.0, 4) == pytest.approx(0.4)  # half of the slots' two operations, and 0.8 of the slots
+    assert static.arithmetic_share(12.8, 1, True) == pytest.approx(0.5)  # eight slots of 12.8, and 0.8 of the slots
+    assert static.arithmetic_share(6.0, 1, True) == 1.0
     assert static.share(1.0, 12, 13030, static.COPY["H200"]) == pytest.approx(0.5, abs=0.01)  # 4.3e12 / 132 * 800e-9 bytes would do

@@ -21,8 +21,8 @@ in a loop over tiles, of whose ways that read and write the bytes of a full tile
 
     instructions per element = sum over kernels of (way over a tile + ways round the inner loop) / elements of the tile
 
-is held against the formula's operations, two to an issue slot. It is a prediction: caches, clocks, bank conflicts, tails of the grid and
-the launch are not in it, nor what is not in these loops.
+is held against the formula's operations, two to an issue slot, or against its exponentials, one to eight. It is a prediction: caches,
+clocks, bank conflicts, tails of the grid and the launch are not in it, nor what is not in these loops.
 
     python tools/cuda_static.py             compare with benchmarks/static/sm_90.json, and fail where a kernel is more than 3% heavier
     python tools/cuda_static.py --write     write that table
@@ -46,12 +46,14 @@ from pathlib import Path
 import cuda_gate
 import sass
 from cuda_grouped import CELLS, SOFTMAXES, THREADS, Cells, Softmax
+from cuda_nests import NESTS, Arithmetic, Nest
 
 ROOT = cuda_gate.ROOT
 TABLE = ROOT / "benchmarks" / "static" / "sm_90.json"
 PROBES = ROOT / "benchmarks" / "static" / "kernels"
 SLACK = 1.03
 EFFICIENCY = 0.8  # of the issue slots: what well-fed kernels reach
+EXPONENTIAL = 8  # issue slots of a warp that the unit of exponentials, four lanes wide, takes for one
 LATENCY = 800e-9  # seconds from a load to its data while memory is busy
 SHARED = 227 << 10  # bytes of a multiprocessor's shared memory; a block takes 1 KiB besides its own
 PROCESSORS, SLOTS, CLOCK = 132, 4, 1.98e9  # multiprocessors, warp instructions a cycle, cycles a second: both H100 SXM and H200
@@ -137,50 +139,6 @@ def mdn(components: int, dims: int) -> list[Tile]:
 
 
 TILES = mdn(5, 2)
-
-
-@dataclass(frozen=True)
-class Nest:
-    """A kernel whose innermost loop does arithmetic alone, inside a loop over tiles in shared memory."""
-
-    source: str
-    function: str
-    multiply_adds: tuple[str, int]  # instruction, and how many a way round the innermost loop issues
-    elements: int  # of a thread, one way round it
-    inner: int  # ways round it per tile
-    tiles: tuple[tuple[int, int, int, int], ...]  # bytes read and written by a thread over a tile, exponentials, and how many such tiles
-    accesses: int | None = None  # to shared memory, a way round the innermost loop: where others issue as many multiply-adds
-
-    @property
-    def path(self) -> Path:
-        return cuda_gate.CSRC / "cuda" / self.source
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """What one call's kernels do for an element, (row, component, dimension), and the formula's operations for it."""
-
-    name: str
-    operations: int
-    nests: tuple[Nest, ...]
-    target: float = 0.5
-
-
-# A block has 128 rows and 64 components, a thread 8 x 4, and 64 dimensions come 16 at a time; the last of four tiles ends the components.
-# Means are near the centre: two multiply-adds for an element.
-_FORWARD = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_13DiagonalJointIfLi4E", ("FFMA", 128), 64, 8, ((84, 0, 0, 3), (116, 0, 32, 1)))
-_WEIGHTS = Nest(
-    "mixture_rows_f32.cu", "mixture_weights_kernelIfNS0_9NearJointE", ("FFMA", 64), 32, 16, ((112, 0, 0, 3), (144, 128, 32, 1)), 4
-)
-_MOMENTS = Nest("mixture_sums_f32.cu", "mixture_moments_kernelIfLb1E", ("FFMA", 32), 32, 8, ((32, 0, 0, 1),))
-_GRADIENT = Nest("mixture_gradient_f32.cu", "mixture_gradient_kernelIfLi16E", ("FFMA", 32), 32, 16, ((64, 0, 0, 1),))
-# ... and 8 at a time, a thread 4 x 8, in two halves
-_TF32 = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_12ProductJointILi4E", ("HMMA", 24), 128, 2, ((56, 0, 0, 7), (120, 0, 32, 1)))
-NESTS = [
-    Arithmetic("mixture f32, forward, K=256 D=64", 4, (_FORWARD,)),
-    Arithmetic("mixture f32, backward, K=256 D=64", 10, (_WEIGHTS, _MOMENTS, _GRADIENT)),
-    Arithmetic("mixture tf32x3, forward, K=256 D=64", 4, (_TF32,)),
-]
 
 
 def nvdisasm() -> str | None:
@@ -320,10 +278,11 @@ def count_nest(name: str, nest: Nest, listing: str, usages: dict[str, cuda_gate.
         tiles = [
             (sass.ways_through(blocks, loop, read, written, powers).instructions, times) for read, written, powers, times in nest.tiles
         ]
+        filling = 0 if nest.filling is None else sass.filling(blocks, loop, nest.filling[0]).instructions * nest.filling[1]
     except sass.RefusalError as refusal:
         raise sass.RefusalError(f"{name}, {nest.function}: {refusal}") from None
     number = sum(times for _, times in tiles)
-    around = sum(one * times for one, times in tiles) / (number * nest.inner * nest.elements)
+    around = (sum(one * times for one, times in tiles) / number + filling) / (nest.inner * nest.elements)
     kept = {
         "kernel": nest.function,
         "of_the_loop": {kind: round(n / nest.elements, 2) for kind, n in way.counts},
@@ -343,7 +302,7 @@ def count_arithmetic(row: Arithmetic, code: dict[Path, tuple[str, dict[str, cuda
         "instructions_per_element": round(issued, 2),
         "operations_per_element": row.operations,
         "kernels": [kept for _, kept in counted],
-        "predicted_share": {gpu: round(arithmetic_share(issued, row.operations), 2) for gpu in COPY},
+        "predicted_share": {gpu: round(arithmetic_share(issued, row.operations, row.exponentials), 2) for gpu in COPY},
         "target": row.target,
     }
 
@@ -353,8 +312,11 @@ def resident(registers: int) -> int:
     return min(2048 // THREADS, 65536 // (-(-registers // 8) * 8 * THREADS))
 
 
-def arithmetic_share(issued: float, operations: int) -> float:
-    """Of the multiply-adds that every issue slot could hold, two operations each."""
+def arithmetic_share(issued: float, operations: int, exponentials: bool = False) -> float:
+    """Of the multiply-adds that every issue slot could hold, two operations each; or, of operations that are `exponentials`, of what their
+    unit can take, at most 1."""
+    if exponentials:
+        return min(1.0, EFFICIENCY * EXPONENTIAL * operations / issued)
     return EFFICIENCY * operations / (2.0 * issued)
 
 
@@ -415,10 +377,10 @@ def main() -> int:
         cells = f"{row['instructions_per_element']!s:>6}  {budget(kernel.bytes, COPY['H200']):11.0f}  {row['registers']!s:>9}"
         cells += f"  {row['resident_blocks']!s:>6}  {int(str(row['bytes_in_flight'])) / 1024:13.0f}"
         print(f"{kernel.name:{width}}  {cells}  {shares['H100']:10.0%}  {shares['H200']:4.0%}  {kernel.target:6.0%}")
-    print(f"\n{'kernels':{width}}  issued  operations  share of multiply-adds  target")
+    print(f"\n{'kernels':{width}}  issued  operations  share of the unit  target")
     for row, nested in zip(table[len(streaming) :], NESTS, strict=True):
         issued = float(str(row["instructions_per_element"]))
-        cells = f"{issued:6.2f}  {nested.operations:10}  {arithmetic_share(issued, nested.operations):22.0%}"
+        cells = f"{issued:6.2f}  {nested.operations:10}  {arithmetic_share(issued, nested.operations, nested.exponentials):17.0%}"
         print(f"{nested.name:{width}}  {cells}  {nested.target:6.0%}")
     if args.write:
         TABLE.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in table) + "\n]\n")

@@ -294,6 +294,18 @@ def ways_through(blocks: list[Block], inner: Loop, read: int, written: int, expo
     return found[exponentials]
 
 
+def filling(blocks: list[Block], inner: Loop, read: int) -> Way:
+    """The shortest way round the one other loop beside `inner`, in the loop that holds it, that reads so many bytes; loops on the way count
+    for nothing."""
+    loops = loops_of(blocks)
+    outer = min((loop for loop in loops if loop.head != inner.head and inner.body < loop.body), key=lambda one: len(one.body), default=None)
+    beside = [one for one in loops if outer is not None and one.body < outer.body and not one.body & inner.body]
+    ways = [found[0] for one in beside if 0 in (found := _shortest(blocks, one, [], lambda i: False, 0, (read, 0)))]
+    if len(ways) != 1:
+        raise RefusalError(f"{len(ways)} loops beside the innermost one read {read} bytes")
+    return ways[0]
+
+
 def staged(blocks: list[Block], read: int, written: int) -> tuple[list[Way], Way]:
     """The longest way round each innermost loop of the one loop that holds them all, in their order, and the shortest way round that loop
     through all of them which beside them reads and writes so many bytes."""

@@ -35,11 +35,6 @@ void store_row_counts(const MixtureChunk<T>& c, const From* counts, int64_t k0, 
   }
 }
 
-/// Terms of a dimension are powers of 2, which cost half of what powers of e do: u is (x - mean) / sigma times kDimUnit = sqrt(log2(e) /
-/// 2), and l = constant - u^2.
-template <typename T>
-constexpr T kDimUnit = static_cast<T>(0.84932180028801904);
-
 /// One component in one dimension.
 template <typename T>
 struct DimTerm {
@@ -47,17 +42,17 @@ struct DimTerm {
 
   DimTerm(const MixtureChunk<T>& c, int64_t k, int d)
       : mean(c.means[k * c.p.stride + d]),
-        inverse(c.scale[k * c.p.stride + d] * kDimUnit<T>),
+        inverse(c.scale[k * c.p.stride + d] * math::mixture_dim_unit<T>()),
         constant(static_cast<const T*>(c.a.dim_constant)[k * c.a.dims + d]) {}
   VF_INLINE T standardised(T x) const { return math::standardise(x, mean, inverse); }
-  /// l of u^2 and of the row's own log weight, the same number wherever it is computed.
+  /// l of u^2 and of the row's own log weight.
   template <bool weighted>
   VF_INLINE T exponent(T square, T weight) const {
-    return (weighted ? math::fma(weight, T(1.4426950408889634), constant) : constant) - square;
+    return math::mixture_dim_exponent<weighted>(constant, square, weight);
   }
   /// du/dx in units of the standard deviation, for a moment in units of u.
   T slope() const {
-    const T s = inverse / (kDimUnit<T> * kDimUnit<T>);
+    const T s = inverse / math::mixture_dim_one<T>();
     return s < math::largest<T>() ? s : math::largest<T>();
   }
 };
@@ -106,11 +101,10 @@ void add_dims_loop(const MixtureChunk<T>& c, int64_t k0, int n) {
 /// Marks the rows of which a total without a shift is such that a term which counts may have been out of range; whether there are any.
 template <typename T>
 bool mark_far(const MixtureChunk<T>& c, bool* far) {
-  constexpr double low = sizeof(T) == 8 ? 1e-250 : 1e-25, high = sizeof(T) == 8 ? 1e300 : 1e35;
   for (int i = 0; i < c.rows; ++i) far[i] = false;
   for (int d = 0; d < c.dims(); ++d) {
     const double* total = c.s.dim_total + c.panel(d);
-    for (int i = 0; i < c.rows; ++i) far[i] |= !(total[i] > low && total[i] < high);
+    for (int i = 0; i < c.rows; ++i) far[i] |= !math::mixture_dim_in_range(total[i], sizeof(T) == 8);
   }
   bool any = false;
   for (int i = 0; i < c.rows; ++i) any |= far[i];
@@ -197,7 +191,7 @@ void store_dims(const MixtureChunk<T>& c, const MixtureForwardArgs& f, const boo
         shift[i] = top[i];
         sum[i] = one;
       }
-      log_prob[i] += 0.69314718055994531 * static_cast<double>(top[i]) + static_cast<double>(math::log(one));
+      log_prob[i] += math::mixture_dim_log(top[i], one);
     }
   }
   T* out = static_cast<T*>(f.factorized) + c.first;
@@ -232,7 +226,7 @@ bool load_dims(const MixtureChunk<T>& c, const MixtureBackwardArgs& b) {
 /// With a row's joint weights q in place of the energies: all sums and gradients of q_kd = q + coefficient_d 2^{l_kd - shift_d}.
 template <typename T, bool weighted, bool shifted, bool careful>
 void factorized_sums_loop(const MixtureChunk<T>& c, int64_t k0, int n, const MixtureSums& to) {
-  constexpr T far = math::largest<T>(), one = kDimUnit<T> * kDimUnit<T>;  // u^2 where x is a standard deviation from the mean
+  constexpr T far = math::largest<T>(), one = math::mixture_dim_one<T>();
   for (int d = 0; d < c.dims(); ++d) {
     const T* x = c.s.transposed + c.panel(d);
     const T* shift = c.s.dim_top + c.panel(d);
@@ -264,7 +258,7 @@ void factorized_sums_loop(const MixtureChunk<T>& c, int64_t k0, int n, const Mix
       if (to.counts == nullptr) continue;
       const int64_t at = (k0 + j) * c.p.stride + d;
       to.counts[k0 + j] += static_cast<double>(count);
-      to.first[at] += static_cast<double>(first) * (1.0 / static_cast<double>(kDimUnit<T>));
+      to.first[at] += static_cast<double>(first) * (1.0 / static_cast<double>(math::mixture_dim_unit<T>()));
       to.second[at] += static_cast<double>(second) * (1.0 / static_cast<double>(one));
     }
   }

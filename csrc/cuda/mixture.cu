@@ -54,9 +54,8 @@ int32_t pieces_of(const SumsShape& s, int64_t rows) {
 
 int32_t tiles_of(int64_t n, int64_t tile) { return static_cast<int32_t>(std::max<int64_t>(1, ceil_div(n, tile))); }
 
-template <typename C>
+template <class Tile>
 SumsShape moments_shape(const MixtureArgs& m, int64_t rows) {
-  using Tile = SumsTile<C>;
   const int32_t of_k = std::min(power_of_two_from(ceil_div(m.components, Tile::kLeft)), kThreads / Tile::kLeft);
   const int32_t of_d = power_of_two_from(ceil_div(m.dims, Tile::kRight));
   SumsShape s;
@@ -65,7 +64,7 @@ SumsShape moments_shape(const MixtureArgs& m, int64_t rows) {
   while (s.left * s.right < kThreads && s.left < of_k) s.left *= 2;
   s.groups = kThreads / (s.left * s.right);
   s.tile_rows = kThreads;
-  while (s.tile_rows * (s.left * Tile::kLeft + s.right * Tile::kRight) > Tile::kStage) s.tile_rows /= 2;
+  while (!Tile::holds(s.tile_rows, s.left * Tile::kLeft, s.right * Tile::kRight)) s.tile_rows /= 2;
   s.left_tiles = tiles_of(m.components, s.left * Tile::kLeft), s.right_tiles = tiles_of(m.dims, s.right * Tile::kRight);
   s.pieces = pieces_of(s, rows);
   return s;
@@ -94,6 +93,13 @@ bool sums_wanted(const MixtureBackwardArgs& args) { return args.counts != nullpt
 bool second_wanted(const MixtureBackwardArgs& args) {
   return args.second != nullptr || (args.finish != nullptr && args.finish->grad_log_std != nullptr);
 }
+bool dims_wanted(const MixtureBackwardArgs& args) { return args.dim_normaliser != nullptr; }
+/// Whether responsibilities of joint densities are to be found; absent gradients are the constant 0.
+bool joint_wanted(const MixtureBackwardArgs& args) {
+  return args.weights == nullptr && !(dims_wanted(args) && args.grad.data == nullptr && args.grad.constant == 0.0);
+}
+/// Whether they are found where the gradient of the logits of each row will be.
+bool in_place(const MixtureBackwardArgs& args) { return args.grad_row_logits != nullptr && !dims_wanted(args); }
 
 template <typename C>
 MixturePlan plan_of(const MixtureBackwardArgs& args) {
@@ -106,15 +112,16 @@ MixturePlan plan_of(const MixtureBackwardArgs& args) {
     p.bytes += ceil_div(bytes, 256) * 256;
     return at;
   };
-  if (args.weights == nullptr) {
+  if (joint_wanted(args) && !in_place(args)) {
     const int64_t row = m.components * static_cast<int64_t>(sizeof(C)), wave = 2 * tile * processors(),
                   most = (tuning().chunk_bytes > 0 ? tuning().chunk_bytes : kWeightsBytes) / row;
     p.chunk = std::min(m.rows, most >= wave ? most / wave * wave : std::max(most / tile * tile, tile));
     p.weights = part(p.chunk * row);
   }
   if (sums_wanted(args)) {
-    p.moments = moments_shape<C>(m, p.chunk);
-    p.counts = part(p.moments.pieces * m.components * 8);
+    p.moments = dims_wanted(args) ? moments_shape<DimsSumsTile<C>>(m, p.chunk) : moments_shape<SumsTile<C>>(m, p.chunk);
+    p.counts_pieces = dims_wanted(args) ? p.moments.pieces * p.moments.right_tiles : p.moments.pieces;
+    p.counts = part(p.counts_pieces * m.components * 8);
     p.first = part(p.moments.pieces * m.components * m.dims * 8);
     if (second_wanted(args) && m.full) {
       p.products = products_shape<C>(m, p.chunk);
@@ -146,25 +153,31 @@ cudaError_t backward(const MixtureBackwardArgs& args, cudaStream_t stream) {
   if (const cudaError_t error = call; error != cudaSuccess) return error
   for (int64_t row = 0; row < m.rows || row == 0; row += std::max<int64_t>(plan.chunk, 1)) {
     const int64_t rows = std::min(plan.chunk, m.rows - row);
-    const C* weights = static_cast<const C*>(args.weights) + row * m.components;
-    if (args.weights == nullptr && rows > 0) {
-      VF_RETURN_IF_FAILED(launch_mixture_weights<C>(args, row, rows, scratch + plan.weights, stream));
+    const C* weights = args.weights == nullptr ? nullptr : static_cast<const C*>(args.weights) + row * m.components;
+    if (joint_wanted(args)) {
+      C* const to = in_place(args) ? static_cast<C*>(args.grad_row_logits) : reinterpret_cast<C*>(scratch + plan.weights);
+      if (rows > 0) VF_RETURN_IF_FAILED(launch_mixture_weights<C>(args, row, rows, to, stream));
+      weights = to;
     }
-    if (args.weights == nullptr) weights = reinterpret_cast<const C*>(scratch + plan.weights);
     if (sums_wanted(args)) {
       sums.weights = weights, sums.first_row = row, sums.rows = rows, sums.fresh = row == 0;
-      VF_RETURN_IF_FAILED(launch_mixture_moments<C>(m, plan.moments, sums, stream));
+      VF_RETURN_IF_FAILED(dims_wanted(args) ? launch_mixture_dims_sums<C>(args, plan.moments, sums, stream)
+                                            : launch_mixture_moments<C>(m, plan.moments, sums, stream));
       if (second_wanted(args) && m.full) VF_RETURN_IF_FAILED(launch_mixture_products<C>(m, plan.products, sums, stream));
     }
-    if (args.grad_x.data != nullptr && rows > 0 && m.dims > 0) {
-      const GradientRows gradient{weights, row, rows, scratch + plan.slab};
+    const GradientRows gradient{weights, row, rows, scratch + plan.slab};
+    if (dims_wanted(args)) {
+      if ((args.grad_x.data != nullptr || args.grad_row_logits != nullptr) && rows > 0)
+        VF_RETURN_IF_FAILED(launch_mixture_dims_gradient<C>(args, gradient, stream));
+    } else if (args.grad_x.data != nullptr && rows > 0 && m.dims > 0) {
       VF_RETURN_IF_FAILED(launch_mixture_gradient<C>(m, args.grad_x, gradient, plan.slabs, stream));
     }
   }
-  if (args.finish != nullptr) return launch_mixture_finish<C>(m, *args.finish, sums, plan.moments.pieces, stream);
+  if (args.grad_row_logits != nullptr && m.rows > 0) VF_RETURN_IF_FAILED(launch_mixture_row_logits<C>(args, stream));
+  if (args.finish != nullptr) return launch_mixture_finish<C>(m, *args.finish, sums, plan.moments.pieces, plan.counts_pieces, stream);
   if (args.counts == nullptr) return cudaSuccess;
   const int64_t pairs = m.components * m.dims, pieces = plan.moments.pieces;
-  VF_RETURN_IF_FAILED(sum_pieces(sums.counts, args.counts, m.components, pieces, 0, stream));
+  VF_RETURN_IF_FAILED(sum_pieces(sums.counts, args.counts, m.components, plan.counts_pieces, 0, stream));
   VF_RETURN_IF_FAILED(sum_pieces(sums.first, args.first, pairs, pieces, 0, stream));
   if (args.second == nullptr) return cudaSuccess;
   if (!m.full) return sum_pieces(sums.second, args.second, pairs, pieces, 0, stream);
@@ -177,14 +190,26 @@ bool valid(const MixtureArgs& m) {
   return m.rows >= 0 && m.components >= 1 && m.components < kMost && m.dims >= 0 && m.dims < kMost;
 }
 
-bool wanted(const MixtureBackwardArgs& args) { return sums_wanted(args) || args.grad_x.data != nullptr; }
+bool wanted(const MixtureBackwardArgs& args) { return sums_wanted(args) || args.grad_x.data != nullptr || args.grad_row_logits != nullptr; }
+
+/// Whether what is asked of each dimension, or of rows with weights of their own, goes together.
+bool fits(const MixtureBackwardArgs& args) {
+  const bool dims = args.mixture.dim_constant != nullptr && !args.mixture.full && args.mixture.dims > 0 && args.weights == nullptr;
+  return (!dims_wanted(args) || dims) && (args.grad_row_logits == nullptr || args.mixture.row_weights != nullptr);
+}
 
 }  // namespace
 
 cudaError_t mixture(const MixtureForwardArgs& args, cudaStream_t stream) {
   if (!valid(args.mixture)) return cudaErrorInvalidValue;
+  const bool dims = args.factorized != nullptr;
+  if (dims && (args.mixture.dim_constant == nullptr || args.dim_normaliser == nullptr || args.mixture.full || args.mixture.dims < 1))
+    return cudaErrorInvalidValue;
   if (args.mixture.rows == 0) return cudaSuccess;
-  return args.mixture.is_double ? launch_mixture<double>(args, stream) : launch_mixture<float>(args, stream);
+  const bool is_double = args.mixture.is_double;
+  const cudaError_t error = is_double ? launch_mixture<double>(args, stream) : launch_mixture<float>(args, stream);
+  if (error != cudaSuccess || !dims) return error;
+  return is_double ? launch_mixture_dims<double>(args, stream) : launch_mixture_dims<float>(args, stream);
 }
 
 int64_t mixture_scratch_bytes(const MixtureBackwardArgs& args) {
@@ -194,6 +219,7 @@ int64_t mixture_scratch_bytes(const MixtureBackwardArgs& args) {
 
 cudaError_t mixture_backward(const MixtureBackwardArgs& args, cudaStream_t stream) {
   if (!valid(args.mixture) || (args.finish != nullptr && (args.mixture.full || args.counts != nullptr))) return cudaErrorInvalidValue;
+  if (!fits(args)) return cudaErrorInvalidValue;
   if (!wanted(args)) return cudaSuccess;
   return args.mixture.is_double ? backward<double>(args, stream) : backward<float>(args, stream);
 }

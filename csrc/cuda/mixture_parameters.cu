@@ -102,13 +102,13 @@ constexpr int kDimsOfBlock = kWarp, kSplit = kThreads / kDimsOfBlock;
 template <typename C>
 __global__ void __launch_bounds__(kThreads)
     mixture_finish_kernel(const __grid_constant__ MixtureFinishArgs f, const __grid_constant__ PieceSums sums, const int32_t pieces,
-                          const int64_t components, const int64_t dims, const C* const scale) {
+                          const int32_t counts_pieces, const int64_t components, const int64_t dims, const C* const scale) {
   __shared__ double shared[kThreads], firsts[kSplit][kDimsOfBlock], seconds[kSplit][kDimsOfBlock];
   __shared__ bool last;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kDimsOfBlock, split = thread / kDimsOfBlock;
   for (int64_t k = blockIdx.x; k < components; k += gridDim.x) {
     double count = 0.0, of_k = 0.0;
-    for (int p = thread; p < pieces; p += kThreads) count += sums.counts[p * components + k];
+    for (int p = thread; p < counts_pieces; p += kThreads) count += sums.counts[p * components + k];
     count = sum_of_block(count, shared);
     if (thread == 0) sums.counts[k] = count;  // no other block reads those of k
     const double less = f.centred ? count : 0.0;
@@ -153,14 +153,16 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename C>
 cudaError_t launch_mixture_finish(const MixtureArgs& m, const MixtureFinishArgs& finish, const PieceSums& sums, int32_t pieces,
-                                  cudaStream_t stream) {
+                                  int32_t counts, cudaStream_t stream) {
   if (finish.counter == nullptr) return cudaErrorInvalidValue;
-  VF_START(mixture_finish_kernel<C>, capped_grid(m.components), kThreads, stream, finish, sums, pieces, m.components, m.dims,
+  VF_START(mixture_finish_kernel<C>, capped_grid(m.components), kThreads, stream, finish, sums, pieces, counts, m.components, m.dims,
            static_cast<const C*>(m.scale));
   return cudaGetLastError();
 }
-template cudaError_t launch_mixture_finish<float>(const MixtureArgs&, const MixtureFinishArgs&, const PieceSums&, int32_t, cudaStream_t);
-template cudaError_t launch_mixture_finish<double>(const MixtureArgs&, const MixtureFinishArgs&, const PieceSums&, int32_t, cudaStream_t);
+template cudaError_t launch_mixture_finish<float>(const MixtureArgs&, const MixtureFinishArgs&, const PieceSums&, int32_t, int32_t,
+                                                  cudaStream_t);
+template cudaError_t launch_mixture_finish<double>(const MixtureArgs&, const MixtureFinishArgs&, const PieceSums&, int32_t, int32_t,
+                                                   cudaStream_t);
 
 cudaError_t mixture_parameters(const MixtureParametersArgs& a, cudaStream_t stream) {
   if (a.components < 1 || a.dims < 0 || a.counter == nullptr) return cudaErrorInvalidValue;

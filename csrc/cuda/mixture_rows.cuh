@@ -24,8 +24,18 @@ union ForwardShared {
   RowSums<C, Joint::kParts> sums;
 };
 
+/// e of a row's N components from `from` on, with the row's own log weights, where it has such.
+template <bool kWeighted, typename C, int N>
+VF_DEVICE void with_row_weights(const MixtureArgs& m, int64_t row, int from, const C (&e)[N], C (&to)[N]) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    to[j] = e[j];
+    if (kWeighted && row < m.rows && from + j < m.components) to[j] += static_cast<const C*>(m.row_weights)[row * m.components + from + j];
+  }
+}
+
 /// The tile of rows from `first` on; false where the joint could not.
-template <typename C, typename Joint>
+template <typename C, typename Joint, bool kWeighted>
 VF_DEVICE bool forward_tile(const MixtureForwardArgs& args, const int64_t first, ForwardShared<C, Joint>& shared) {
   using Tile = MixtureTile<C>;
   constexpr int kRows = Joint::kRows, kOfThread = Joint::kPerThread;
@@ -35,20 +45,20 @@ VF_DEVICE bool forward_tile(const MixtureForwardArgs& args, const int64_t first,
   RunningSum<C> sum[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) sum[i] = RunningSum<C>::zero();
-  const auto add = [&](int k, const Constants<C, kOfThread>& constants, const C(&e)[kRows][kOfThread]) {
+  const auto add = [&](int k, const Constants<C, kOfThread>& constants, const C(&energies)[kRows][kOfThread]) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      C l[kOfThread];
+      C l[kOfThread], e[kOfThread];
+      with_row_weights<kWeighted>(m, first + Joint::row(i), opaque(k) + Joint::part() * kOfThread, energies[i], e);
 #pragma unroll
-      for (int j = 0; j < kOfThread; ++j) l[j] = constants.exponent(j, e[i][j], C(0));
-      sum[i].add(l, [&](int j, C shift) { return constants.exponent(j, e[i][j], shift); });
+      for (int j = 0; j < kOfThread; ++j) l[j] = constants.exponent(j, e[j], C(0));
+      sum[i].add(l, [&](int j, C shift) { return constants.exponent(j, e[j], shift); });
       if (q != nullptr) {
         const int64_t row = first + Joint::row(i);
         const int from = opaque(k) + Joint::part() * kOfThread;
 #pragma unroll
         for (int j = 0; j < kOfThread; ++j) {
-          if (row < m.rows && from + j < m.components)
-            q[row * m.components + from + j] = e[i][j];  // a responsibility once the sum is known
+          if (row < m.rows && from + j < m.components) q[row * m.components + from + j] = e[j];  // a responsibility once the sum is known
         }
       }
     }
@@ -88,7 +98,7 @@ VF_DEVICE bool forward_tile(const MixtureForwardArgs& args, const int64_t first,
   return true;
 }
 
-template <typename C, typename Joint>
+template <typename C, typename Joint, bool kWeighted>
 __global__ void __launch_bounds__(kThreads, 2) mixture_kernel(const __grid_constant__ MixtureForwardArgs args) {
   using Otherwise = typename Joint::Otherwise;
   __shared__ union Shared {
@@ -97,16 +107,16 @@ __global__ void __launch_bounds__(kThreads, 2) mixture_kernel(const __grid_const
   } shared;
   constexpr int kTile = MixtureTile<C>::kRows;
   for (int64_t tile = blockIdx.x; tile * kTile < args.mixture.rows; tile += gridDim.x) {
-    const bool done = forward_tile<C, Joint>(args, tile * kTile, shared.joint);
+    const bool done = forward_tile<C, Joint, kWeighted>(args, tile * kTile, shared.joint);
     if constexpr (!std::is_same_v<Joint, Otherwise>) {
-      if (!done) forward_tile<C, Otherwise>(args, tile * kTile, shared.otherwise);
+      if (!done) forward_tile<C, Otherwise, kWeighted>(args, tile * kTile, shared.otherwise);
     }
   }
 }
 
 /// weights[n - first_row][k] = grad_n e^{l_nk - shift_n} / total_n of `rows` rows from first_row on. The tiles are those of the forward
 /// pass, so that a row's l are too, to the last bit.
-template <typename C, typename Joint>
+template <typename C, typename Joint, bool kWeighted>
 __global__ void __launch_bounds__(kThreads, 2) mixture_weights_kernel(const __grid_constant__ MixtureBackwardArgs args,
                                                                       const int64_t first_row, const int64_t rows, C* const weights) {
   using Otherwise = typename Joint::Otherwise;
@@ -130,18 +140,20 @@ __global__ void __launch_bounds__(kThreads, 2) mixture_weights_kernel(const __gr
     const auto run = [&](auto joint, auto& memory) {
       using J = decltype(joint);
       constexpr int kRows = J::kRows, kOfThread = J::kPerThread;
-      const auto write = [&](int k, const Constants<C, kOfThread>& constants, const C(&e)[kRows][kOfThread]) {
+      const auto write = [&](int k, const Constants<C, kOfThread>& constants, const C(&energies)[kRows][kOfThread]) {
         C of_row[kRows], shift[kRows];
         take(&share[J::row(0)], of_row);
         take(&from[J::row(0)], shift);
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const int64_t row = first + J::row(i);
+          C e[kOfThread];
+          with_row_weights<kWeighted>(m, first_row + row, k + J::part() * kOfThread, energies[i], e);
 #pragma unroll
           for (int j = 0; j < kOfThread; ++j) {
             const int at = k + J::part() * kOfThread + j;
             if (row < rows && at < m.components)
-              weights[row * m.components + at] = of_row[i] * math::exp(constants.exponent(j, e[i][j], shift[i]));
+              weights[row * m.components + at] = of_row[i] * math::exp(constants.exponent(j, e[j], shift[i]));
           }
         }
       };
@@ -156,35 +168,42 @@ __global__ void __launch_bounds__(kThreads, 2) mixture_weights_kernel(const __gr
   }
 }
 
-/// Calls f(Joint()) with what evaluates the components: a tile of 64 (32 in double), or of 16 where there are no more.
+/// Calls f(Joint(), whether rows have weights of their own) with what evaluates the components: a tile of 64 (32 in double), or of 16 where
+/// there are no more.
 template <typename C, typename F>
 cudaError_t with_joint(const MixtureArgs& m, F&& f) {
-  if (m.full) return f(FullJoint<C>());
+  const auto plain = [&](auto weighted) {
+    constexpr int kMost = sizeof(C) == 8 ? 2 : 4;
+    if (m.full) return f(FullJoint<C>(), weighted);
+    return m.components > kSide ? f(DiagonalJoint<C, kMost>(), weighted) : f(DiagonalJoint<C, 1>(), weighted);
+  };
+  if (m.row_weights != nullptr) return plain(std::true_type());
   if constexpr (sizeof(C) == 4) {
-    if (m.products && m.centre != nullptr) return m.components > kSide ? f(ProductJoint<4>()) : f(ProductJoint<1>());
+    using No = std::false_type;
+    if (m.products && m.centre != nullptr) return m.components > kSide ? f(ProductJoint<4>(), No()) : f(ProductJoint<1>(), No());
   }
-  constexpr int kMost = sizeof(C) == 8 ? 2 : 4;
-  return m.components > kSide ? f(DiagonalJoint<C, kMost>()) : f(DiagonalJoint<C, 1>());
+  return plain(std::false_type());
 }
 
 template <typename C>
 cudaError_t launch_mixture(const MixtureForwardArgs& args, cudaStream_t stream) {
-  return with_joint<C>(args.mixture, [&](auto joint) {
+  return with_joint<C>(args.mixture, [&](auto joint, auto weighted) {
     const unsigned grid = capped_grid(ceil_div(args.mixture.rows, MixtureTile<C>::kRows));
-    VF_START((mixture_kernel<C, decltype(joint)>), grid, kThreads, stream, args);
+    VF_START((mixture_kernel<C, decltype(joint), decltype(weighted)::value>), grid, kThreads, stream, args);
     return cudaGetLastError();
   });
 }
 
 template <typename C>
 cudaError_t launch_mixture_weights(const MixtureBackwardArgs& args, int64_t first_row, int64_t rows, void* to, cudaStream_t stream) {
-  const auto start = [&](auto joint) {
+  const auto start = [&](auto joint, auto weighted) {
     const unsigned grid = capped_grid(ceil_div(rows, MixtureTile<C>::kRows));
-    VF_START((mixture_weights_kernel<C, decltype(joint)>), grid, kThreads, stream, args, first_row, rows, static_cast<C*>(to));
+    VF_START((mixture_weights_kernel<C, decltype(joint), decltype(weighted)::value>), grid, kThreads, stream, args, first_row, rows,
+             static_cast<C*>(to));
     return cudaGetLastError();
   };
   if constexpr (sizeof(C) == 4) {
-    if (NearJoint::takes(args.mixture)) return start(NearJoint());
+    if (args.mixture.row_weights == nullptr && NearJoint::takes(args.mixture)) return start(NearJoint(), std::false_type());
   }
   return with_joint<C>(args.mixture, start);
 }

@@ -113,7 +113,7 @@ VF_INLINE double exp_of_sum(double x) { return ::exp(x); }
 /// terms have their exponents in base 2 from the start.
 VF_INLINE float exp2_below(float t) {
 #if defined(__CUDA_ARCH__)
-  return ::exp2f(t);
+  return exp2_instruction(t);
 #else
   const float shift = 12582912.0f;  // as in exp_parts
   const float n = t + shift, r = t - (n - shift);

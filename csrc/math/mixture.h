@@ -110,6 +110,36 @@ struct MixtureConstant {
   }
 };
 
+/// Densities of a dimension by itself are sums of powers of 2, which cost less than powers of e do: u is (x - mean) / sigma times this,
+/// sqrt(log2(e) / 2), and a term is 2^(constant - u^2).
+template <typename T>
+VF_INLINE constexpr T mixture_dim_unit() {
+  return static_cast<T>(0.84932180028801904);
+}
+/// u^2 where x is a standard deviation from the mean.
+template <typename T>
+VF_INLINE constexpr T mixture_dim_one() {
+  return mixture_dim_unit<T>() * mixture_dim_unit<T>();
+}
+
+/// The exponent of a component's term, of u^2 and of the row's own log weight (`weighted`): the same number wherever it is computed.
+template <bool weighted, typename T>
+VF_INLINE T mixture_dim_exponent(T constant, T square, T weight) {
+  return (weighted ? fma(weight, T(1.4426950408889634), constant) : constant) - square;
+}
+
+/// Whether no term that counts was out of range in a sum without a shift of the exponents; false for NaN.
+template <typename S>
+VF_INLINE bool mixture_dim_in_range(S total, bool is_double) {
+  return total > static_cast<S>(is_double ? 1e-250 : 1e-25) && total < static_cast<S>(is_double ? 1e300 : 1e35);
+}
+
+/// log sum_k 2^(l_k), of the largest l, or 0, and the sum relative to it.
+template <typename T>
+VF_INLINE double mixture_dim_log(T shift, T total) {
+  return 0.69314718055994531 * static_cast<double>(shift) + static_cast<double>(log(total));
+}
+
 /// d log p / d logit_k, where `count` is the sum of component k's responsibilities and `all` that of every component's.
 VF_INLINE double mixture_logit_gradient(double count, double log_weight, double all) { return count - exp(log_weight) * all; }
 

@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> mixture_factorized_kernel(const Tensor& x, co
   f.total = saved.total;
   f.factorized = factorized.data_ptr();
   f.dim_normaliser = saved.dims;
-  cpu::mixture(f);
+  VF_LAUNCH(x, mixture, f);
   return {joint, factorized, normaliser};
 }
 

@@ -57,8 +57,6 @@ MixtureProblem::MixtureProblem(const Tensor& x, const Tensor& weight_logits, con
   of_rows.push_back(k);
   TORCH_CHECK_VALUE(weight_logits.sizes() == (by_row ? at::IntArrayRef(of_rows) : at::IntArrayRef(k)), "weight_logits of shape ",
                     weight_logits.sizes(), ": expected [", k, "] or ", at::IntArrayRef(of_rows));
-  TORCH_CHECK_VALUE(x.is_cpu() || !(by_row || factorized), "x on ", x.device(),
-                    ": expected the CPU for weights of each row and densities of each dimension");
   for (const Tensor* t : {&weight_logits, &means, &scale}) {
     TORCH_CHECK_VALUE(t->device() == x.device(), "tensors on ", t->device(), " and ", x.device(), ": expected one device");
   }
@@ -204,9 +202,15 @@ Tensor logit_gradient(const MixtureProblem& p, const MixtureBackwardArgs& b, Ten
   return counts.reshape(weight_logits.sizes()).to(weight_logits.scalar_type());
 }
 
-/// mixture_gradients of a diagonal mixture, whose parameters' gradients the kernels write. row_counts: where every row has its own weights.
+/// The gradient of every row's own logits: on CUDA the kernels write it, elsewhere what the counts sum over rows.
+Tensor row_logit_gradient(const MixtureProblem& p, const MixtureBackwardArgs& b, const Tensor& of_rows, const Tensor& weight_logits) {
+  if (b.grad_row_logits == nullptr) return logit_gradient(p, b, of_rows, weight_logits);
+  return of_rows.reshape(weight_logits.sizes()).to(weight_logits.scalar_type());
+}
+
+/// mixture_gradients of a diagonal mixture, whose parameters' gradients the kernels write. of_rows: where every row has its own weights.
 Tensors diagonal_gradients(MixtureProblem& p, MixtureBackwardArgs& b, const Tensor& x, const Tensor& weight_logits, const Tensor& means,
-                           const Tensor& scale, const Mask& mask, const Tensor& row_counts) {
+                           const Tensor& scale, const Mask& mask, const Tensor& of_rows) {
   const auto options = p.options(x);
   const bool of_logits = mask[1] && !p.row_log_weights.defined(), sums = of_logits || mask[2] || mask[3];
   Tensor grad_x, grad_logits, grad_means, grad_scale;
@@ -228,7 +232,7 @@ Tensors diagonal_gradients(MixtureProblem& p, MixtureBackwardArgs& b, const Tens
   Tensors grads;
   if (mask[0]) grads.push_back(to_input(grad_x, x));
   if (of_logits) grads.push_back(grad_logits.to(weight_logits.scalar_type()));
-  if (mask[1] && !of_logits) grads.push_back(logit_gradient(p, b, row_counts, weight_logits));
+  if (mask[1] && !of_logits) grads.push_back(row_logit_gradient(p, b, of_rows, weight_logits));
   if (mask[2]) grads.push_back(grad_means.to(means.scalar_type()));
   if (mask[3]) grads.push_back(grad_scale.to(scale.scalar_type()));
   return grads;
@@ -239,17 +243,21 @@ Tensors diagonal_gradients(MixtureProblem& p, MixtureBackwardArgs& b, const Tens
 /// The gradients that `mask` marks (x, weight_logits, means, scale), for weights that `b` describes.
 Tensors mixture_gradients(MixtureProblem& p, MixtureBackwardArgs& b, const Tensor& x, const Tensor& weight_logits, const Tensor& means,
                           const Tensor& scale, const Mask& mask) {
-  Tensor grad_x, row_counts;
+  Tensor grad_x, of_rows;
   const bool by_row = p.row_log_weights.defined(), sums = (mask[1] && !by_row) || mask[2] || mask[3];
   if (mask[1] && by_row) {
-    row_counts = at::empty({p.args.rows, p.args.components}, x.options().dtype(at::kDouble));
-    b.row_counts = row_counts.data_ptr<double>();
+    of_rows = at::empty({p.args.rows, p.args.components}, x.is_cuda() ? p.options(x) : x.options().dtype(at::kDouble));
+    if (x.is_cuda()) {
+      b.grad_row_logits = of_rows.data_ptr();
+    } else {
+      b.row_counts = of_rows.data_ptr<double>();
+    }
   }
-  if (!p.args.full) return diagonal_gradients(p, b, x, weight_logits, means, scale, mask, row_counts);
+  if (!p.args.full) return diagonal_gradients(p, b, x, weight_logits, means, scale, mask, of_rows);
   const RowSums s = run_mixture_backward(p, x, b, mask[0] ? &grad_x : nullptr, sums, mask[3]);
   Tensors grads;
   if (mask[0]) grads.push_back(to_input(grad_x, x));
-  if (mask[1]) grads.push_back(logit_gradient(p, b, by_row ? row_counts : s.counts, weight_logits));
+  if (mask[1]) grads.push_back(by_row ? row_logit_gradient(p, b, of_rows, weight_logits) : logit_gradient(p, b, s.counts, weight_logits));
   if (mask[2]) {  // sum q P P^T t, P (K or 1, D, D)
     const Tensor g = at::matmul(at::matmul(s.first.unsqueeze(1), p.factor), p.factor.transpose(1, 2)).squeeze(1) * p.unit;
     grads.push_back(g.to(means.scalar_type()));

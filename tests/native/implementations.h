@@ -49,6 +49,8 @@ void check_sample(Implementation& implementation, int rounds);
 void check_logsumexp(Implementation& implementation, int rounds);
 void check_scale(Implementation& implementation);
 void check_mixture(Implementation& implementation, int rounds);
+/// Densities of each dimension by itself, and weights of each row.
+void check_mixture_dims(Implementation& implementation, int rounds);
 /// What mixtures' kernels are given, and the gradients of what they were made from.
 void check_mixture_parameters(Implementation& implementation, int rounds);
 /// Mixtures on tensor cores: how far off, and where.

@@ -1,6 +1,6 @@
 // Runs every check over every implementation that was built in. Options: --rounds N (random cases per term), --huge (more than 2^31
-// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_parameters, mixture_products, mdn, tunings, groups, softmax,
-// gamma or exponential).
+// elements), --only NAME (row_terms, sample, logsumexp, mixture, mixture_dims, mixture_parameters, mixture_products, mdn, tunings,
+// groups, softmax, gamma or exponential).
 #include <cstdlib>
 #include <cstring>
 
@@ -23,6 +23,7 @@ void check_tunings(native::Implementation& implementation, int rounds) {
     native::check_row_terms_edges(implementation);
     native::check_logsumexp(implementation, rounds);
     native::check_mixture(implementation, rounds);
+    native::check_mixture_dims(implementation, rounds);
     native::check_softmax(implementation, rounds);
     tally.check(implementation.tune(0, 0, 0), "set_tuning 0");
   }
@@ -58,6 +59,7 @@ int main(int argc, char** argv) {
     if (wanted("logsumexp")) native::check_logsumexp(implementation, rounds);
     if (wanted("logsumexp")) native::check_scale(implementation);
     if (wanted("mixture")) native::check_mixture(implementation, rounds);
+    if (wanted("mixture_dims")) native::check_mixture_dims(implementation, rounds);
     if (wanted("mixture_parameters")) native::check_mixture_parameters(implementation, rounds);
     if (wanted("mixture_products")) native::check_mixture_products(implementation);
     if (wanted("mdn")) native::check_mdn(implementation, rounds);

@@ -163,7 +163,12 @@ def mixture_log_prob(
     gives the two densities from one pass, forward and backward, in memory O(N D + K D).
 
     Weights may differ from sample to sample over components that all share (MRVI and CytoVI in scvi-tools): ``(..., K)`` logits.
-    Both have kernels on the CPU; on CUDA they run in plain torch, in blocks of rows that are computed again in the backward pass.
+    Weights of each sample take memory O(N K) besides: their logarithms, and their gradient in the backward pass.
+
+    Both have kernels on the CPU and on CUDA. There too nothing of size N x K x D exists: the forward pass of ``factorized`` keeps two
+    numbers for each element of x, and the backward pass finds the terms again from them, once for the gradients of x and of each sample's
+    weights and once for those of the parameters, beside at most 16 MiB of the joint density's responsibilities at a time. The CUDA kernels
+    have been compiled and have run in emulation, not on a GPU.
 
     The quadratic is centred: ``((x - mu) / sigma)^2``, never ``x^2 - 2 x mu + mu^2``, which loses 5e-2 nats at D = 16 with a common offset
     of 100 in float32.
@@ -189,8 +194,8 @@ def mixture_log_prob(
     ===============================  ========  =================  =================  ================
 
     On tensor cores are the exponents of the forward pass and, to the same bits, those of the backward pass; the sums and the gradient of x
-    that they weigh are centred and in float32 as ever. Rows and parameters so far out that products might overflow, GPUs before compute
-    capability 8.0, the CPU and the plain-torch backend compute as by default.
+    that they weigh are centred and in float32 as ever. Rows and parameters so far out that products might overflow, weights of each
+    sample, densities of each dimension, GPUs before compute capability 8.0, the CPU and the plain-torch backend compute as by default.
 
     Args:
         x: any floating dtype, any shape ``(..., D)``.
@@ -236,7 +241,7 @@ def mixture_log_prob(
     by_row = weight_logits.ndim > 1
     if k is None and not (by_row or factorized):
         return reference.mixture_log_prob(x, weight_logits, means, scale, covariance_type)
-    if k is None or (x.is_cuda and (by_row or factorized)):  # CUDA's kernels have neither
+    if k is None:
         found = _terms(x, weight_logits, means, scale, covariance_type, bool(factorized))
         return found[0] if not factorized else MixtureLogProbs(*found) if factorized == "both" else found[1]
     if factorized:
