@@ -383,10 +383,9 @@ def untrained_losses(r: dict[str, Any]) -> str:
         return ""
     ours = ", ".join(f"{m['at']['0']:.2f}" for m in rows)
     source = ", ".join(f"{SOURCE[m['name']][0]:.2f}" for m in rows)
-    seeds = ", ".join(f"{m['at']['0']:.2f}" for m in r["models"] if m["name"].split("-seed")[0] == "mnist-20")
     latent = ", ".join(str(m["latent"]) for m in rows)
-    return f"""Epoch 0 is the untrained model, above the break in the picture: latent {latent} begin at {ours}, in the thesis at {source};
-what it is depends on the weights drawn (latent 20, three seeds: {seeds})."""
+    return f"""Epoch 0 is the untrained model, above the break in the picture: latent {latent} begin at {ours}, in the thesis at {source}
+(other seeds: the listings below)."""
 
 
 def again_trained(r: dict[str, Any]) -> str:
