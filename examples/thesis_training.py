@@ -65,10 +65,10 @@ def numbers(t: Trained, samples: int) -> dict[str, Any]:
     return row | {"made": t.made}
 
 
-def smoothed(values: list[float], width: int) -> list[float]:
-    """Running medians over so many values, fewer at the ends."""
-    side = width // 2
-    return [statistics.median(values[max(0, i - side) : i + side + 1]) for i in range(len(values))]
+def smoothed(values: list[float], epoch: int, share: float) -> float:
+    """The median of the epochs that are no further from this one, counted from 1, than a share of it below 1."""
+    side = int(share * epoch)
+    return statistics.median(values[epoch - 1 - side : epoch + side])
 
 
 def curve(setting: Setting, history: list[Record]) -> dict[str, list[float]]:
@@ -76,14 +76,13 @@ def curve(setting: Setting, history: list[Record]) -> dict[str, list[float]]:
 
     An epoch of faces is one or two steps with their own noise; one of digits is hundreds, and its median is the loss itself.
     """
-    width = 1 if setting.group == "mnist" else max(3, setting.epochs // 40)
+    share = 0.0 if setting.group == "mnist" else 0.1
     epochs = sorted({round(len(history) ** (i / 199)) for i in range(200)})
     found: dict[str, list[float]] = {"epoch": list(map(float, epochs))}
     for key in ("loss", "valid_loss"):
         if key in history[0]:
             values = [r[key] for r in history]
-            medians = smoothed(values, width)
-            found |= {key: [values[e - 1] for e in epochs], f"{key}_median": [medians[e - 1] for e in epochs]}
+            found |= {key: [values[e - 1] for e in epochs], f"{key}_median": [smoothed(values, e, share) for e in epochs]}
     return found
 
 

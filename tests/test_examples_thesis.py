@@ -383,8 +383,10 @@ def test_planes_alone(examples, quick, tmp_path, monkeypatch):
 
 
 def test_running_medians(examples):
-    assert examples("thesis_training").smoothed([5.0, 1.0, 9.0, 2.0, 3.0], 3) == [3.0, 5.0, 2.0, 3.0, 2.5]
-    assert examples("thesis_training").smoothed([5.0, 1.0], 1) == [5.0, 1.0]
+    values = [5.0, 1.0, 9.0, 2.0, 3.0, 8.0]
+    smoothed = examples("thesis_training").smoothed
+    assert [smoothed(values, e, 0.5) for e in range(1, 7)] == [5.0, 5.0, 2.0, 3.0, 5.5, 5.5]
+    assert [smoothed(values, e, 0.0) for e in range(1, 7)] == values
 
 
 # --- what is committed ------------------------------------------------------------------------------------------------
