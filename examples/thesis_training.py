@@ -391,8 +391,9 @@ def again_trained(r: dict[str, Any]) -> str:
     """What the page says where some rows are of a later run."""
     if "added" not in r:
         return ""
-    points = [] if all("curve" in m for m in r["models"] if not m["extra"]) else ["points where an earlier run kept no curve"]
-    return f" Of a later run (`{r['added']['command']}`): {', '.join(r['added']['models'])}" + "; ".join(["", *points]) + "."
+    bare = any("curve" not in m for m in r["models"] if not m["extra"])
+    said = " The other models are of an earlier run, which kept no curve: in the picture they are points." if bare else ""
+    return f" {', '.join(r['added']['models'])} are of a later run (`{r['added']['command']}`).{said}"
 
 
 def pages(models: list[dict[str, Any]]) -> str:

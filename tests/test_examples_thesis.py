@@ -189,7 +189,7 @@ def test_models_chosen_leave_the_other_rows(examples, quick, monkeypatch, tmp_pa
     assert "curve" not in models["mnist-2"]
     assert models == wanted | {"mnist-2": {k: v for k, v in wanted["mnist-2"].items() if k != "curve"}}
     assert after["floors"] == before["floors"]
-    assert "points where an earlier run kept no curve" in training.section(after)
+    assert "kept no curve: in the picture they are points" in training.section(after)
     assert [p.name for p in tmp_path.glob("*.png")] == ["thesis_loss.png"]
     monkeypatch.setattr(sys, "argv", [*arguments, "frey-3"])
     with pytest.raises(SystemExit, match=r"^error: --models frey-3: expected some of mnist-2, "):
