@@ -188,7 +188,7 @@ def all_images(r: dict[str, Any]) -> str:
     return f"""
 The reader above, which knows half of the test images, sets a bound of its own. So once more with all {found["train_images"]:,} training
 images, {found["epochs"]} epochs, and a reader that learned from training images alone (`{found["command"]}`, commit
-{found["commit"]}): of originals it reads {found["originals_read_right"]:.1%}, of the deck's 36 {found["originals_of_36"]}. The deck's
+{found["commit"]}): of originals it reads {found["originals_read_right"]:.1%}, and {found["originals_of_36"]} of the deck's 36. The deck's
 counts for the CNN: {"; ".join(said)}.
 
 {table(["d", "model", "error", "read", "of 36 (deck)"], rows)}
