@@ -1,9 +1,10 @@
 """The thesis's section 5.1: the variational autoencoder trained on MNIST and on Frey Faces with latent spaces of 2 to 50 dimensions.
 
-    python examples/thesis_training.py [--quick | --full] [--out DIR] [--runs DIR] [--time]
+    python examples/thesis_training.py [--quick | --full] [--out DIR] [--runs DIR] [--models NAME ... | --time]
 
 Writes thesis_loss.png, thesis_reconstructions.png and thesis_training.json. The full setting takes an hour or two on one core; stopped, it
-goes on where it was. --time, on a machine that does nothing else, adds seconds per epoch to the JSON file and leaves the rest.
+goes on where it was. --models trains those alone: the rows of the others stay as an earlier run's JSON file has them. --time, on a machine
+that does nothing else, adds seconds per epoch to the JSON file and leaves the rest.
 """
 
 import argparse
@@ -11,12 +12,14 @@ import json
 import math
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from _common import draw_sheet, finish, load, save, table
-from _thesis import SOURCE, Setting, Trained, images_of, settings, shown_epoch, thesis_options, trained
+from _common import command, commit, draw_sheet, finish, load, save, table
+from _thesis import SOURCE, Setting, Trained, images_of, settings, shown_epoch, start_loss, thesis_options, trained
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from vae_fast import data
@@ -24,7 +27,7 @@ from vae_fast.bench import machine
 from vae_fast.bench.training import Trainer
 from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
-from vae_fast.training import adam, evaluate, evaluate_log_prob
+from vae_fast.training import Record, adam, evaluate, evaluate_log_prob
 
 #: How near the source's loss a model is expected to come, in nats per image.
 TOLERANCE = {"mnist": 1.0, "frey": 1.5}
@@ -51,7 +54,8 @@ def numbers(t: Trained, samples: int) -> dict[str, Any]:
         "loss": last["loss"],
         "kl": last["kl"],
     }
-    row |= {"at": {str(e): t.history[e - 1]["loss"] for e in at if e <= len(t.history)}}
+    row |= {"at": {"0": start_loss(s, t.made["seed"])} | {str(e): t.history[e - 1]["loss"] for e in at if 0 < e <= len(t.history)}}
+    row |= {"curve": curve(s, t.history)}
     row |= {"source_at": {str(e): loss for e, loss in source.items()}, "source_loss": source.get(s.epochs)}
     if not s.whole:
         test = evaluate(t.model, t.found.test)
@@ -61,51 +65,98 @@ def numbers(t: Trained, samples: int) -> dict[str, Any]:
     return row | {"made": t.made}
 
 
-def smoothed(values: list[float], width: int) -> list[float]:
-    """Running medians over so many values, fewer at the ends."""
-    side = width // 2
-    return [statistics.median(values[max(0, i - side) : i + side + 1]) for i in range(len(values))]
+def smoothed(values: list[float], epoch: int, share: float) -> float:
+    """The median of the epochs that are no further from this one, counted from 1, than a share of it below 1."""
+    side = int(share * epoch)
+    return statistics.median(values[epoch - 1 - side : epoch + side])
 
 
-def draw_loss(args: argparse.Namespace, models: list[Trained]) -> None:
-    """Loss by epoch, with the source's printed figures as points."""
-    figure = Figure(figsize=(5.2, 10.0), layout="constrained")
-    for axes, group, title in zip(figure.subplots(2, 1), ("mnist", "frey"), ("MNIST", "Frey Faces"), strict=True):
-        chosen = [t for t in models if t.setting.group == group and not t.setting.extra]
-        for t in sorted(chosen, key=lambda t: t.setting.latent):
-            s, epochs = t.setting, range(1, len(t.history) + 1)
-            colour = COLOURS[s.latent]
-            # An epoch of faces is one step with its own noise: the line is the running median, the noise faint behind it.
-            width = 1 if group == "mnist" else max(3, s.epochs // 40)
-            losses = [r["loss"] for r in t.history]
-            if width > 1 and s.whole:
-                axes.plot(epochs, losses, color=colour, alpha=0.2, lw=0.7)
-            if group == "mnist" or s.whole:
-                axes.plot(epochs, smoothed(losses, width), color=colour, lw=1.8, label=f"latent {s.latent}")
-            if not s.whole:
-                dark = {"color": colour, "lw": 1.2, "ls": ":"} if group == "mnist" else {"color": DARK[s.latent], "lw": 2.2, "ls": "--"}
-                axes.plot(epochs, smoothed([r["valid_loss"] for r in t.history], width), zorder=5, **dark)
-            if s.name in SOURCE and not args.quick:
-                axes.plot(*zip(*SOURCE[s.name].items(), strict=True), "o", ms=4.5, mfc="white", mec=colour)
-        name, dashes = ("validation", ":") if group == "mnist" else ("validation (held out)", "--")
-        axes.plot([], [], color="#222222", lw=1.6, ls=dashes, label=name)
-        if not args.quick:
-            axes.plot([], [], "o", ms=4.5, mfc="white", mec="#222222", ls="", label="the source's figures")
+def curve(setting: Setting, history: list[Record]) -> dict[str, list[float]]:
+    """What is drawn of a history: about 150 epochs, closer together at the start, and the running medians there.
+
+    An epoch of faces is one or two steps with their own noise; one of digits is hundreds, and its median is the loss itself.
+    """
+    share = 0.0 if setting.group == "mnist" else 0.1
+    epochs = sorted({round(len(history) ** (i / 199)) for i in range(200)})
+    found: dict[str, list[float]] = {"epoch": list(map(float, epochs))}
+    for key in ("loss", "valid_loss"):
+        if key in history[0]:
+            values = [r[key] for r in history]
+            found |= {key: [values[e - 1] for e in epochs], f"{key}_median": [smoothed(values, e, share) for e in epochs]}
+    return found
+
+
+def points(at: dict[str, float] | dict[int, float], start: bool) -> tuple[list[int], list[float]]:
+    """The epochs and the losses of epoch 0, or of those after it."""
+    chosen = {int(e): loss for e, loss in at.items() if (int(e) == 0) == start}
+    return list(chosen), list(chosen.values())
+
+
+def draw_loss(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Loss by epoch, with the source's printed figures as points; above a break in the scale, the untrained models."""
+    figure = Figure(figsize=(5.2, 11.0))
+    for top, group, title in ((0.97, "mnist", "MNIST"), (0.45, "frey", "Frey Faces")):
+        chosen = sorted((m for m in rows if m["name"].startswith(group) and not m["extra"]), key=lambda m: (m["latent"], m["name"]))
+        grid = figure.add_gridspec(2, 1, height_ratios=(1, 4), top=top, bottom=top - 0.35, left=0.15, right=0.97, hspace=0.07)
+        above, below = grid.subplots(sharex=True)
+        last = max(m["epochs"] for m in chosen)
+        first = 1.0 if group == "mnist" else max(1.0, last / 250)  # the scale is logarithmic from here on
+        printed = {m["name"]: {} if args.quick else SOURCE.get(m["name"], {}) for m in chosen}
+        for i, m in enumerate(chosen):
+            colour = COLOURS[m["latent"]]
+            draw_curve(below, m, group)
+            below.plot(*points(printed[m["name"]], False), "o", ms=7.5, mfc="none", mec=colour, zorder=6)
+            above.plot(*points(printed[m["name"]], True), "o", ms=7.5, mfc="none", mec=colour)
+            above.plot(first * 0.12 * (i + 1), m["at"]["0"], "o", ms=5.0, color=colour)  # side by side
+        for ax in (above, below):
+            ax.grid(color="#e6e6e6", lw=0.7)
+            ax.tick_params(labelsize=11)
+            ax.spines[["top", "right"]].set_visible(False)
+        above.margins(y=0.25)
         # The first epochs would leave no room for what sets the models apart.
-        low = min(r["loss"] for t in chosen for r in t.history)
-        high = max(t.history[1 if group == "mnist" else len(t.history) // 15]["loss"] for t in chosen)
-        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-        axes.set_xscale("log")
-        axes.set_xlim(left=0.9 if group == "mnist" else max(t.setting.epochs for t in chosen) / 250)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.tick_params(labelsize=11)
-        axes.set_xlabel("epoch", fontsize=12)
-        axes.set_ylabel("loss = −ELBO, nats per image", fontsize=12)
-        axes.set_title(f"{title}" + (" (digits in its place)" if args.quick else ""), loc="left", fontsize=12)
-        axes.grid(color="#e6e6e6", lw=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.45, -0.14), ncols=2)
+        begin = 2.0 if group == "mnist" else first
+        lines = [(m["curve"]["epoch"], m["curve"]["loss_median"]) if "curve" in m else points(m["at"], False) for m in chosen]
+        shown = [y for line in lines for e, y in zip(*line, strict=True) if e >= begin]
+        room = 0.06 * (max(shown) - min(shown))
+        below.set_ylim(min(shown) - room, max(shown) + room)
+        below.set_xscale("symlog", linthresh=first, linscale=0.35)
+        below.set_xlim(-0.08 * first, 1.15 * last)
+        below.set_xticks([0.0, *(e for e in (1.0, 10.0, 50.0, 100.0, 1000.0, 5000.0) if first <= e <= last)])
+        below.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        below.xaxis.set_minor_locator(NullLocator())
+        above.spines["bottom"].set_visible(False)
+        above.tick_params(bottom=False)
+        below.set_xlabel("epoch (0: untrained)", fontsize=12)
+        below.set_ylabel("loss = −ELBO, nats per image", fontsize=12)
+        above.set_title(f"{title}" + (" (digits in its place)" if args.quick else ""), loc="left", fontsize=12)
+        for latent in sorted({m["latent"] for m in chosen}):
+            below.plot([], [], color=COLOURS[latent], lw=1.8, label=f"latent {latent}")
+        if any("valid_loss_median" in m.get("curve", ()) for m in chosen):
+            name, dashes = ("validation", ":") if group == "mnist" else ("validation (held out)", "--")
+            below.plot([], [], color="#222222", lw=1.6, ls=dashes, label=name)
+        if not args.quick:
+            below.plot([], [], "o", ms=7.5, mfc="none", mec="#222222", ls="", label="the source's figures")
+        below.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.45, -0.16), ncols=2)
     save(figure, args.out / "thesis_loss.png", dpi=150)
+
+
+def draw_curve(axes: Any, row: dict[str, Any], group: str) -> None:
+    """One model's loss and validation: of faces the running medians, the loss's noise faint behind them.
+
+    Of a model that leaves frames out the validation alone; of a row without a curve, the loss at the epochs that the source prints.
+    """
+    colour = COLOURS[row["latent"]]
+    if "curve" not in row:
+        axes.plot(*points(row["at"], False), "o", ms=5.0, color=colour)
+        return
+    found = row["curve"]
+    if group == "frey" and row["whole"]:
+        axes.plot(found["epoch"], found["loss"], color=colour, alpha=0.25, lw=0.7)
+    if group == "mnist" or row["whole"]:
+        axes.plot(found["epoch"], found["loss_median"], color=colour, lw=1.8)
+    if "valid_loss" in found:
+        style = {"color": colour, "lw": 1.2, "ls": ":"} if group == "mnist" else {"color": DARK[row["latent"]], "lw": 2.2, "ls": "--"}
+        axes.plot(found["epoch"], found["valid_loss_median"], zorder=5, **style)
 
 
 def draw_films(args: argparse.Namespace, models: list[Trained]) -> None:
@@ -188,27 +239,61 @@ def add_times(args: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def more_options(parser: argparse.ArgumentParser) -> None:
+    """What is this script's own."""
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--models", nargs="+", metavar="NAME", help="only these; the others' rows stay as an earlier run's JSON file has them"
+    )
+    text = "only measure seconds per epoch, beside plain PyTorch's, and add them to the JSON file"
+    only.add_argument("--time", action="store_true", help=text)
+
+
+def kept_rows(args: argparse.Namespace, path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier run of the models that are not to be trained, by name, each with its epoch 0.
+
+    Raises:
+        SystemExit: in one line, if a model is not there to be trained, or an earlier row not there to be kept.
+    """
+    known = settings(args.quick)
+    for name in args.models:
+        if name not in known:
+            sys.exit(f"error: --models {name}: expected some of {', '.join(known)}")
+    rows = {m["name"]: m for m in json.loads(path.read_text())["models"]} if path.exists() else {}
+    for name in known.keys() - set(args.models):
+        if name not in rows:
+            sys.exit(f"error: {path}: has no row of {name}: run without --models first")
+        rows[name]["at"].setdefault("0", start_loss(known[name], rows[name]["made"]["seed"]))
+    return {name: m for name, m in rows.items() if name not in args.models}
+
+
 def main() -> None:
     """Train or take up, evaluate, draw."""
-    text = "only measure seconds per epoch, beside plain PyTorch's, and add them to the JSON file"
-    args = thesis_options(__doc__, lambda parser: parser.add_argument("--time", action="store_true", help=text))
+    args = thesis_options(__doc__, more_options)
     if args.time:
         add_times(args)
         return
+    path = args.out / "thesis_training.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    rows = kept_rows(args, path) if args.models else {}
     samples = 10 if args.quick else 100
     # All are trained before any is evaluated; one at a time is kept in memory.
-    models = [trained(args, name) for name in settings(args.quick)]
-    rows = []
+    models = [trained(args, name) for name in args.models or settings(args.quick)]
     for t in models:
-        rows.append(numbers(t, samples))
-        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items() if not isinstance(v, dict)))
-    draw_loss(args, models)
-    draw_films(args, [t for t in models if t.setting.name in SOURCE])
+        row = rows[t.setting.name] = numbers(t, samples)
+        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if not isinstance(v, dict)))
+    ordered = [rows[name] for name in settings(args.quick)]
+    draw_loss(args, ordered)
     floors = {t.setting.name: data.entropy_floor(images_of(t.setting, t.found)[0]) for t in models}
-    results: dict[str, Any] = {"quick": args.quick, "samples": samples, "floors": floors, "models": rows}
-    before = args.out / "thesis_training.json"
-    if before.exists() and "time" in (old := json.loads(before.read_text())):
-        results["time"] = old["time"]  # measured on a quiet machine: kept
+    if args.models:  # the film of a model that is not trained is not there: its picture stays
+        added = {"command": command(args), "commit": commit(), "models": args.models}
+        write_json(path, before | {"models": ordered, "floors": before["floors"] | floors, "added": added})
+        print(f"wrote {args.out}: thesis_loss.png, {path.name}")
+        return
+    draw_films(args, [t for t in models if t.setting.name in SOURCE])
+    results: dict[str, Any] = {"quick": args.quick, "samples": samples, "floors": floors, "models": ordered}
+    if "time" in before:
+        results["time"] = before["time"]  # measured on a quiet machine: kept
     finish(args, results, ("thesis_loss.png", "thesis_reconstructions.png"))
 
 
@@ -280,12 +365,35 @@ than there are frames. With batches of {faces["batch"]:,} the loss of latent {fa
 there. The larger batch is the one it names and ends nearer to its figures, so both runs have it. Its run with 20 dimensions prints at
 epochs 100 and 1,000 the very figures of its run with 2. The least validation loss on the way was {least}; the last one is in the table.
 
+{untrained_losses(r)}{again_trained(r)}
+
 ![Loss by epoch](pictures/thesis_loss.png)
 
 ![An image and its reconstruction through the epochs](pictures/thesis_reconstructions.png)
 
 {pages(ordered)}
 {timing(r, times)}"""
+
+
+def untrained_losses(r: dict[str, Any]) -> str:
+    """What the page says of epoch 0, which the thesis prints for three of its models."""
+    rows = sorted((m for m in r["models"] if m["name"] in SOURCE and 0 in SOURCE[m["name"]]), key=lambda m: m["latent"])
+    if r["quick"] or not rows:
+        return ""
+    ours = ", ".join(f"{m['at']['0']:.2f}" for m in rows)
+    source = ", ".join(f"{SOURCE[m['name']][0]:.2f}" for m in rows)
+    latent = ", ".join(str(m["latent"]) for m in rows)
+    return f"""Epoch 0 is the untrained model, above the break in the picture: latent {latent} begin at {ours}, in the thesis at {source}
+(other seeds: the listings below)."""
+
+
+def again_trained(r: dict[str, Any]) -> str:
+    """What the page says where some rows are of a later run."""
+    if "added" not in r:
+        return ""
+    bare = any("curve" not in m for m in r["models"] if not m["extra"])
+    said = " The other models are of an earlier run, which kept no curve: in the picture they are points." if bare else ""
+    return f" {', '.join(r['added']['models'])} are of a later run (`{r['added']['command']}`).{said}"
 
 
 def pages(models: list[dict[str, Any]]) -> str:

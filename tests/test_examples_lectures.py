@@ -71,6 +71,30 @@ def test_autoencoders(quick):
     assert all(fits[dim, kind] < fits[dim, "pca"] for dim in (2, 4, 8, 16, 32) for kind in ("mlp", "cnn"))
 
 
+def test_autoencoders_on_all_images(quick, monkeypatch, tmp_path, capsys):
+    """Added to an earlier run's file; a run that was stopped is taken up; the deck's counts stand beside ours."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example, before = importlib.import_module("autoencoders"), quick("autoencoders")
+    arguments = ["autoencoders.py", "--quick", "--out", str(tmp_path), "--all-images", "3"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match=r"^error: .*autoencoders.json: not there: run without --all-images first$"):
+        example.main()
+    (tmp_path / "autoencoders.json").write_text(json.dumps(before))
+    example.main()
+    assert "d = 8: epoch 3/3" in capsys.readouterr().out
+    after = json.loads((tmp_path / "autoencoders.json").read_text())
+    found = after.pop("all_images")
+    assert after == before
+    assert (found["command"], found["epochs"]) == ("python examples/autoencoders.py --quick --all-images 3", 3)
+    fits = {(f["dim"], f["model"]): f for f in found["fits"]}
+    assert found["originals_read_right"] > 0.9
+    assert all(0.1 < f["accuracy"] <= 1.0 and 0 <= f["right_of_36"] <= 36 for f in fits.values())
+    assert f"| 8 | CNN | {fits[8, 'cnn']['test_error']:.2f} |" in example.section(after | {"all_images": found})
+    example.main()  # nothing is left to train: the same figures
+    assert "epoch" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "autoencoders.json").read_text())["all_images"] == found
+
+
 def test_generation(quick):
     for results in both(quick, "generation"):
         for dim in (16, 32):

@@ -83,6 +83,13 @@ def test_training(quick):
         assert 0.5 < m["kl"] < 8.0
         assert m["source_loss"] is None  # digits are not compared with the thesis's MNIST
         assert m["whole"] == ("test_loss" not in m) == (m["images"] == 1797)
+        found_in = data.load("digits")
+        images = torch.cat((found_in.train, found_in.valid, found_in.test)) if m["whole"] else found_in.train
+        torch.manual_seed(m["seed"])
+        assert m["at"]["0"] == pytest.approx(evaluate(MLPVAE(m["latent"], 64, m["hidden"]), images)["loss"], rel=1e-6)
+        assert m["curve"]["epoch"][-1] == 40
+        assert m["curve"]["loss"][-1] == m["loss"] < m["curve"]["loss"][0] < m["at"]["0"]
+        assert m["whole"] == ("valid_loss_median" not in m["curve"])
     for name in ("mnist-2", "mnist-5"):
         m = models[name]
         model = MLPVAE(m["latent"], 64, m["hidden"])
@@ -160,6 +167,33 @@ def test_seconds_are_added_and_kept(examples, quick, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["thesis_training.py", "--quick", "--out", str(tmp_path), "--runs", str(out / "thesis-quick")])
     training.main()
     assert json.loads((tmp_path / "thesis_training.json").read_text())["time"] == times
+
+
+def test_models_chosen_leave_the_other_rows(examples, quick, monkeypatch, tmp_path):
+    """Rows of an earlier run stay, with an epoch 0 where they have none; those chosen come anew; what cannot be is an error."""
+    out, found = quick
+    training = examples("thesis_training")
+    arguments = ["thesis_training.py", "--quick", "--out", str(tmp_path), "--runs", str(out / "thesis-quick"), "--models"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "frey-2"])
+    with pytest.raises(SystemExit, match=r"^error: .*thesis_training.json: has no row of .*: run without --models first$"):
+        training.main()
+    before = found["thesis_training"]
+    old = {m["name"]: m for m in json.loads(json.dumps(before["models"]))}
+    old["frey-2"]["loss"] = -1.0
+    del old["mnist-2"]["curve"], old["mnist-2"]["at"]["0"]
+    (tmp_path / "thesis_training.json").write_text(json.dumps(before | {"models": list(old.values())}))
+    training.main()
+    after = json.loads((tmp_path / "thesis_training.json").read_text())
+    assert after["added"]["command"] == "python examples/thesis_training.py --quick --models frey-2"
+    models, wanted = ({m["name"]: m for m in r["models"]} for r in (after, before))
+    assert "curve" not in models["mnist-2"]
+    assert models == wanted | {"mnist-2": {k: v for k, v in wanted["mnist-2"].items() if k != "curve"}}
+    assert after["floors"] == before["floors"]
+    assert "kept no curve: in the picture they are points" in training.section(after)
+    assert [p.name for p in tmp_path.glob("*.png")] == ["thesis_loss.png"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "frey-3"])
+    with pytest.raises(SystemExit, match=r"^error: --models frey-3: expected some of mnist-2, "):
+        training.main()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -349,8 +383,10 @@ def test_planes_alone(examples, quick, tmp_path, monkeypatch):
 
 
 def test_running_medians(examples):
-    assert examples("thesis_training").smoothed([5.0, 1.0, 9.0, 2.0, 3.0], 3) == [3.0, 5.0, 2.0, 3.0, 2.5]
-    assert examples("thesis_training").smoothed([5.0, 1.0], 1) == [5.0, 1.0]
+    values = [5.0, 1.0, 9.0, 2.0, 3.0, 8.0]
+    smoothed = examples("thesis_training").smoothed
+    assert [smoothed(values, e, 0.5) for e in range(1, 7)] == [5.0, 5.0, 2.0, 3.0, 5.5, 5.5]
+    assert [smoothed(values, e, 0.0) for e in range(1, 7)] == values
 
 
 # --- what is committed ------------------------------------------------------------------------------------------------
