@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -134,6 +135,14 @@ def test_what_each_stage_is_made_of(bench, tool):
     assert {c.split("--suite ")[1].split()[0] for c in calls if "vae_fast bench" in c} == set(stages.SUITES)
     for seconds in (sum(s.limit for s in make(bench.machine) if s.limit > bench.check.SECONDS) for _, make in stages.STAGES.values()):
         assert seconds == 0  # no step is longer than a stage
+
+
+def test_every_kind_of_native_test_is_run(tool):
+    """By make native and make sanitize, and those of the device's kernels under the device's sanitizers."""
+    kinds = set(re.findall(r'wanted\("(\w+)"\)', (ROOT / "tests" / "native" / "main.cpp").read_text()))
+    in_parts = re.search(r"^in_parts = printf '%s\\n' ([\w ]+) \|", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert in_parts is not None and set(in_parts[1].split()) == kinds
+    assert set(tool("gpu_stages").KINDS) == kinds - {"tunings", "gamma", "exponential"}  # the host's functions, and the others once more
 
 
 def test_a_step_that_failed_is_made_again_and_the_others_are_not(bench, capsys):

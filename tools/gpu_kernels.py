@@ -86,22 +86,25 @@ def _sample(backward: bool) -> Callable[[str, int], Made]:
     return make
 
 
-def _mixture(components: int, dims: int, backward: bool, precision: str = "float32") -> Callable[[str, int], Made]:
+def _mixture(components: int, dims: int, backward: bool, **options: Any) -> Callable[[str, int], Made]:
+    """Operations as the suite of mixtures counts them; dimension by dimension an exponential, one forward and two backward, counts as the
+    multiply-adds that its unit takes as long for, sixteen operations. The forward call finds the joint density as well, uncounted."""
+    function, by_dims = partial(vae_fast.mixture_log_prob, **options), "factorized" in options
+
     def make(device: str, rows: int) -> Made:
         x, means = torch.randn(rows, dims, device=device), torch.randn(components, dims, device=device)
         logits, scale = torch.randn(components, device=device), 0.1 * torch.randn(components, dims, device=device)
         pairs = rows * components * dims
         if not backward:
-            forward = partial(vae_fast.mixture_log_prob, precision=precision)
-            return forward, (x, logits, means, scale), x.nbytes + 4 * rows, 4 * pairs  # as the suite of mixtures counts
+            return function, (x, logits, means, scale), x.nbytes + 4 * rows, (16 if by_dims else 4) * pairs
         leaves = [t.requires_grad_() for t in (x, logits, means, scale)]
-        out = vae_fast.mixture_log_prob(*leaves)
+        out = function(*leaves)
         upstream = torch.randn_like(out)
 
         def gradient(*leaves: Tensor) -> tuple[Tensor, ...]:
             return torch.autograd.grad(out, leaves, upstream, retain_graph=True)
 
-        return gradient, tuple(leaves), 2 * x.nbytes + 8 * rows, 10 * pairs
+        return gradient, tuple(leaves), 2 * x.nbytes + 8 * rows, (32 if by_dims else 10) * pairs
 
     return make
 
@@ -200,7 +203,9 @@ CALLS = [
     Call("sample and KL f32, backward, L=20", _sample(True), rows=1 << 21),
     Call("mixture f32, forward, K=256 D=64", _mixture(256, 64, False), target=0.5),
     Call("mixture f32, backward, K=256 D=64", _mixture(256, 64, True), target=0.5),
-    Call("mixture tf32x3, forward, K=256 D=64", _mixture(256, 64, False, "tf32x3"), target=0.5),
+    Call("mixture tf32x3, forward, K=256 D=64", _mixture(256, 64, False, precision="tf32x3"), target=0.5),
+    Call("mixture f32 dimension by dimension, forward, K=256 D=64", _mixture(256, 64, False, factorized=True), target=0.5),
+    Call("mixture f32 dimension by dimension, backward, K=256 D=64", _mixture(256, 64, True, factorized=True), target=0.5),
     Call("mdn f32, forward, K=5 D=2", _mdn(False), rows=1 << 22),
     Call("mdn f32, backward, K=5 D=2", _mdn(True), rows=1 << 22),
     Call("logistic mixture exact f32, forward, K=10", _logistic_mixture(F32, "exact", False), rows=1 << 10),

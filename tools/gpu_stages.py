@@ -14,7 +14,18 @@ import cuda_gate
 import gpu_binaries
 
 # of native tests with kernels for a GPU
-KINDS = ("row_terms", "sample", "logsumexp", "mixture", "mixture_products", "mixture_parameters", "mdn", "groups", "softmax")
+KINDS = (
+    "row_terms",
+    "sample",
+    "logsumexp",
+    "mixture",
+    "mixture_products",
+    "mixture_parameters",
+    "mixture_dims",
+    "mdn",
+    "groups",
+    "softmax",
+)
 SUITES = ("kernels", "mixtures", "overhead", "memory", "training", "likelihoods", "linear", "sweeps")
 ROW_KERNELS = (
     "bernoulli_logits f32, forward and gradient, D=784",
