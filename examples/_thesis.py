@@ -20,7 +20,7 @@ from vae_fast.models import MLPVAE
 from vae_fast.training import Record, checkpoint, evaluate, fit, say
 
 ROOT = Path(__file__).resolve().parent.parent
-#: The epochs whose loss the source prints for each run of its section 5.1, and what it prints; 0 is before the first step.
+#: The epochs whose loss the thesis prints for each run of its section 5.1, and what it prints; 0 is before the first step.
 SOURCE: dict[str, dict[int, float]] = {
     "mnist-2": {0: 580.56123, 1: 177.767873, 10: 143.696704, 20: 139.802531, 40: 136.943999, 50: 135.980511},
     "mnist-10": {0: 570.4643, 1: 147.226382, 10: 104.356407, 20: 100.918969, 40: 98.265996, 50: 97.528469},
@@ -41,8 +41,8 @@ class Setting:
     """One model.
 
     Attributes:
-        name: of its folder; those of the source's models are the keys of ``SOURCE``.
-        group: ``"mnist"`` or ``"frey"``: the source's experiment that it belongs to.
+        name: of its folder; those of the thesis's models are the keys of ``SOURCE``.
+        group: ``"mnist"`` or ``"frey"``: the thesis's experiment that it belongs to.
         dataset: what it is trained on: with ``--quick``, digits in both groups.
         batch: images per step.
         whole: True: on every image; False: on the training images alone.
@@ -63,7 +63,7 @@ class Setting:
 
 
 def _published() -> list[Setting]:
-    # The source has 55,000 training digits. Which frames it trained on it does not say: all of them here. It gives their batches as 1,000
+    # The thesis has 55,000 training digits. Which frames it trained on it does not say: all of them here. It gives their batches as 1,000
     # and as 5,000, of 1,965 frames: 1,000 here, one batch an epoch, which its printed losses go with; with 100 they fall much faster. A
     # second model of each kind leaves frames out, to be tested on.
     found = [Setting(f"mnist-{latent}", "mnist", "mnist", latent, 50) for latent in (2, 20, 10, 50, 5)]
@@ -152,7 +152,7 @@ def untrained(setting: Setting, pixels: int, seed: int) -> MLPVAE:
 
 
 def start_loss(setting: Setting, seed: int) -> float:
-    """The loss over the training images before the first step: epoch 0 of the source."""
+    """The loss over the training images before the first step: epoch 0 of the thesis."""
     images = images_of(setting, load(setting.dataset))[0]
     return evaluate(untrained(setting, images.shape[1], seed), images)["loss"]
 

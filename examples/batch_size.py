@@ -34,7 +34,7 @@ from vae_fast.training import adam, evaluate, fit
 from vae_fast.training.products import Products
 
 LATENT = 20
-BASE, BASE_LR = 100, 1e-3  # the source's batch and learning rate: where every rule begins
+BASE, BASE_LR = 100, 1e-3  # the thesis's batch and learning rate: where every rule begins
 #: By how much the learning rate grows for a batch ``ratio`` times as large: Goyal et al. 2017 (linear, for SGD), Krizhevsky 2014 and, for
 #: Adam, Malladi et al. 2022 (square root).
 RULES: dict[str, Callable[[float], float]] = {"constant": lambda ratio: 1.0, "square root": lambda ratio: ratio**0.5, "linear": float}

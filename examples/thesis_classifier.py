@@ -27,7 +27,7 @@ from vae_fast.files import atomic_write
 from vae_fast.models import MLPVAE
 from vae_fast.training.products import Products
 
-#: The source: share of test digits read right from latent means and from pixels; its latent dimensions, epochs and learning rate.
+#: The thesis: share of test digits read right from latent means and from pixels; its latent dimensions, epochs and learning rate.
 SOURCE_ACCURACY = {"means": 0.98, "pixels": 0.92}
 LATENT, EPOCHS, LR, BATCH = 50, 5, 0.1, 100
 SEEDS = 3
@@ -44,7 +44,7 @@ METHODS = {
 
 
 class Reading(nn.Module):
-    """The source's classifier: an encoder's means, and a linear layer, drawn as the source draws it unless it is given."""
+    """The thesis's classifier: an encoder's means, and a linear layer, drawn as the thesis draws it unless it is given."""
 
     def __init__(self, model: MLPVAE, head: nn.Linear | None = None) -> None:
         """The model's encoder is used, not copied."""
@@ -63,7 +63,7 @@ class Reading(nn.Module):
 
 
 def descend(network: Reading, x: Tensor, y: Tensor, steps: int) -> None:
-    """The source's training: stochastic gradient descent on the cross-entropy, which moves the encoder as well as the linear layer."""
+    """The thesis's training: stochastic gradient descent on the cross-entropy, which moves the encoder as well as the linear layer."""
     optimizer = torch.optim.SGD(network.parameters(), LR)
     order: list[Tensor] = []
     with Products(x.device):
@@ -160,7 +160,7 @@ def draw_curves(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         for name, share in SOURCE_ACCURACY.items():
             axes.axhline(1.0 - share, color="#222222", lw=0.9, ls=":")
             place = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom", "fontsize": 8}
-            axes.text(0.005, 1.0 - share, f"the source, {name}: {share:.0%} right", **place)
+            axes.text(0.005, 1.0 - share, f"the thesis, {name}: {share:.0%} right", **place)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(counts, [f"{c:,}" for c in counts], minor=False)
@@ -287,7 +287,7 @@ The thesis (section 5.2) reads digits by multinomial logistic regression from th
 {r["latent"]} latent dimensions, and from the pixels: {SOURCE_ACCURACY["means"]:.0%} and {SOURCE_ACCURACY["pixels"]:.0%} of the test digits
 right. Its listing (appendix F) gives the optimiser every weight, so that the encoder moves too, and draws the encoder's weights anew; no
 line of it loads the autoencoder's. So there are four classifiers here: of the pixels, of the means with the encoder as the autoencoder
-left it (both scikit-learn's, with its penalty), the source's training ({r["steps"]:,} steps of gradient descent at {LR}, batches of
+left it (both scikit-learn's, with its penalty), the thesis's training ({r["steps"]:,} steps of gradient descent at {LR}, batches of
 {BATCH}) from the autoencoder's weights, and the same from random weights, which is the listing as it stands. Share of
 {r["test_images"]:,} test digits of {r["dataset"]} read right, means over {r["seeds"]} draws of the labelled digits; the autoencoder has
 seen all {r["train_images"]:,} training images, without labels:
@@ -296,7 +296,7 @@ seen all {r["train_images"]:,} training images, without labels:
 
 ![Share read wrong by number of labels](pictures/thesis_classifier.png)
 
-With all labels the fine-tuned encoder gives {share[every, "tuned"]:.2%} and pixels {share[every, "pixels"]:.2%}: the source's comparison.
+With all labels the fine-tuned encoder gives {share[every, "tuned"]:.2%} and pixels {share[every, "pixels"]:.2%}: the thesis's comparison.
 But the frozen means give {share[every, "frozen"]:.2%}, and the network that never saw the autoencoder {share[every, "anew"]:.2%}: with
 all labels it is the labels that move the encoder, not what the autoencoder had learned. That shows with few: from {few:,} labels
 {share[few, "tuned"]:.2%} with the autoencoder's weights and {share[few, "anew"]:.2%} without. The frozen means are above the pixels

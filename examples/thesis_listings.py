@@ -21,7 +21,7 @@ from vae_fast.training.products import Products
 
 #: Appendix F, whose settings G takes over: epochs, batch, learning rate, and the latent dimensions that the weights' scale comes from.
 EPOCHS, BATCH, LR, LATENT = 5, 100, 0.1, 50
-#: The source: share of test digits that the classifier reads right; the loss of "epoch 0" by latent dimension.
+#: The thesis: share of test digits that the classifier reads right; the loss of "epoch 0" by latent dimension.
 SHARE = 0.92
 EPOCH_0 = {latent: SOURCE[f"mnist-{latent}"][0] for latent in (2, 10, 50)}
 SEEDS = 5
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def draw(args: argparse.Namespace, shares: list[list[float]], before: dict[str, list[float]]) -> None:
-    """The share read right by epoch; losses before training beside the source's."""
+    """The share read right by epoch; losses before training beside the thesis's."""
     figure = Figure(figsize=(8.8, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for each in shares:

@@ -29,9 +29,9 @@ from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
 from vae_fast.training import Record, adam, evaluate, evaluate_log_prob
 
-#: How near the source's loss a model is expected to come, in nats per image.
+#: How near the thesis's loss a model is expected to come, in nats per image.
 TOLERANCE = {"mnist": 1.0, "frey": 1.5}
-#: Seconds that the source prints for its last epoch, by latent dimension, of MNIST.
+#: Seconds that the thesis prints for its last epoch, by latent dimension, of MNIST.
 SOURCE_SECONDS = {10: 17.868237, 20: 26.767085, 50: 16.530946}
 #: Epochs of Frey Faces that the page compares with the thesis.
 SHOWN = ("100", "1000")
@@ -40,7 +40,7 @@ DARK = {2: "#0b2c52", 5: "#444444", 10: "#7a3d0e", 20: "#173f20", 50: "#4a2354"}
 
 
 def numbers(t: Trained, samples: int) -> dict[str, Any]:
-    """A model's row: the training's last epoch, the source's epochs, and what test images say that it has not seen."""
+    """A model's row: the training's last epoch, the thesis's epochs, and what test images say that it has not seen."""
     s, last = t.setting, t.history[-1]
     source = SOURCE.get(s.name, {}) if s.dataset == s.group else {}
     at = source or SOURCE.get(s.name.split("-batch")[0], {})
@@ -93,7 +93,7 @@ def points(at: dict[str, float] | dict[int, float], start: bool) -> tuple[list[i
 
 
 def draw_loss(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Loss by epoch, with the source's printed figures as points; above a break in the scale, the untrained models."""
+    """Loss by epoch, with the thesis's printed figures as points; above a break in the scale, the untrained models."""
     figure = Figure(figsize=(5.2, 11.0))
     for top, group, title in ((0.97, "mnist", "MNIST"), (0.45, "frey", "Frey Faces")):
         chosen = sorted((m for m in rows if m["name"].startswith(group) and not m["extra"]), key=lambda m: (m["latent"], m["name"]))
@@ -135,7 +135,7 @@ def draw_loss(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
             name, dashes = ("validation", ":") if group == "mnist" else ("validation (held out)", "--")
             below.plot([], [], color="#222222", lw=1.6, ls=dashes, label=name)
         if not args.quick:
-            below.plot([], [], "o", ms=7.5, mfc="none", mec="#222222", ls="", label="the source's figures")
+            below.plot([], [], "o", ms=7.5, mfc="none", mec="#222222", ls="", label="the thesis's figures")
         below.legend(frameon=False, fontsize=11, loc="upper center", bbox_to_anchor=(0.45, -0.16), ncols=2)
     save(figure, args.out / "thesis_loss.png", dpi=150)
 
@@ -143,7 +143,7 @@ def draw_loss(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 def draw_curve(axes: Any, row: dict[str, Any], group: str) -> None:
     """One model's loss and validation: of faces the running medians, the loss's noise faint behind them.
 
-    Of a model that leaves frames out the validation alone; of a row without a curve, the loss at the epochs that the source prints.
+    Of a model that leaves frames out the validation alone; of a row without a curve, the loss at the epochs that the thesis prints.
     """
     colour = COLOURS[row["latent"]]
     if "curve" not in row:
@@ -312,7 +312,7 @@ def section(r: dict[str, Any]) -> str:
         "batch",
         "epochs",
         "loss",
-        "the source's",
+        "the thesis's",
         "difference",
         "KL",
         "validation loss",
