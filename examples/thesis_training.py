@@ -263,7 +263,8 @@ def kept_rows(args: argparse.Namespace, path: Path) -> dict[str, dict[str, Any]]
     for name in known.keys() - set(args.models):
         if name not in rows:
             sys.exit(f"error: {path}: has no row of {name}: run without --models first")
-        rows[name]["at"].setdefault("0", start_loss(known[name], rows[name]["made"]["seed"]))
+        if "0" not in rows[name]["at"]:
+            rows[name]["at"]["0"] = start_loss(known[name], rows[name]["made"]["seed"])
     return {name: m for name, m in rows.items() if name not in args.models}
 
 
