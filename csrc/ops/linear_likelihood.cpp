@@ -5,6 +5,8 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 
+#include <algorithm>
+
 #include "autograd.h"
 #include "csr.h"
 #include "device.h"
@@ -19,7 +21,9 @@ namespace {
 /// What the logits of one chunk may take. On the CPU they stay in the cache between the product, the likelihood and the gradient's
 /// products; on a GPU a chunk is large enough to keep every multiprocessor busy.
 constexpr int64_t kChunkBytes[2] = {int64_t{4} << 20, int64_t{32} << 20};
-constexpr int64_t kLeastChunk = 64;
+/// Of long rows a chunk holds more: it reads the weight twice, and reads and writes the weight's gradient, which 64 rows of 20,000 logits do
+/// not pay for. From 32 MiB on malloc takes the pages of every chunk from the system (benchmarks/NOTES.md).
+constexpr int64_t kLeastRows = 64, kWantedRows = 256, kMostBytes = int64_t{32} << 20;
 
 /// The arguments as plain rows: `outer` times `inner` rows of h, and `inner` rows of x, which every repetition shares.
 struct LinearProblem {
@@ -91,7 +95,8 @@ struct LinearProblem {
   void cut() {
     const int64_t row_bytes = std::max<int64_t>(1, columns) * static_cast<int64_t>(h.element_size());
     // Of one size, but for a row: the last as well.
-    const int64_t most = std::max(kLeastChunk, kChunkBytes[h.is_cuda() ? 1 : 0] / row_bytes);
+    const int64_t wanted = std::clamp(kMostBytes / row_bytes, kLeastRows, kWantedRows);
+    const int64_t most = std::max(wanted, kChunkBytes[h.is_cuda() ? 1 : 0] / row_bytes);
     const int64_t chunks = std::max<int64_t>(1, (inner + most - 1) / most);
     chunk = std::max<int64_t>(1, (inner + chunks - 1) / chunks);
   }

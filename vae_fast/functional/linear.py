@@ -30,12 +30,13 @@ def linear_bernoulli_log_prob(
 
     .. math:: \log p(x \mid h) = \sum_i x_i a_i - \log(1 + e^{a_i}), \qquad a = W h + b
 
-    Rows are taken a chunk at a time (4 MiB of logits on the CPU, 32 MiB on a GPU): product, likelihood, gradient over the logits,
-    and the gradient's two products, while the chunk is in the cache. The kernels are those of :func:`bernoulli_log_prob`. The products
-    are the libraries' that torch brings; on the CPU each is done by the faster, tried once per shape and number of threads (at the first
-    call, tens of milliseconds; ``VAE_FAST_PRODUCTS=blas`` or ``onednn`` fixes it), where the promised error leaves a choice. The sums
-    over pixels are in an order that no number of threads changes; the order inside a product is the library's, so that with another
-    number of threads the last bits of the logits, and of all that follows from them, may be others, as with ``F.linear``.
+    Rows are taken a chunk at a time (4 MiB of logits on the CPU, 32 MiB on a GPU and where 256 rows need it): product, likelihood,
+    gradient over the logits, and the gradient's two products, while the chunk is in the cache. The kernels are those of
+    :func:`bernoulli_log_prob`. The products are the libraries' that torch brings; on the CPU each is done by the faster, tried once per
+    shape and number of threads (at the first call, tens of milliseconds; ``VAE_FAST_PRODUCTS=blas`` or ``onednn`` fixes it), where the
+    promised error leaves a choice. The sums over pixels are in an order that no number of threads changes; the order inside a product
+    is the library's, so that with another number of threads the last bits of the logits, and of all that follows from them, may be
+    others, as with ``F.linear``.
 
     With ``reduction="sum"`` or ``"mean"`` the forward pass does all of it, as the upstream gradient can only be one number: three
     products, as many as the plain form has. With ``"none"`` every row may have an upstream gradient of its own, so the backward pass
