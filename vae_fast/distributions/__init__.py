@@ -15,6 +15,7 @@ Poisson              log_prob                                                   
 NegativeBinomial     log_prob, mean, variance; by ``mu`` and ``theta`` too           sample, mode
 ZeroInflated-        everything: torch has no such class                             its draws: torch's Gamma, Poisson and Bernoulli
 NegativeBinomial
+DiscretizedLogistic  everything: torch has no such class
 Categorical          log_prob                                                        sample, entropy, enumerate_support, KLs
 Multinomial          log_prob                                                        sample, entropy
 Independent          log_prob of the classes above, summed in the same pass; KL      summing any other class's log_prob; entropy
@@ -41,11 +42,13 @@ from vae_fast.distributions._classes import Categorical, Multinomial
 from vae_fast.distributions._combined import Independent, MixtureSameFamily
 from vae_fast.distributions._counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from vae_fast.distributions._elementwise import Bernoulli, ContinuousBernoulli, Laplace, LogNormal, Normal, StudentT
+from vae_fast.distributions._levels import DiscretizedLogistic
 
 __all__ = [
     "Bernoulli",
     "Categorical",
     "ContinuousBernoulli",
+    "DiscretizedLogistic",
     "Independent",
     "Laplace",
     "LogNormal",
