@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 import interpreters
@@ -97,6 +98,13 @@ def plain_torch(monkeypatch):
             return f(*args, **kwargs)
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_compiled():
+    """torch.compile refuses a function's ninth graph: those that another file's tests made do not count."""
+    if (dynamo := sys.modules.get("torch._dynamo")) is not None:
+        dynamo.reset()
 
 
 @pytest.fixture(autouse=True)
