@@ -13,7 +13,7 @@ from _common import PICTURES, command, commit, load, options, unit
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from vae_fast import data
+from vae_fast import cli, data
 from vae_fast.errors import VaeFastError
 from vae_fast.files import write_json
 from vae_fast.models import MLPVAE
@@ -34,6 +34,8 @@ SOURCE: dict[str, dict[int, float]] = {
 }
 #: The test digit and the frame whose reconstruction is kept through the epochs.
 FILMED = {"mnist": 8, "frey": 100}
+#: Decoded images along each side of a model's page, and the test image at which the dimensions stay that it does not move along.
+GRID, EXPLORED = 20, 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def latents(quick: bool) -> dict[int, str]:
     """The names of the MNIST models by latent dimension, ascending; extra ones are left out."""
     found = {s.latent: s.name for s in settings(quick).values() if s.group == "mnist" and not s.extra}
     return dict(sorted(found.items()))
+
+
+def paged(quick: bool) -> list[str]:
+    """The names of the models that have a page of their own: the thesis's, and the one of 5 dimensions between them."""
+    return [s.name for s in settings(quick).values() if not s.extra and not s.name.endswith("-held-out")]
 
 
 def thesis_options(doc: str | None, add: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
@@ -198,6 +205,24 @@ def trained(args: argparse.Namespace, name: str) -> Trained:
         sys.exit(f"error: {str(error).splitlines()[0]}; delete {folder} to begin this model anew")
     model.eval()
     return Trained(setting, model, found, history, film.taken, made)
+
+
+def write_pages(args: argparse.Namespace, models: list[Trained]) -> None:
+    """Each model's latent plane as a page, by ``vae-fast explore``: along the two dimensions whose means vary most over the test images.
+
+    Raises:
+        SystemExit: if a page cannot be written.
+    """
+    folder = ROOT / "docs" / "explore" if args.out == PICTURES else args.out / "pages"
+    folder.mkdir(parents=True, exist_ok=True)
+    for t in models:
+        name = t.setting.name
+        if name not in paged(args.quick):
+            continue
+        most = means(t.model, unit(t.found.test)).var(0).topk(2).indices.add(1).sort().values
+        where = ["--dims", *map(str, most.tolist())] + ["--image", str(EXPLORED)] * (t.setting.latent > 2)
+        if code := cli.main(["explore", str(args.runs / name), "--page", str(folder / f"{name}.html"), "--grid", str(GRID), *where]):
+            sys.exit(code)
 
 
 @torch.no_grad()

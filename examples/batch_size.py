@@ -215,37 +215,36 @@ def add_times(args: argparse.Namespace) -> None:
 
 def draw_throughput(path: Path, rows: list[dict[str, Any]]) -> None:
     """Samples per second against the batch, and how much more memory plain PyTorch takes: two lines of MiB would lie on one another."""
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(5.6, 6.8), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
     for name, label in CONTENDERS.items():
         mine = [row for row in rows if row["name"] == name]
         sizes = [row["batch"] for row in mine]
-        left.plot(sizes, [row["samples_per_second"] for row in mine], "o-", color=STATE[name], label=label)
-        left.fill_between(sizes, [row["q20"] for row in mine], [row["q80"] for row in mine], color=STATE[name], alpha=0.2, lw=0)
+        above.plot(sizes, [row["samples_per_second"] for row in mine], "o-", color=STATE[name], label=label)
+        above.fill_between(sizes, [row["q20"] for row in mine], [row["q80"] for row in mine], color=STATE[name], alpha=0.2, lw=0)
     ours, plain = ({row["batch"]: row["peak_bytes"] for row in rows if row["name"] == name} for name in ("ours", "eager"))
-    right.plot(sizes, [plain[b] / ours[b] for b in sizes], "o-", color=STATE["eager"])
-    right.axhline(1.0, color=STATE["ours"])
+    below.plot(sizes, [plain[b] / ours[b] for b in sizes], "o-", color=STATE["eager"])
+    below.axhline(1.0, color=STATE["ours"])
     for b in sizes:
-        right.annotate(
+        below.annotate(
             f"{plain[b] / 2**20:,.0f} / {ours[b] / 2**20:,.0f}",
             (b, plain[b] / ours[b]),
             (0, 8),
             textcoords="offset points",
             ha="center",
-            fontsize="x-small",
         )
-    right.text(sizes[-1], 0.995, "as much as vae_fast", color=STATE["ours"], va="top", ha="right", fontsize="small")
-    right.set(ylim=(0.85, 1.15), ylabel="most memory in a step: ratio")
-    right.set_title("plain PyTorch / vae_fast, and both in MiB", loc="left", fontsize="small")
-    left.legend(frameon=False)
-    left.set(ylim=(0, None), ylabel="images per second")
-    for axes in (left, right):
-        axes.set(xscale="log", xlabel="batch")
-        axes.set_xticks(sizes, [f"{b:,}" for b in sizes], fontsize="small")
+    below.text(sizes[0], 1.005, "as much as vae_fast", color=STATE["ours"], va="bottom")
+    below.set(ylim=(0.85, 1.15), xlabel="batch", ylabel="most memory in a step: ratio")
+    below.set_title("plain PyTorch / vae_fast, and both in MiB", loc="left", fontsize="medium")
+    above.legend(frameon=False)
+    above.set(ylim=(0, None), ylabel="images per second")
+    for axes in (above, below):
+        axes.set(xscale="log", xlim=(0.7 * sizes[0], 1.7 * sizes[-1]))
+        axes.set_xticks(sizes, [f"{b:,}" for b in sizes])
         axes.minorticks_off()
         axes.grid(color="#e6e6e6", lw=0.7)
         axes.spines[["top", "right"]].set_visible(False)
-    left.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    above.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     save(figure, path)
 
 

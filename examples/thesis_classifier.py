@@ -177,16 +177,18 @@ def draw_curves(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 
 def draw_certainty(path: Path, image: Tensor, shape: tuple[int, int], found: dict[str, Tensor], label: int, digit: int) -> None:
     """A test digit, and beside it what each classifier thinks it is."""
-    figure = Figure(figsize=(10.4, 2.7), layout="constrained")
     shown = [name for name in METHODS if name in found]
-    first, *rest = figure.subplots(1, 1 + len(shown), width_ratios=[0.8] + [1.0] * len(shown))
+    lines = (len(shown) + 2) // 2
+    figure = Figure(figsize=(5.6, 2.6 * lines), layout="constrained")
+    first, *rest = figure.subplots(lines, 2).flatten()
     first.imshow(image.view(shape).numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     first.set_axis_off()
     first.set_title(f"test digit {digit:,}: a {label}", loc="left", fontsize="small")
-    for axes, name in zip(rest, shown, strict=True):
+    for axes in rest[len(shown) :]:
+        axes.set_axis_off()
+    for axes, name in zip(rest, shown, strict=False):
         plots.draw_reading(axes, found[name].tolist(), label, METHODS[name][0])
-        axes.set_xlabel("digit", fontsize="small")
-    rest[0].set_ylabel("probability")
+        axes.set(xlabel="digit", ylabel="probability")
     save(figure, path)
 
 

@@ -2,14 +2,14 @@
 
     python examples/thesis_training.py [--quick | --full] [--out DIR] [--runs DIR] [--models NAME ... | --time]
 
-Writes thesis_loss.png, thesis_reconstructions.png and thesis_training.json. The full setting takes an hour or two on one core; stopped, it
+Writes thesis_loss.png, thesis_reconstructions.png and thesis_training.json, and a page of each model for a browser (to docs/explore; with
+--out to DIR/pages). The full setting takes an hour or two on one core; stopped, it
 goes on where it was. --models trains those alone: the rows of the others stay as an earlier run's JSON file has them. --time, on a machine
 that does nothing else, adds seconds per epoch to the JSON file and leaves the rest.
 """
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from pathlib import Path
@@ -17,7 +17,20 @@ from typing import Any
 
 import torch
 from _common import command, commit, draw_sheet, finish, load, save, table
-from _thesis import SOURCE, Setting, Trained, images_of, settings, shown_epoch, start_loss, thesis_options, trained
+from _thesis import (
+    GRID,
+    SOURCE,
+    Setting,
+    Trained,
+    images_of,
+    paged,
+    settings,
+    shown_epoch,
+    start_loss,
+    thesis_options,
+    trained,
+    write_pages,
+)
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
@@ -285,6 +298,7 @@ def main() -> None:
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if not isinstance(v, dict)))
     ordered = [rows[name] for name in settings(args.quick)]
     draw_loss(args, ordered)
+    write_pages(args, models)
     floors = {t.setting.name: data.entropy_floor(images_of(t.setting, t.found)[0]) for t in models}
     if args.models:  # the film of a model that is not trained is not there: its picture stays
         added = {"command": command(args), "commit": commit(), "models": args.models}
@@ -299,7 +313,6 @@ def main() -> None:
 
 
 NAMES = {"mnist": "MNIST", "frey": "Frey Faces", "digits": "digits"}
-SHAPES = {"mnist": (28, 28), "frey": (28, 20), "digits": (8, 8)}
 
 
 def section(r: dict[str, Any]) -> str:
@@ -372,7 +385,7 @@ epochs 100 and 1,000 the very figures of its run with 2. The least validation lo
 
 ![An image and its reconstruction through the epochs](pictures/thesis_reconstructions.png)
 
-{pages(ordered)}
+{pages(r, ordered)}
 {timing(r, times)}"""
 
 
@@ -397,20 +410,14 @@ def again_trained(r: dict[str, Any]) -> str:
     return f" {', '.join(r['added']['models'])} are of a later run (`{r['added']['command']}`).{said}"
 
 
-def pages(models: list[dict[str, Any]]) -> str:
-    """The command that makes each model's page, and how large it gets: the decoder's weights, two bytes each, four characters for three."""
-    shown = [m for m in models if not m["extra"]]
-    size = {}
-    for m in shown:
-        decoder = MLPVAE(m["latent"], math.prod(SHAPES[m["dataset"]]), m["hidden"]).decoder
-        size[m["name"]] = sum(p.numel() for p in decoder.parameters()) * 2 * 4 / 3 / 1e6
-    rows = [[m["name"], f"`vae-fast explore runs/thesis/{m['name']} --page {m['name']}.html`", f"{size[m['name']]:.1f} MB"] for m in shown]
+def pages(r: dict[str, Any], models: list[dict[str, Any]]) -> str:
+    """A link to each model's page, and the command that makes it with the decoder in it."""
+    links = [f"[{m['name']}](../docs/explore/{m['name']}.html)" for m in models if m["name"] in paged(r["quick"])]
     return f"""\
-Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the
-thesis's figure 38). The decoder itself is in it, so that the pages are too large to be kept here; a command makes each from a trained
-model:
-
-{table(["model", "its page", "decoder in it"], rows)}
+Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the thesis's figure 38), in a browser
+that opens the file from a copy of the repository: {", ".join(links)}. They hold {GRID} x {GRID} decoded images and blend between
+them, along the two dimensions that tell test images apart the most; the others stay where one test image is encoded. A page with the
+decoder itself in it, which is larger, is made from a trained model by `vae-fast explore runs/thesis/mnist-2 --page mnist-2.html`.
 """
 
 

@@ -206,11 +206,11 @@ def main() -> None:
     for part in models.values():
         part.requires_grad_(False)
 
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
     results["gaps"] = gaps(model, {"training": x[:images], "test": judged}, steps, draws, count, axes)
     axes.set(xlabel="steps of Adam on each image's own q", ylabel="nats per image")
-    axes.legend(frameon=False, fontsize="small", loc="center right")
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
     save(figure, args.out / "vae_inference_gap.png")
 
