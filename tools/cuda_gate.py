@@ -34,6 +34,7 @@ class Unit:
     name: str
     command: list[str]
     report: Path | None = None  # where what it said goes, if it succeeds
+    environment: dict[str, str] = field(default_factory=dict)  # beside that of this process
     seconds: float = 0.0
     failed: bool = False
     log: str = ""
@@ -84,8 +85,14 @@ def depends_on_cuda(path: Path, seen: set[Path] | None = None) -> bool:
 
 def kernel_unit(nvcc: str, source: Path, arch: str, target: Path) -> Unit:
     command = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-DVF_WITH_CUDA", "-Xptxas", "-v"]
-    command += ["--Werror", "all-warnings", "-cubin", str(source), "-o", str(target)]
-    return Unit(f"{source.name} sm_{arch}", command, report=target.with_suffix(".log"))
+    command += ["--Werror", "all-warnings", str(source), "-o", str(target)]
+    name, report, ccache = f"{source.name} sm_{arch}", target.with_suffix(".log"), shutil.which("ccache")
+    if ccache is None:
+        return Unit(name, [*command, "-cubin"], report)
+    # ccache takes a call without -c for a link. Of two phases nvcc's last counts, and flags from the environment come last; as ccache does
+    # not tell them apart, these calls have a namespace of their own.
+    environment = {"NVCC_APPEND_FLAGS": f"{os.environ.get('NVCC_APPEND_FLAGS', '')} -cubin", "CCACHE_NAMESPACE": "cubin"}
+    return Unit(name, [ccache, *command, "-c"], report, environment | {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"})
 
 
 def kernel_units(nvcc: str, architectures: list[str], out: Path) -> list[Unit]:
@@ -137,7 +144,7 @@ def read_report(text: str) -> dict[str, Usage]:
 
 def run(unit: Unit) -> Unit:
     start = time.monotonic()
-    done = subprocess.run(unit.command, capture_output=True, text=True)
+    done = subprocess.run(unit.command, capture_output=True, text=True, env=os.environ | unit.environment)
     unit.seconds = time.monotonic() - start
     unit.log = done.stderr + done.stdout
     unit.failed = done.returncode != 0
