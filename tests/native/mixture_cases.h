@@ -33,18 +33,20 @@ struct Case {
   bool centred = false;                                       // a centre is known
   bool near = false;                                          // all means near it
   bool products = false;                                      // ... and tensor cores allowed
+  bool by_row = false;                                        // every row has weights of its own
   bool constant_grad = false, with_x = true, with_sums = true, with_second = true;
 
+  bool with_row_logits() const { return by_row && !given; }
   bool full() const { return scale != Scale::kDiagonal; }
   DType compute() const { return is_double ? DType::kDouble : DType::kFloat; }
   double unit() const { return is_double ? 2.3e-16 : 1.2e-7; }
   std::string name() const {
     static const char* const scales[] = {"diagonal", "full", "tied"};
-    return text(" mixture %s%s dtype %d layout %d (%ld, %ld, %ld)%s%s%s%s%s%s%s%s%s%s%s%s%s%s", scales[static_cast<int>(scale)],
+    return text(" mixture %s%s dtype %d layout %d (%ld, %ld, %ld)%s%s%s%s%s%s%s%s%s%s%s%s%s%s%s", scales[static_cast<int>(scale)],
                 is_double ? " double" : "", static_cast<int>(dtype), static_cast<int>(layout), static_cast<long>(rows),
                 static_cast<long>(components), static_cast<long>(dims), far ? " far" : "", dead ? " dead" : "", nan ? " nan" : "",
                 none ? " none" : "", identical ? " identical" : "", given ? " given" : "", wide ? " wide" : "", scaled ? " scaled" : "",
-                centred ? " centred" : "", near ? " near" : "", products ? " products" : "", with_x ? "" : " no x",
+                centred ? " centred" : "", near ? " near" : "", products ? " products" : "", by_row ? " by row" : "", with_x ? "" : " no x",
                 with_sums ? "" : " no sums", with_second ? "" : " no second");
   }
 };
@@ -56,8 +58,10 @@ struct Data {
   const Case& c;
   std::vector<Kind> kind;
   Tensor x, means, scale, transposed, constant, constant_low, x_scale, centre, baseline, grad, weights;
+  Tensor row_weights;
   Tensor log_prob, shift, total, q;      // forward
   Tensor grad_x, counts, first, second;  // backward
+  Tensor row_counts, row_logits;         // the same of the rows' own weights: the CPU's, CUDA's
   double grad_constant = 1.0;
   int64_t matrices;
 
@@ -75,6 +79,7 @@ struct Data {
         baseline(memory, DType::kDouble, 1, 1),
         grad(memory, c.compute(), 1, 2 * c.rows + 1),
         weights(memory, c.compute(), c.rows, c.components),
+        row_weights(memory, c.compute(), c.rows, c.components),
         log_prob(memory, c.compute(), 1, c.rows),
         shift(memory, c.compute(), 1, c.rows),
         total(memory, c.compute(), 1, c.rows),
@@ -83,6 +88,8 @@ struct Data {
         counts(memory, DType::kDouble, 1, c.components),
         first(memory, DType::kDouble, c.components, c.dims),
         second(memory, DType::kDouble, of_scale(c), c.dims),
+        row_counts(memory, DType::kDouble, c.rows, c.components),
+        row_logits(memory, c.compute(), c.rows, c.components),
         matrices(c.scale == Scale::kFull ? c.components : 1) {
     x_scale.fill([&] { return c.scaled ? std::ldexp(1.0, static_cast<int>(random.below(5)) - 2) : 1.0; });
     constant_low.fill([&] { return c.wide ? random.uniform(-1e-4, 1e-4) : 0.0; });
@@ -134,6 +141,14 @@ struct Data {
       }
     }
     if (c.constant_grad) grad_constant = 0.75;
+    for (int64_t n = 0; c.by_row && n < c.rows; ++n) {  // normalised, as the kernels get them
+      double sum = 0.0;
+      for (int64_t j = 0; j < c.components; ++j) {
+        row_weights.set(n, j, c.none && j > 0 && random.coin(0.3) ? -HUGE_VAL : 2.0 * random.normal());
+        sum += std::exp(row_weights.value(n, j));
+      }
+      for (int64_t j = 0; j < c.components; ++j) row_weights.set(n, j, row_weights.value(n, j) - std::log(sum));
+    }
     upload();
   }
   /// After changes; the centre becomes the mean of the means.
@@ -143,7 +158,7 @@ struct Data {
       for (int64_t k = 0; k < c.components; ++k) sum += means.value(k, d);
       centre.set(0, d, sum / static_cast<double>(c.components));
     }
-    for (Tensor* t : {&x, &means, &scale, &transposed, &constant, &centre, &baseline, &grad, &weights}) t->upload();
+    for (Tensor* t : {&x, &means, &scale, &transposed, &constant, &centre, &baseline, &grad, &weights, &row_weights}) t->upload();
   }
   static int64_t of_scale(const Case& c) {
     return c.scale == Scale::kDiagonal ? c.components : c.scale == Scale::kFull ? c.components * c.dims : c.dims;
@@ -160,11 +175,12 @@ struct Data {
     if (c.scaled) m.x_scale = x_scale.data();
     if (c.centred || c.products) m.centre = static_cast<const float*>(centre.data());
     m.products = c.products;
+    if (c.by_row) m.row_weights = row_weights.data();
     m.factor_stride = c.scale == Scale::kFull ? c.dims * c.dims : 0;
     m.baseline = static_cast<const double*>(baseline.data());
     return m;
   }
-  MixtureBackwardArgs backward_args() const {
+  MixtureBackwardArgs backward_args(bool cuda = false) const {
     MixtureBackwardArgs b;
     b.mixture = args();
     if (c.given) {
@@ -177,6 +193,8 @@ struct Data {
     if (c.with_x) b.grad_x = grad_x.stream();
     if (c.with_sums) b.counts = static_cast<double*>(counts.data()), b.first = static_cast<double*>(first.data());
     if (c.with_sums && c.with_second) b.second = static_cast<double*>(second.data());
+    if (c.with_row_logits() && cuda) b.grad_row_logits = row_logits.data();
+    if (c.with_row_logits() && !cuda) b.row_counts = static_cast<double*>(row_counts.data());
     return b;
   }
   double upstream(int64_t n) const { return c.constant_grad ? grad_constant : grad_constant * grad.value(0, 2 * n); }
@@ -221,7 +239,7 @@ struct Joint {
         error += 12.0 * unit * ((m + v) * (m + v) + m * m);
       }
     }
-    const double constant = data.constant.value(0, k) + data.constant_low.value(0, k);
+    const double constant = data.constant.value(0, k) + data.constant_low.value(0, k) + (c.by_row ? data.row_weights.value(n, k) : 0.0);
     l = constant - 0.5 * sum;
     error += unit * (8.0 + 2.0 * std::fabs(sum));
     if (!c.is_double && l < -1.7e38) l = -HUGE_VAL;

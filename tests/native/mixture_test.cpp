@@ -47,21 +47,25 @@ class Run {
     run(implementation, other);
     bool same = data.log_prob.image() == other.log_prob.image() && data.q.image() == other.q.image() &&
                 data.grad_x.image() == other.grad_x.image() && data.counts.image() == other.counts.image() &&
-                data.first.image() == other.first.image() && data.second.image() == other.second.image();
+                data.first.image() == other.first.image() && data.second.image() == other.second.image() &&
+                data.row_counts.image() == other.row_counts.image() && data.row_logits.image() == other.row_logits.image();
     tally.check(same || c.nan, where + ": another order of threads, another result");
   }
 
  private:
   const Case& c;
   std::string where;
+  bool cuda = false;
 
   void run(Implementation& implementation, Data& data) {
     MixtureForwardArgs f;
     f.mixture = data.args();
     f.log_prob = data.log_prob.data(), f.shift = data.shift.data(), f.total = data.total.data(), f.responsibilities = data.q.data();
     implementation.mixture(f);
-    implementation.mixture_backward(data.backward_args());
-    for (Tensor* t : {&data.log_prob, &data.shift, &data.total, &data.q, &data.grad_x, &data.counts, &data.first, &data.second})
+    cuda = implementation.cuda;
+    implementation.mixture_backward(data.backward_args(cuda));
+    for (Tensor* t : {&data.log_prob, &data.shift, &data.total, &data.q, &data.grad_x, &data.counts, &data.first, &data.second,
+                      &data.row_counts, &data.row_logits})
       t->download();
   }
 
@@ -84,7 +88,7 @@ class Run {
       forward.compare("log_prob", n, 0, data.log_prob.result(0, n), top == -HUGE_VAL && kind != Kind::kNan ? top : log_prob,
                       error + 4.0 * unit * (std::fabs(baseline) + 1.0) + 1e-6 * std::fabs(log_prob));
       double all = 0.0;
-      std::vector<Sum> grad_x(dims);
+      std::vector<Sum> grad_x(dims), own(components);
       for (int64_t k = 0; k < c.components; ++k) {
         const Joint& j = joint[static_cast<size_t>(k)];
         const double share = j.l == -HUGE_VAL || top == -HUGE_VAL ? 0.0 : std::exp(j.l - top) / sum;
@@ -98,6 +102,7 @@ class Run {
         double q = data.upstream(n) * share, q_error = std::fabs(data.upstream(n)) * share_error;
         if (kind == Kind::kFar && !c.given) q = q_error = 0.0;
         if (c.given) q = data.weights.value(n, k), q_error = 0.0;
+        own[static_cast<size_t>(k)].add(q, q_error, 1.0, 4.0 * unit);
         counts[static_cast<size_t>(k)].add(q, q_error, 1.0, 4.0 * unit);
         for (int64_t e = 0; e < c.dims; ++e) {
           const size_t at = static_cast<size_t>(k * c.dims + e), of_e = static_cast<size_t>(e);
@@ -121,6 +126,7 @@ class Run {
           }
         }
       }
+      if (c.with_row_logits() && (kind == Kind::kNear || kind == Kind::kDead)) check_row_logits(data, n, own, backward);
       if (kind == Kind::kFar) forward.compare("sum of responsibilities", n, 0, all, 1.0, 64.0 * unit * c.components);
       for (int64_t d = 0; c.with_x && d < c.dims; ++d) {
         const Sum& want = grad_x[static_cast<size_t>(d)];
@@ -163,6 +169,19 @@ class Run {
     }
     tally.check(forward.count == 0, where + " forward" + forward.first);
     tally.check(backward.count == 0, where + " backward" + backward.first);
+  }
+
+  /// Of the logits of a row's own weights: q_k - w_k sum of q. The CPU's kernel gives q alone.
+  void check_row_logits(const Data& data, int64_t n, const std::vector<Sum>& own, Differences& found) const {
+    double all = 0.0, error = 0.0;
+    for (const Sum& of_k : own) all += of_k.value, error += of_k.error + 8.0 * c.unit() * std::fabs(of_k.value);
+    for (int64_t k = 0; k < c.components; ++k) {
+      const Sum& of_k = own[static_cast<size_t>(k)];
+      const double w = std::exp(data.row_weights.value(n, k)), want = cuda ? of_k.value - w * all : of_k.value;
+      const double got = cuda ? data.row_logits.result(n, k) : data.row_counts.result(n, k);
+      const double rounding = 32.0 * c.unit() * (std::fabs(of_k.value) + w * std::fabs(all));
+      found.compare("row logits", n, k, got, want, of_k.error + w * error + rounding + 1e-30);
+    }
   }
 
   double magnitude(const Data& data, const Joint& j, int64_t row, int64_t e) const {
@@ -273,6 +292,7 @@ void check_mixture(Implementation& implementation, int rounds) {
     if (c.given) c.nan = false;
     c.with_x = random.coin(0.7), c.with_sums = !c.with_x || random.coin(0.7), c.with_second = random.coin(0.7);
     if (c.constant_grad && c.is_double) c.dead = false;
+    c.by_row = random.coin(0.3);
     Run(implementation, random, c);
   }
   Random random(1);
@@ -284,6 +304,8 @@ void check_mixture(Implementation& implementation, int rounds) {
     c.rows = 2500, c.components = 9, c.dims = 2, c.given = true;
     Run(implementation, random, c);
     c.rows = 3, c.components = 5, c.dims = 300, c.given = false;
+    Run(implementation, random, c);
+    c.rows = 131, c.components = 17, c.dims = 9, c.by_row = true;
     Run(implementation, random, c);
   }
   for (const int64_t components : {1, 16, 65, 130}) {  // means near the centre and not, in whole tiles of components and dimensions
