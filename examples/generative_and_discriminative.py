@@ -111,9 +111,9 @@ def main() -> None:
     args = options(__doc__, "mnist")
     warnings.simplefilter("ignore", ConvergenceWarning)
     found = load(args.dataset)
-    n = min(len(found.train), 20_000)
+    n = min(len(found.train), 50_000)
     x, labels = torch.bernoulli(unit(found.train[:n])), train_labels(args.dataset)[:n].long()
-    dim, hidden, latent, epochs, samples, judged = (15, 100, 8, 15, 5, 200) if args.quick else (30, 300, 16, 15, 10, 1000)
+    dim, hidden, latent, epochs, samples, judged = (15, 100, 8, 15, 5, 200) if args.quick else (30, 400, 8, 20, 10, 1000)
     test, truth, shape = torch.bernoulli(unit(found.test[:judged])), found.test_labels[:judged].long(), found.image_shape
     pca = PCA(x, dim)
     scale = pca.encoder(x).std(0)
