@@ -415,9 +415,9 @@ def pages(r: dict[str, Any], models: list[dict[str, Any]]) -> str:
     links = [f"[{m['name']}](../docs/explore/{m['name']}.html)" for m in models if m["name"] in paged(r["quick"])]
     return f"""\
 Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the thesis's figure 38), in a browser
-that opens the file from a copy of the repository: {", ".join(links)}. They hold {GRID} x {GRID} decoded images and blend between
-them, along the two dimensions that tell test images apart the most; the others stay where one test image is encoded. A page with the
-decoder itself in it, which is larger, is made from a trained model by `vae-fast explore runs/thesis/mnist-2 --page mnist-2.html`.
+that opens the file from a copy of the repository: {", ".join(links)}. With 2 dimensions
+the network decodes in the page. With more of them it moves along the two that tell test images apart the most, the others stay where one
+test image is encoded, and the page blends between {GRID} x {GRID} images that were decoded beforehand; `vae-fast explore runs/thesis/NAME --page NAME.html` makes one with the network.
 """
 
 
