@@ -417,7 +417,8 @@ def pages(r: dict[str, Any], models: list[dict[str, Any]]) -> str:
 Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the thesis's figure 38), in a browser
 that opens the file from a copy of the repository: {", ".join(links)}. With 2 dimensions
 the network decodes in the page. With more of them it moves along the two that tell test images apart the most, the others stay where one
-test image is encoded, and the page blends between {GRID} x {GRID} images that were decoded beforehand; `vae-fast explore runs/thesis/NAME --page NAME.html` makes one with the network.
+test image is encoded, and the page blends between {GRID} x {GRID} images that were decoded beforehand; `vae-fast explore
+runs/thesis/NAME --page NAME.html` makes one with the network.
 """
 
 
