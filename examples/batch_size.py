@@ -229,9 +229,9 @@ def draw_throughput(path: Path, rows: list[dict[str, Any]]) -> None:
         below.annotate(
             f"{plain[b] / 2**20:,.0f} / {ours[b] / 2**20:,.0f}",
             (b, plain[b] / ours[b]),
-            (0, -16),
+            (0, 8 if b == sizes[-1] else -16),
             textcoords="offset points",
-            ha="right" if b == sizes[-1] else "center",
+            ha="center",
         )
     below.text(sizes[0], 1.005, "as much as vae_fast", color=STATE["ours"], va="bottom")
     below.set(ylim=(0.85, 1.15), xlabel="batch", ylabel="most memory in a step: ratio")
