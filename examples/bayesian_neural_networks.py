@@ -272,7 +272,7 @@ noisy moons. HMC: Pyro, {r["chains"]} chains of {r["draws"]} draws after {r["war
 {LENGTHS["regression"]} and {LENGTHS["classification"]}, in steps of the size that was adapted ({" and ".join(leapfrogs)} of them); of the
 predictions at 50 test inputs the median R̂ is {a["r_hat_median"]:.3f} and {b["r_hat_median"]:.3f}
 (largest {a["r_hat_largest"]:.3f} and {b["r_hat_largest"]:.3f}), the median of effective draws
-{a["effective_samples_median"]:.0f} and {b["effective_samples_median"]:.0f}.
+{a["effective_samples_median"]:,.0f} and {b["effective_samples_median"]:,.0f}.
 
 {tables[0]}
 
