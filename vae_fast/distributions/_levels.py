@@ -79,14 +79,14 @@ class DiscretizedLogistic(distributions.Distribution):
         self.loc, self.scale = (number(t) for t in broadcast_all(loc, scale))
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    @constraints.dependent_property(is_discrete=True, event_dim=0)  # type: ignore[misc]
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The levels."""
         return _Levels(2**self.bits - 1)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
         """The same distribution with a larger batch."""
-        new: Any = self._get_checked_instance(DiscretizedLogistic, _instance)
+        new: Any = type(self).__new__(type(self)) if _instance is None else _instance
         shape = torch.Size(batch_shape)
         new.bits, new.loc, new.scale = self.bits, self.loc.expand(shape), self.scale.expand(shape)
         distributions.Distribution.__init__(new, shape, validate_args=False)
@@ -121,14 +121,15 @@ class DiscretizedLogistic(distributions.Distribution):
         """All levels, ``(2 ** bits, *batch_shape)``, or ``(2 ** bits, 1, ...)`` if they are not to be expanded."""
         highest = 2**self.bits - 1
         levels = torch.arange(highest + 1, dtype=self.loc.dtype, device=self.loc.device) / highest
-        levels = levels.reshape(-1, *[1] * self.loc.ndim)
-        return levels.expand(-1, *self.batch_shape) if expand else levels
+        column: Tensor = levels.reshape(-1, *[1] * self.loc.ndim)
+        return column.expand(-1, *self.batch_shape) if expand else column
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws without gradients, ``sample_shape + batch_shape``."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
-            return _samplers.draw_level(self.loc.expand(shape), self.scale.log().expand(shape), None, 2**self.bits - 1)
+            drawn: Tensor = _samplers.draw_level(self.loc.expand(shape), self.scale.log().expand(shape), None, 2**self.bits - 1)
+            return drawn
 
     def log_prob(self, value: Any) -> Tensor:
         """Log-probability of each level, float32 (float64 if any tensor is); differentiable in loc and scale."""
