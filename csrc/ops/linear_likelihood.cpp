@@ -21,8 +21,8 @@ namespace {
 /// What the logits of one chunk may take. On the CPU they stay in the cache between the product, the likelihood and the gradient's
 /// products; on a GPU a chunk is large enough to keep every multiprocessor busy.
 constexpr int64_t kChunkBytes[2] = {int64_t{4} << 20, int64_t{32} << 20};
-/// Of long rows a chunk holds more: it reads the weight twice, and reads and writes the weight's gradient, which 64 rows of 20,000 logits do
-/// not pay for. From 32 MiB on malloc takes the pages of every chunk from the system (benchmarks/NOTES.md).
+/// Of long rows a chunk holds more: it reads the weight twice, and reads and writes the weight's gradient, which 64 rows of 20,000 logits
+/// do not pay for. From 32 MiB on malloc takes the pages of every chunk from the system (benchmarks/NOTES.md).
 constexpr int64_t kLeastRows = 64, kWantedRows = 256, kMostBytes = int64_t{32} << 20;
 
 /// The arguments as plain rows: `outer` times `inner` rows of h, and `inner` rows of x, which every repetition shares.
