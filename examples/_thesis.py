@@ -34,8 +34,8 @@ SOURCE: dict[str, dict[int, float]] = {
 }
 #: The test digit and the frame whose reconstruction is kept through the epochs.
 FILMED = {"mnist": 8, "frey": 100}
-#: Of the page of a model with more than two dimensions: decoded images along each side, and the test image where the others stay.
-GRID, EXPLORED = 20, 0
+#: Of a model's page: decoded images along each side, and the test image at which the dimensions stay that it does not move along.
+GRID, EXPLORED = 24, 0
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def trained(args: argparse.Namespace, name: str) -> Trained:
 def write_pages(args: argparse.Namespace, models: list[Trained]) -> None:
     """Each model's latent plane as a page, by ``vae-fast explore``, along the two dimensions whose means vary most over the test images.
 
-    Where these are all, the network decodes in the page; the other pages hold images that were decoded beforehand, and are smaller.
+    The pages hold decoded images, not the network: that of MNIST takes up to 3.5 MB.
 
     Raises:
         SystemExit: if a page cannot be written.
@@ -222,9 +222,7 @@ def write_pages(args: argparse.Namespace, models: list[Trained]) -> None:
         if name not in paged(args.quick):
             continue
         most = means(t.model, unit(t.found.test)).var(0).topk(2).indices.add(1).sort().values
-        where = ["--dims", *map(str, most.tolist())]
-        if t.setting.latent > 2:
-            where += ["--image", str(EXPLORED), "--grid", str(GRID)]
+        where = ["--grid", str(GRID), "--dims", *map(str, most.tolist())] + ["--image", str(EXPLORED)] * (t.setting.latent > 2)
         if code := cli.main(["explore", str(args.runs / name), "--page", str(folder / f"{name}.html"), *where]):
             sys.exit(code)
 

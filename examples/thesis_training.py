@@ -3,9 +3,9 @@
     python examples/thesis_training.py [--quick | --full] [--out DIR] [--runs DIR] [--models NAME ... | --time]
 
 Writes thesis_loss.png, thesis_reconstructions.png and thesis_training.json, and a page of each model for a browser (to docs/explore; with
---out to DIR/pages). The full setting takes an hour or two on one core; stopped, it
-goes on where it was. --models trains those alone: the rows of the others stay as an earlier run's JSON file has them. --time, on a machine
-that does nothing else, adds seconds per epoch to the JSON file and leaves the rest.
+--out to DIR/pages). The full setting takes an hour or two on one core; stopped, it goes on where it was. --models trains those alone: the
+rows of the others stay as an earlier run's JSON file has them. --time, on a machine that does nothing else, adds seconds per epoch to the
+JSON file and leaves the rest.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def draw_loss(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         above.margins(y=0.25)
         # The first epochs would leave no room for what sets the models apart.
         begin = 2.0 if group == "mnist" else first
-        lines = [(m["curve"]["epoch"], m["curve"]["loss_median"]) if "curve" in m else points(m["at"], False) for m in chosen]
+        lines = [(m["curve"]["epoch"], m["curve"]["loss_median"]) for m in chosen]
         shown = [y for line in lines for e, y in zip(*line, strict=True) if e >= begin]
         room = 0.06 * (max(shown) - min(shown))
         below.set_ylim(min(shown) - room, max(shown) + room)
@@ -144,7 +144,7 @@ def draw_loss(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         above.set_title(f"{title}" + (" (digits in its place)" if args.quick else ""), loc="left", fontsize=12)
         for latent in sorted({m["latent"] for m in chosen}):
             below.plot([], [], color=COLOURS[latent], lw=1.8, label=f"latent {latent}")
-        if any("valid_loss_median" in m.get("curve", ()) for m in chosen):
+        if any("valid_loss_median" in m["curve"] for m in chosen):
             name, dashes = ("validation", ":") if group == "mnist" else ("validation (held out)", "--")
             below.plot([], [], color="#222222", lw=1.6, ls=dashes, label=name)
         if not args.quick:
@@ -156,12 +156,9 @@ def draw_loss(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
 def draw_curve(axes: Any, row: dict[str, Any], group: str) -> None:
     """One model's loss and validation: of faces the running medians, the loss's noise faint behind them.
 
-    Of a model that leaves frames out the validation alone; of a row without a curve, the loss at the epochs that the thesis prints.
+    Of a model that leaves frames out the validation alone.
     """
     colour = COLOURS[row["latent"]]
-    if "curve" not in row:
-        axes.plot(*points(row["at"], False), "o", ms=5.0, color=colour)
-        return
     found = row["curve"]
     if group == "frey" and row["whole"]:
         axes.plot(found["epoch"], found["loss"], color=colour, alpha=0.25, lw=0.7)
@@ -263,7 +260,7 @@ def more_options(parser: argparse.ArgumentParser) -> None:
 
 
 def kept_rows(args: argparse.Namespace, path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier run of the models that are not to be trained, by name, each with its epoch 0.
+    """The rows of an earlier run of the models that are not to be trained, by name.
 
     Raises:
         SystemExit: in one line, if a model is not there to be trained, or an earlier row not there to be kept.
@@ -276,8 +273,6 @@ def kept_rows(args: argparse.Namespace, path: Path) -> dict[str, dict[str, Any]]
     for name in known.keys() - set(args.models):
         if name not in rows:
             sys.exit(f"error: {path}: has no row of {name}: run without --models first")
-        if "0" not in rows[name]["at"]:
-            rows[name]["at"]["0"] = start_loss(known[name], rows[name]["made"]["seed"])
     return {name: m for name, m in rows.items() if name not in args.models}
 
 
@@ -405,9 +400,7 @@ def again_trained(r: dict[str, Any]) -> str:
     """What the page says where some rows are of a later run."""
     if "added" not in r:
         return ""
-    bare = any("curve" not in m for m in r["models"] if not m["extra"])
-    said = " The other models are of an earlier run, which kept no curve: in the picture they are points." if bare else ""
-    return f" {', '.join(r['added']['models'])} are of a later run (`{r['added']['command']}`).{said}"
+    return f" {', '.join(r['added']['models'])} are of a later run (`{r['added']['command']}`)."
 
 
 def pages(r: dict[str, Any], models: list[dict[str, Any]]) -> str:
@@ -415,10 +408,9 @@ def pages(r: dict[str, Any], models: list[dict[str, Any]]) -> str:
     links = [f"[{m['name']}](../docs/explore/{m['name']}.html)" for m in models if m["name"] in paged(r["quick"])]
     return f"""\
 Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the thesis's figure 38), in a browser
-that opens the file from a copy of the repository: {", ".join(links)}. With 2 dimensions
-the network decodes in the page. With more of them it moves along the two that tell test images apart the most, the others stay where one
-test image is encoded, and the page blends between {GRID} x {GRID} images that were decoded beforehand; `vae-fast explore
-runs/thesis/NAME --page NAME.html` makes one with the network.
+that opens the file from a copy of the repository: {", ".join(links)}. A page blends between
+{GRID} x {GRID} images that were decoded beforehand, along the two dimensions that tell test images apart the most; the others stay where
+one test image is encoded. `vae-fast explore runs/thesis/NAME --page NAME.html` makes one in which the network itself decodes, which is larger.
 """
 
 

@@ -113,31 +113,13 @@ def test_every_model_of_the_thesis_has_a_page(examples, quick):
         page = (out / "pages" / f"{name}.html").read_text(encoding="utf-8")
         content = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
         assert content["shape"] == [8, 8]
-        assert content["decoder"]["kind"] == ("network" if name.endswith("-2") else "grid")
-        if name == "mnist-5":
-            model = MLPVAE(5, 64, 128)
-            model.load_state_dict(load(out / "thesis-quick" / name / "checkpoint.pt")["model"])
-            n, z = content["decoder"]["n"], torch.tensor(content["start"])
-            assert z.abs().min() > 0.0  # where a test image is encoded
-            z[content["dims"]] = -content["half"]
-            lowest = np.frombuffer(base64.b64decode(content["decoder"]["images"]), np.uint8).reshape(n, n, 64)[0, 0]
-            assert np.abs(lowest / 255.0 - model.eval().decode(z[None]).sigmoid().detach()[0].numpy()).max() <= 0.51 / 255.0
-
-
-def test_the_committed_pages_are_linked_and_made_by_this_explorer(examples):
-    """A page is its model's data in the explorer's own HTML, whatever that is now."""
-    linked = re.findall(r"\]\(\.\./docs/explore/(\S+)\.html\)", (EXAMPLES / "README.md").read_text())
-    assert sorted(linked) == sorted(examples("_thesis").paged(False))
-    assert set(linked) >= examples("_thesis").SOURCE.keys()
-    template = Path(plots.__file__).with_name("explorer.html").read_text(encoding="utf-8")
-    folder = EXAMPLES.parent / "docs" / "explore"
-    assert sorted(path.stem for path in folder.iterdir()) == sorted(linked)
-    for name in linked:
-        group, latent = name.split("-")
-        before, after = template.replace("<!--TITLE-->", f"{group}, {latent} latent dimensions").split("<!--DATA-->")
-        page = (folder / f"{name}.html").read_text(encoding="utf-8")
-        assert page.startswith(before)
-        assert page.endswith(after)
+        model = MLPVAE(len(content["start"]), 64, 128)
+        model.load_state_dict(load(out / "thesis-quick" / name / "checkpoint.pt")["model"])
+        n, z = content["decoder"]["n"], torch.tensor(content["start"])
+        assert bool((z == 0.0).all()) == name.endswith("-2")  # else where a test image is encoded
+        z[content["dims"]] = -content["half"]
+        lowest = np.frombuffer(base64.b64decode(content["decoder"]["images"]), np.uint8).reshape(n, n, 64)[0, 0]
+        assert np.abs(lowest / 255.0 - model.eval().decode(z[None]).sigmoid().detach()[0].numpy()).max() <= 0.51 / 255.0
 
 
 def test_run_that_is_killed_goes_on_to_the_same_numbers(examples, quick, one_thread, tmp_path):

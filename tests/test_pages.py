@@ -94,3 +94,19 @@ def test_the_front_page_is_a_screen_and_shows_nothing_old():
 def test_the_citation_is_of_this_version():
     assert f"\nversion: {vae_fast.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1].startswith(vae_fast.__version__)
+
+
+def test_pages_of_trained_models_are_linked_and_made_by_this_explorer():
+    """A page is its model's data in the explorer's own HTML, whatever that is now."""
+    folder = ROOT / "docs" / "explore"
+    kept = sorted(path.name for path in folder.iterdir())
+    for page in ("examples/README.md", "docs/models.md"):
+        assert sorted(re.findall(r"\]\((?:\.\./docs/)?explore/(\S+)\)", (ROOT / page).read_text())) == kept
+    assert {f"{name}.html" for name in ("mnist-2", "mnist-10", "mnist-20", "mnist-50", "frey-2", "frey-20")} <= set(kept)
+    template = (ROOT / "vae_fast" / "plots" / "explorer.html").read_text(encoding="utf-8")
+    for name in kept:
+        group, latent = name.removesuffix(".html").split("-")
+        before, after = template.replace("<!--TITLE-->", f"{group}, {latent} latent dimensions").split("<!--DATA-->")
+        page = (folder / name).read_text(encoding="utf-8")
+        assert page.startswith(before)
+        assert page.endswith(after)

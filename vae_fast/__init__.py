@@ -12,7 +12,7 @@ the files. ``base`` is errors, files and what has to be there first; ``backend``
     data       <- base, reference, functional
     models     <- base, reference, functional
     nn         <- reference, functional
-    distributions <- functional, reference
+    distributions <- reference, functional
     patching   <- base, functional, distributions
     plots      <- base, reference, functional, models
     vae_fast   <- base, backend, functional, patching
