@@ -404,13 +404,13 @@ def again_trained(r: dict[str, Any]) -> str:
 
 
 def pages(r: dict[str, Any], models: list[dict[str, Any]]) -> str:
-    """A link to each model's page, and the command that makes it with the decoder in it."""
+    """A link to each model's page, and the command that makes one with the network in it."""
     links = [f"[{m['name']}](../docs/explore/{m['name']}.html)" for m in models if m["name"] in paged(r["quick"])]
     return f"""\
 Each model's latent plane is a page to move in, on a phone too (two sliders, or a finger on the plane: the thesis's figure 38), in a browser
 that opens the file from a copy of the repository: {", ".join(links)}. A page blends between
 {GRID} x {GRID} images that were decoded beforehand, along the two dimensions that tell test images apart the most; the others stay where
-one test image is encoded. `vae-fast explore runs/thesis/NAME --page NAME.html` makes one in which the network itself decodes, which is larger.
+one test image is encoded. `vae-fast explore runs/thesis/NAME --page NAME.html` makes one with the network itself, which is larger.
 """
 
 
