@@ -400,7 +400,7 @@ def again_trained(r: dict[str, Any]) -> str:
     """What the page says where some rows are of a later run."""
     if "added" not in r:
         return ""
-    return f" {', '.join(r['added']['models'])} are of a later run (`{r['added']['command']}`)."
+    return f" Of a later run (`{r['added']['command']}`): {', '.join(r['added']['models'])}."
 
 
 def pages(r: dict[str, Any], models: list[dict[str, Any]]) -> str:
