@@ -50,6 +50,12 @@ _MOMENTS = Nest("mixture_sums_f32.cu", "mixture_moments_kernelIfLb1E", ("FFMA", 
 _GRADIENT = Nest("mixture_gradient_f32.cu", "mixture_gradient_kernelIfLi16E", ("FFMA", 32), 32, 16, ((64, 0, 0, 1),))
 # ... and 8 at a time, a thread 4 x 8, in two halves
 _TF32 = Nest("mixture_rows_f32.cu", "mixture_kernelIfNS0_12ProductJointILi4E", ("HMMA", 24), 128, 2, ((56, 0, 0, 7), (120, 0, 32, 1)))
+_TF32_WEIGHTS = Nest(
+    "mixture_rows_f32.cu", "mixture_weights_kernelIfNS0_12ProductJointILi4E", ("HMMA", 24), 128, 2, ((56, 0, 0, 7), (120, 128, 32, 1))
+)
+# A block has 64 by 64 sums, a warp 32 by 16, and 16 rows or components come at a time, in two halves.
+_TF32_MOMENTS = Nest("mixture_sums_f32.cu", "mixture_moments_tf32_kernelILb1E", ("HMMA", 24), 128, 2, ((32, 0, 0, 1),))
+_TF32_GRADIENT = Nest("mixture_gradient_f32.cu", "mixture_gradient_tf32_kernelIfE", ("HMMA", 24), 128, 2, ((48, 0, 0, 1),))
 # A block has 32 rows and 64 dimensions, a thread 4 x 2, and 256 components come 16 at a time; of the sums over rows it has 64 components
 # and 32 dimensions, a thread 4 x 2, and 32 rows come at a time, of which a thread fills two places.
 _DIMS = Nest("mixture_dims_f32.cu", "mixture_dims_kernelIfLb0E", ("FFMA", 16), 16, 8, ((48, 0, 0, 1),))
@@ -59,6 +65,7 @@ NESTS = [
     Arithmetic("mixture f32, forward, K=256 D=64", 4, (_FORWARD,)),
     Arithmetic("mixture f32, backward, K=256 D=64", 10, (_WEIGHTS, _MOMENTS, _GRADIENT)),
     Arithmetic("mixture tf32x3, forward, K=256 D=64", 4, (_TF32,)),
+    Arithmetic("mixture tf32x3, backward, K=256 D=64", 10, (_TF32_WEIGHTS, _TF32_MOMENTS, _TF32_GRADIENT)),
     Arithmetic("mixture f32 dimension by dimension, forward, K=256 D=64", 1, (_DIMS,), exponentials=True),
     Arithmetic("mixture f32 dimension by dimension, backward, K=256 D=64", 2, (_DIMS_GRADIENT, _DIMS_SUMS), exponentials=True),
 ]

@@ -204,6 +204,7 @@ CALLS = [
     Call("mixture f32, forward, K=256 D=64", _mixture(256, 64, False), target=0.5),
     Call("mixture f32, backward, K=256 D=64", _mixture(256, 64, True), target=0.5),
     Call("mixture tf32x3, forward, K=256 D=64", _mixture(256, 64, False, precision="tf32x3"), target=0.5),
+    Call("mixture tf32x3, backward, K=256 D=64", _mixture(256, 64, True, precision="tf32x3"), target=0.5),
     Call("mixture f32 dimension by dimension, forward, K=256 D=64", _mixture(256, 64, False, factorized=True), target=0.5),
     Call("mixture f32 dimension by dimension, backward, K=256 D=64", _mixture(256, 64, True, factorized=True), target=0.5),
     Call("mdn f32, forward, K=5 D=2", _mdn(False), rows=1 << 22),

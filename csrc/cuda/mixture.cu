@@ -46,20 +46,23 @@ int32_t power_of_two_from(int64_t n) {
   return p;
 }
 
-/// Pieces that fill the device twice over, unless there are too few rows for them to be worth it.
+/// Pieces that fill the device twice over, or once where products leave little to do between two pieces' sums, unless there are too few
+/// rows for them to be worth it.
 int32_t pieces_of(const SumsShape& s, int64_t rows) {
-  const int64_t blocks = static_cast<int64_t>(s.left_tiles) * s.right_tiles * s.matrices, enough = 4 * processors() / blocks;
+  const int64_t blocks = static_cast<int64_t>(s.left_tiles) * s.right_tiles * s.matrices;
+  const int64_t enough = (s.products ? 2 : 4) * processors() / blocks;
   return static_cast<int32_t>(std::max<int64_t>(1, std::min(enough, ceil_div(rows, 4 * s.tile_rows))));
 }
 
 int32_t tiles_of(int64_t n, int64_t tile) { return static_cast<int32_t>(std::max<int64_t>(1, ceil_div(n, tile))); }
 
 template <class Tile>
-SumsShape moments_shape(const MixtureArgs& m, int64_t rows) {
+SumsShape moments_shape(const MixtureArgs& m, int64_t rows, bool products) {
   const int32_t of_k = std::min(power_of_two_from(ceil_div(m.components, Tile::kLeft)), kThreads / Tile::kLeft);
   const int32_t of_d = power_of_two_from(ceil_div(m.dims, Tile::kRight));
   SumsShape s;
-  s.left = std::min(of_k, 16), s.right = std::min(of_d, 16);
+  s.products = products;
+  s.left = products ? 16 : std::min(of_k, 16), s.right = products ? 16 : std::min(of_d, 16);
   while (s.left * s.right < kThreads && s.right < of_d) s.right *= 2;
   while (s.left * s.right < kThreads && s.left < of_k) s.left *= 2;
   s.groups = kThreads / (s.left * s.right);
@@ -119,7 +122,8 @@ MixturePlan plan_of(const MixtureBackwardArgs& args) {
     p.weights = part(p.chunk * row);
   }
   if (sums_wanted(args)) {
-    p.moments = dims_wanted(args) ? moments_shape<DimsSumsTile<C>>(m, p.chunk) : moments_shape<SumsTile<C>>(m, p.chunk);
+    const bool products = sizeof(C) == 4 && weighed_by_products(m, m.components);
+    p.moments = dims_wanted(args) ? moments_shape<DimsSumsTile<C>>(m, p.chunk, false) : moments_shape<SumsTile<C>>(m, p.chunk, products);
     p.counts_pieces = dims_wanted(args) ? p.moments.pieces * p.moments.right_tiles : p.moments.pieces;
     p.counts = part(p.counts_pieces * m.components * 8);
     p.first = part(p.moments.pieces * m.components * m.dims * 8);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "mixture_dims.cuh"
-#include "mixture_gradient.cuh"
+#include "mixture_gradient_diagonal.cuh"
 
 namespace vae_fast {
 namespace cuda {

@@ -1,9 +1,9 @@
-// Sums over rows of a mixture dimension by dimension, for the gradients of its parameters: as mixture_sums.cuh, but that each dimension has
-// responsibilities of its own, which are found here.
+// Sums over rows of a mixture dimension by dimension, for the gradients of its parameters: as mixture_moments.cuh, but that each dimension
+// has responsibilities of its own, which are found here.
 #pragma once
 
 #include "mixture_dims.cuh"
-#include "mixture_sums.cuh"
+#include "mixture_moments.cuh"
 
 namespace vae_fast {
 namespace cuda {

@@ -37,14 +37,29 @@ VF_DEVICE void multiply_add(float (&sum)[4], const float (&a)[4], float b0, floa
 #endif
 }
 
-/// The two TF32 parts of a product.
+/// The two TF32 parts of a number, or of a product.
 struct Parts {
   float big, small;
+  VF_DEVICE static Parts of(float v) {
+    const float big = to_tf32(v);
+    return {big, to_tf32(v - big)};
+  }
   VF_DEVICE static Parts of(float a, float b) {
     const float big = to_tf32(math::mul_rn(a, b));
     return {big, to_tf32(math::fma_rn(a, b, -big))};
   }
 };
+
+/// The product of two operands in parts, without that of the small ones. The small first, and eight terms at a time, to be added up by the
+/// caller: the sums of tensor cores are not rounded to nearest.
+VF_DEVICE void multiply(const float (&big)[4], const float (&small)[4], float big0, float big1, float small0, float small1,
+                        float (&product)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) product[e] = 0.0f;
+  multiply_add(product, small, big0, big1);
+  multiply_add(product, big, small0, small1);
+  multiply_add(product, big, big0, big1);
+}
 
 /// Diagonal, in float: 2 kTiles components per thread, 16 kTiles at once.
 template <int kTiles>
@@ -155,7 +170,7 @@ struct ProductJoint {
         take(&s.y[p][row(0)], y);
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-          const Parts square = Parts::of(y[i], y[i]), linear = Parts::of(y[i], 1.0f);
+          const Parts square = Parts::of(y[i], y[i]), linear = Parts::of(y[i]);
           big[i / 2][i % 2] = square.big, small[i / 2][i % 2] = square.small;
           big[i / 2][2 + i % 2] = linear.big, small[i / 2][2 + i % 2] = linear.small;
         }
@@ -166,11 +181,8 @@ struct ProductJoint {
           take(&s.constant[half][part() * kPerThread + 2 * j], constant);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            // The small first, and anew for every few steps: the sums of tensor cores are not rounded to nearest.
-            float product[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            multiply_add(product, small[i], of[0], of[2]);
-            multiply_add(product, big[i], of[1], of[3]);
-            multiply_add(product, big[i], of[0], of[2]);
+            float product[4];
+            multiply(big[i], small[i], of[0], of[2], of[1], of[3], product);
 #pragma unroll
             for (int e = 0; e < 4; ++e) sum[2 * i + e / 2][2 * j + e % 2] += product[e] + constant[e % 2];
           }

@@ -14,7 +14,15 @@ struct SumsShape {
   int32_t left_tiles = 1, right_tiles = 1;  // blocks that cover the sums
   int32_t matrices = 1;                     // ... of so many matrices
   int32_t pieces = 1;                       // of the rows; each leaves its own sums
+  bool products = false;                    // on tensor cores
 };
+
+/// Whether the sums over `of` things and dimensions that responsibilities weigh go to tensor cores, 64 of each at a time, if the call
+/// permits: where a quarter of the tiles is not empty they take fewer instructions.
+inline bool weighed_by_products(const MixtureArgs& m, int64_t of) {
+  const int64_t all = ceil_div(of, 64) * 64 * ceil_div(m.dims, 64) * 64;
+  return m.products && !m.full && m.centre != nullptr && m.x_scale == nullptr && m.components > 16 && all <= 4 * of * m.dims;
+}
 
 template <typename C>
 struct SumsTile {

@@ -170,6 +170,56 @@ void check_range(Implementation& implementation) {
   }
 }
 
+/// So are the sums that given responsibilities weigh, and the gradient of x; what is no component's may be infinitely far from it.
+void check_range_of_sums(Implementation& implementation) {
+  const std::pair<const char*, std::function<void(Data&)>> changes[] = {
+      {"a far row", [](Data& d) { d.x.set(170, 2, 3e7); }},
+      {"an infinite row", [](Data& d) { d.x.set(170, 2, HUGE_VAL); }},
+      {"a far row that no component explains",
+       [](Data& d) {
+         d.x.set(170, 2, 1e38);
+         for (int64_t k = 0; k < d.c.components; ++k) d.weights.set(170, k, 0.0), d.scale.set(k, 2, 1e6);
+       }},
+      {"a large weight", [](Data& d) { d.weights.set(170, 30, 1e20); }},
+      {"a weight of NaN", [](Data& d) { d.weights.set(170, 30, std::nan("")); }},
+      {"a far mean", [](Data& d) { d.means.set(30, 2, -1e12); }},
+      {"a narrow component", [](Data& d) { d.scale.set(30, 2, 1e9); }},
+      {"a wide component", [](Data& d) { d.scale.set(30, 2, 1e-20); }},
+  };
+  for (const auto& [what, change] : changes) {
+    Case c;
+    c.rows = 300, c.components = 40, c.dims = 40, c.products = c.given = true;
+    Random random(4), again(4);
+    Data data(c, *implementation.memory, random, DType::kFloat, Layout::kDense);
+    Data plain(c, *implementation.memory, again, DType::kFloat, Layout::kDense);
+    for (Data* d : {&data, &plain}) {
+      change(*d), d->upload();
+      d->centre.fill([] { return 0.0; });
+      d->centre.upload();
+      MixtureBackwardArgs b = d->backward_args();
+      b.mixture.products = d == &data;
+      implementation.mixture_backward(b);
+      for (Tensor* t : {&d->counts, &d->first, &d->second, &d->grad_x}) t->download();
+    }
+    int64_t wrong = 0;
+    const auto compare = [&](const Tensor& found, const Tensor& wanted, int64_t rows, int64_t columns) {
+      for (int64_t column = 0; column < columns; ++column) {
+        double most = 0.0;  // of a dimension: they differ in size
+        for (int64_t row = 0; row < rows; ++row) {
+          const double v = std::fabs(wanted.result(row, column));
+          if (v < HUGE_VAL) most = std::fmax(most, v);
+        }
+        for (int64_t row = 0; row < rows; ++row) wrong += !close(found.result(row, column), wanted.result(row, column), 3e-6 * most);
+      }
+    };
+    compare(data.counts, plain.counts, 1, c.components);
+    compare(data.first, plain.first, c.components, c.dims);
+    compare(data.second, plain.second, c.components, c.dims);
+    compare(data.grad_x, plain.grad_x, c.rows, c.dims);
+    tally.check(wrong == 0, implementation.name + " sums of three TF32 products, " + what + text(": %ld not as by default", long(wrong)));
+  }
+}
+
 /// The responsibilities that the backward pass recomputes are those of the forward pass: they sum to one.
 void check_sums(Implementation& implementation) {
   Case c;
@@ -214,6 +264,7 @@ void check_mixture_products(Implementation& implementation) {
     check_error(implementation, setting);
   }
   check_range(implementation);
+  check_range_of_sums(implementation);
   check_sums(implementation);
 }
 

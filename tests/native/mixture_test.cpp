@@ -119,10 +119,16 @@ class Run {
               if (d <= e) grad_x[static_cast<size_t>(d)].add(q, q_error, -u * f, std::fabs(f) * u_error);
             }
           } else {
-            first[at].add(q, q_error, u, 8.0 * unit * std::fabs(u));
-            second[at].add(q, q_error, u * u, 12.0 * unit * u * u);
             const double r = data.scale.value(k, e);
-            grad_x[of_e].add(q, q_error, -u * r, (8.0 + c.components) * unit * std::fabs(u * r));
+            double apart = 0.0;  // what cancels in products about the centre, each operand within 2^-23 and sums cut off at 24 bits
+            if (cuda && c.products) {
+              const double m = (data.means.value(k, e) - data.centre.value(0, e)) * r;
+              apart = 6.0 * unit * (std::fabs(m) + std::fabs(m + u));
+            }
+            first[at].add(q, q_error, u, 8.0 * unit * std::fabs(u) + apart);
+            const double squares = apart * apart / (6.0 * unit);
+            second[at].add(q, q_error, u * u, 12.0 * unit * u * u + squares);
+            grad_x[of_e].add(q, q_error, -u * r, (8.0 + c.components) * unit * std::fabs(u * r) + apart * r);
           }
         }
       }
@@ -337,6 +343,25 @@ void check_mixture(Implementation& implementation, int rounds) {
     c.none = components > 1;
     Run(implementation, random, c);
     c.far = c.dead = c.nan = true;
+    Run(implementation, random, c);
+  }
+  for (const int64_t components : {17, 40, 68, 130}) {  // sums by products, in whole tiles and not
+    Case c;
+    c.rows = 131, c.components = components, c.dims = components == 68 ? 128 : 61, c.products = true;
+    for (const Layout layout : {Layout::kDense, Layout::kSharedRow, Layout::kTwoBatchDims}) {
+      c.layout = layout;
+      Run(implementation, random, c);
+    }
+    c.layout = Layout::kDense, c.offset = 50.0, c.given = true, c.with_second = false;
+    Run(implementation, random, c);
+    c.with_second = true, c.dead = true, c.dtype = DType::kBFloat16;
+    Run(implementation, random, c);
+    c.given = false, c.dtype = DType::kFloat, c.far = c.nan = c.none = true;
+    Run(implementation, random, c);
+  }
+  for (const bool dead : {false, true}) {  // and so many rows that a piece's sums are put down in between
+    Case c;
+    c.rows = 1500, c.components = 40, c.dims = 32, c.products = c.given = true, c.dead = dead;
     Run(implementation, random, c);
   }
   check_absent(implementation, random);

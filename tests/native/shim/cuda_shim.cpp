@@ -237,6 +237,18 @@ void launch(unsigned grid, unsigned block, size_t shared, const std::function<vo
 
 void barrier() { wait_as(State::kBarrier); }
 
+int barrier_or(int predicate) {
+  static int any;  // blocks run one after another
+  barrier();
+  if (predicate != 0) any = 1;
+  barrier();
+  const int found = any;
+  barrier();
+  any = 0;
+  barrier();
+  return found;
+}
+
 void copy_later(void* to, const void* from, size_t bytes) {
   check_aligned(to, bytes);
   check_aligned(from, bytes);

@@ -41,6 +41,8 @@ void launch(unsigned grid, unsigned block, size_t shared, const std::function<vo
 void copy_later(void* to, const void* from, size_t bytes);
 void make_copies();
 void barrier();
+/// A barrier that tells every thread whether the predicate held for any of the block.
+int barrier_or(int predicate);
 /// Exchanges `size` bytes among the lanes of a warp: *value becomes that of lane `source`, or stays if there is none.
 void exchange(void* value, size_t size, unsigned source);
 /// Writes to `all` what the lanes of the warp offer, in their order.
@@ -81,6 +83,7 @@ T shuffle_xor(unsigned mask, T value, unsigned lanes) {
 #define blockDim (vf_shim::current.block_size)
 #define gridDim (vf_shim::current.grid_size)
 #define __syncthreads vf_shim::barrier
+#define __syncthreads_or vf_shim::barrier_or
 #define __shfl_down_sync vf_shim::shuffle_down
 #define __shfl_sync vf_shim::shuffle
 #define __shfl_xor_sync vf_shim::shuffle_xor
