@@ -24,8 +24,8 @@ Written by `python examples/readme.py` from the results in `pictures/`: no figur
 `--quick` (seconds), `--out` and `--seed`; its JSON file in `pictures/` says with which seed, command and commit it was made. The examples
 with images look for MNIST and Frey Faces in `$VAE_FAST_DATA`, and with `--quick` use the digits that come with scikit-learn. They ran on
 two CPU cores, in minutes: smaller networks, less data and fewer epochs than the best results need. Those of the thesis have its own
-setting and take hours; they go on where they were stopped, and keep their models in `runs/thesis`. `make experiments` runs them all with
-`--quick` and prints their numbers. Log-likelihoods are means in nats per point.
+setting and take hours, and so do the importance-weighted autoencoders; they go on where they were stopped, and keep their models in `runs`.
+`make experiments` runs them all with `--quick` and prints their numbers. Log-likelihoods are means in nats per point.
 
 The two lines swapped in an existing VAE, as an executed notebook: [swap.ipynb](swap.ipynb) (`python examples/notebook.py` writes it).
 """
