@@ -25,7 +25,8 @@ Written by `python examples/readme.py` from the results in `pictures/`: no figur
 with images look for MNIST and Frey Faces in `$VAE_FAST_DATA`, and with `--quick` use the digits that come with scikit-learn. They ran on
 two CPU cores, in minutes: smaller networks, less data and fewer epochs than the best results need. Those of the thesis have its own
 setting and take hours, and so do the importance-weighted autoencoders; they go on where they were stopped, and keep their models in `runs`.
-`make experiments` runs them all with `--quick` and prints their numbers. Log-likelihoods are means in nats per point.
+`make experiments` runs them all with `--quick` and prints their numbers; `python examples/all.py --out DIR` runs them in full, and goes on
+where it was stopped.{times} Log-likelihoods are means in nats per point.
 
 The two lines swapped in an existing VAE, as an executed notebook: [swap.ipynb](swap.ipynb) (`python examples/notebook.py` writes it).
 """
@@ -55,9 +56,22 @@ def page(results: Path = PICTURES) -> str:
         for commit in commits(values):
             if commit.endswith(DIRTY) or commit == "unknown":
                 raise ValueError(f"{name}.json has commit {commit!r}: expected one that holds its code; commit, run the example again")
+    head = HEAD.format(times=times_of_all(results / "times.json"))
     sections = [importlib.import_module(name).section(values) for name, values in zip(EXAMPLES, found, strict=True)]
-    blocks = [block for part in (HEAD, *sections) for block in part.strip().split("\n\n")]
+    blocks = [block for part in (head, *sections) for block in part.strip().split("\n\n")]
     return "\n\n".join(block if block[0] in "#|!" else filled(block) for block in blocks) + "\n"
+
+
+def times_of_all(path: Path) -> str:
+    """How long the whole set took, if ``python examples/all.py --record`` has been run."""
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())
+    examples = found["examples"]
+    longest = sorted(((row["seconds"], name) for name, row in examples.items()), reverse=True)[:3]
+    hours = sum(row["seconds"] for row in examples.values()) / 3600.0
+    most = ", ".join(f"{name} takes {seconds / 60.0:.0f} minutes" for seconds, name in longest)
+    return f" That takes {hours:.1f} hours on {found['machine']}, of which {most}."
 
 
 def filled(text: str) -> str:
